@@ -1,0 +1,1 @@
+"""Pneumonia classifier for chest radiographs: decode, transform, score, and the tools to retrain it."""

@@ -1,0 +1,222 @@
+"""The command `classifier`: score files, look at a model, make one.
+
+Imports of torch wait inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Column, Table
+
+from classifier.config import SHIPPED_MODEL, Eligibility, Unknown
+from classifier.errors import ClassifierError
+from classifier.outcome import Decision, Prediction
+
+if TYPE_CHECKING:
+    from classifier.model import ModelCard
+    from classifier.predict import Predictor
+
+_BATCH = 16
+_SUFFIXES = {".dcm", ".dicom", ".dic", ".ima", ".jpg", ".jpeg", ".png", ""}
+_COLOURS = {Decision.POSITIVE: "red", Decision.NEGATIVE: "green"}
+
+app = typer.Typer(
+    help="Pneumonia classifier for frontal chest radiographs. Research use only.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Format(StrEnum):
+    """How results are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class Rule(StrEnum):
+    """What to do where the tags leave a question open."""
+
+    REFUSE = "refuse"
+    SCORE = "score"
+
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help='Checkpoint file, or "default" for the model that ships.')
+]
+FormatOption = Annotated[Format, typer.Option("--format", help="A table to read or JSON to process.")]
+
+
+@app.command(
+    epilog="Examples:\n\nclassifier predict default chest.dcm\n\n"
+    "classifier predict default study/ --format json\n\n"
+    "classifier predict my.safetensors *.dcm --device cpu"
+)
+def predict(
+    model: ModelArgument,
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...", help="DICOM, JPEG or PNG files; a folder is searched with all below."
+        ),
+    ],
+    *,
+    output: FormatOption = Format.TABLE,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    unknown_body_part: Annotated[
+        Rule, typer.Option(help="Images whose tags tell no body part.")
+    ] = Rule.REFUSE,
+    unknown_view: Annotated[Rule, typer.Option(help="Images whose tags tell no view.")] = Rule.REFUSE,
+) -> None:
+    """Score images for pneumonia."""
+    from classifier.predict import Predictor  # noqa: PLC0415
+
+    found = list(_find(files))
+    rules = Eligibility(_unknown(unknown_body_part), _unknown(unknown_view))
+    predictor = Predictor.load(_model_path(model), device, rules)
+    results = list(zip(found, _predict_in_batches(predictor, found), strict=True))
+    if output is Format.JSON:
+        _print_json([{"file": str(file), **asdict(prediction)} for file, prediction in results])
+    else:
+        Console().print(_results_table(results))
+
+
+@app.command(epilog="Example:\n\nclassifier show default")
+def show(model: ModelArgument, output: FormatOption = Format.TABLE) -> None:
+    """Print the card of a model: preprocessing, threshold, data, measurements, limits of use."""
+    from classifier.model import load  # noqa: PLC0415
+
+    _, card = load(_model_path(model))
+    if output is Format.JSON:
+        _print_json(card.model_dump(mode="json"))
+    else:
+        Console().print(_card_table(card))
+
+
+@app.command(
+    epilog="Example:\n\nclassifier pack weights.safetensors --card card.json --out model.safetensors"
+)
+def pack(
+    weights: Annotated[Path, typer.Argument(help="safetensors file with the state dict.")],
+    card: Annotated[Path, typer.Option(help="The card as JSON, as `show --format json` prints it.")],
+    out: Annotated[Path, typer.Option(help="Where to write the checkpoint.")],
+) -> None:
+    """Make a checkpoint from bare weights and a card."""
+    from classifier.model import load_weights, parse_card, save  # noqa: PLC0415
+    from classifier.transforms import tail  # noqa: PLC0415
+
+    parsed = parse_card(_read_text(card))
+    tail(parsed.preprocessing)
+    saved = save(out, load_weights(weights), parsed)
+    Console(stderr=True).print(f"Wrote {out}, SHA-256 {saved.sha256}", soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command; a user error ends in one sentence and exit code 2."""
+    try:
+        app()
+    except (ClassifierError, OSError) as error:
+        Console(stderr=True, soft_wrap=True).print(f"classifier: {error}", style="red", markup=False)
+        sys.exit(2)
+
+
+def _model_path(model: str) -> Path:
+    return SHIPPED_MODEL if model == "default" else Path(model)
+
+
+def _unknown(rule: Rule) -> Unknown:
+    return "score" if rule is Rule.SCORE else "refuse"
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ClassifierError(f"{path} is not text in UTF-8; write it anew.") from error
+
+
+def _find(paths: Sequence[Path]) -> Iterator[Path]:
+    """Yield files, and those in folders that may be images, in a stable order."""
+    for path in paths:
+        if path.is_dir():
+            yield from _find_in(path)
+        elif path.is_file():
+            yield path
+        else:
+            raise ClassifierError(f"There is no file {path}; check the path.")
+
+
+def _find_in(folder: Path) -> Iterator[Path]:
+    found = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_candidate(path)]
+    if not found:
+        raise ClassifierError(f"There is no DICOM, JPEG or PNG file in {folder}; name another folder.")
+    yield from found
+
+
+def _is_candidate(path: Path) -> bool:
+    """Accept bare UIDs as names too: their last part looks like a suffix made of digits."""
+    suffix = path.suffix.lower()
+    is_known = suffix in _SUFFIXES or suffix[1:].isdecimal()
+    return is_known and path.name != "DICOMDIR" and not path.name.startswith(".")
+
+
+def _predict_in_batches(predictor: Predictor, files: Sequence[Path]) -> Iterator[Prediction]:
+    batches = [files[i : i + _BATCH] for i in range(0, len(files), _BATCH)]
+    is_quiet = len(batches) < 2
+    for batch in track(batches, "Scoring", console=Console(stderr=True), transient=True, disable=is_quiet):
+        yield from predictor.predict(batch)
+
+
+def _print_json(content: Any) -> None:
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+
+
+def _results_table(results: Sequence[tuple[Path, Prediction]]) -> Table:
+    table = Table(Column("File", overflow="fold"), "View", "Probability", "Decision", "Reason")
+    for file, prediction in results:
+        table.add_row(str(file), *_cells(prediction), style=_COLOURS.get(prediction.decision, "dim"))
+    return table
+
+
+def _cells(prediction: Prediction) -> tuple[str, str, str, str]:
+    probability = "" if prediction.probability is None else f"{prediction.probability:.4f}"
+    reason = f"{prediction.reason.meaning}. {prediction.detail}" if prediction.reason else prediction.detail
+    return prediction.view or "", probability, prediction.decision.replace("_", " "), reason
+
+
+def _card_table(card: ModelCard) -> Table:
+    table = Table("", Column(overflow="fold"), show_header=False)
+    for row in _card_rows(card):
+        table.add_row(*row)
+    return table
+
+
+def _card_rows(card: ModelCard) -> Iterator[tuple[str, str]]:
+    yield "Model", f"{card.name} {card.version}"
+    yield "Architecture", card.architecture
+    yield "SHA-256", card.sha256
+    yield "Preprocessing", card.preprocessing_text
+    yield "Threshold", f"{card.threshold} ({card.threshold_source})"
+    yield "Temperature", f"{card.temperature} ({card.temperature_source})"
+    yield "Data", card.data
+    yield "Population", card.population
+    yield "Licence", card.licence
+    for metric in card.metrics:
+        patients = f", {metric.patients} patients" if metric.patients else ""
+        where = f"{metric.images} images{patients}, {metric.data}; {metric.measured_by}"
+        yield metric.name, f"{metric.value} ({where})"
+    for limit in card.limits:
+        yield "Limit", limit

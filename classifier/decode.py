@@ -1,0 +1,165 @@
+"""From a DICOM object or a picture file to one grey image, or to the named reason why not.
+
+Needs numpy, pydicom and Pillow only, so that receivers and tools can use it without torch.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from classifier.config import PROJECTION_RADIOGRAPHS, Eligibility
+from classifier.eligibility import check
+from classifier.errors import NotScorable, Reason
+from classifier.grayscale import require_contrast, to_grey
+from classifier.pixels import image_pixel, stored_values, translated, unreadable
+from classifier.tags import quiet
+
+__all__ = ["PROJECTION_RADIOGRAPHS", "Eligibility", "Radiograph", "check", "decode", "read"]
+
+Source = Path | BinaryIO | Dataset
+
+_BYTES_PER_PIXEL = 6  # RGB of 16 bits
+_HEADER_ALLOWANCE = 64 * 2**20
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """One decoded image.
+
+    Attributes
+    ----------
+    pixels
+        (1, rows, columns) float32, 0 black to 1 white.
+    view
+        What `check` returned; ``None`` when the tags were not checked.
+    """
+
+    pixels: NDArray[np.float32]
+    view: str | None
+
+
+def decode(source: Source, rules: Eligibility | None = None) -> NDArray[np.float32]:
+    """Decode one image.
+
+    Parameters
+    ----------
+    source
+        A DICOM file (PS3.10), a JPEG or PNG file, an open binary file with one of these, or a data set.
+    rules
+        Which DICOM objects are wanted; ``None`` decodes any, of several frames the first. Picture files have
+        no tags to check.
+
+    Returns
+    -------
+    numpy.ndarray
+        (1, rows, columns) float32, 0 black to 1 white.
+
+    Raises
+    ------
+    NotScorable
+        When the image is refused, with the reason.
+    OSError
+        When the file cannot be opened or read.
+
+    Notes
+    -----
+    A compressed frame without end marker is refused as truncated. JPEG whose data was cut in the middle but
+    whose end marker is there cannot be told from a whole image: its decoders fill the rest in silence.
+    """
+    return read(source, rules).pixels
+
+
+def read(source: Source, rules: Eligibility | None = None) -> Radiograph:
+    """Decode one image as `decode` does and keep the view that its tags tell."""
+    limit = (rules or Eligibility()).max_pixels
+    with quiet():
+        if isinstance(source, Dataset):
+            return _read_dataset(source, source, rules, limit)
+        return _read_bytes(_load(source, limit), rules, limit)
+
+
+def _load(source: Path | BinaryIO, limit: int) -> bytes:
+    """Read a whole file, unless it is larger than any image within the limit can be."""
+    largest = limit * _BYTES_PER_PIXEL + _HEADER_ALLOWANCE
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            data = file.read(largest + 1)
+    else:
+        source.seek(0)
+        data = source.read(largest + 1)
+    if len(data) > largest:
+        raise NotScorable(Reason.TOO_LARGE, f"The file has more than {largest} bytes")
+    return data
+
+
+def _read_bytes(data: bytes, rules: Eligibility | None, limit: int) -> Radiograph:
+    if data[128:132] == b"DICM":
+        _judge_deflated(data, limit * _BYTES_PER_PIXEL + _HEADER_ALLOWANCE)
+        with translated("Reading the data set"):
+            header = dcmread(BytesIO(data), stop_before_pixels=True)
+        return _read_dataset(header, data, rules, limit)
+    if data.startswith((_JPEG, _PNG)):
+        return Radiograph(_read_picture(data, limit), view=None)
+    raise unreadable("The file is neither DICOM (PS3.10) nor JPEG nor PNG")
+
+
+def _judge_deflated(data: bytes, largest: int) -> None:
+    """Inflate piece by piece and throw away: a few bytes can inflate to more than the memory."""
+    start = 144 + int.from_bytes(data[140:144], "little")  # File Meta Information Group Length, PS3.10 7.1
+    if DeflatedExplicitVRLittleEndian.encode() not in data[: max(start, 2**16)]:
+        return
+    inflater, size, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, data[start:]
+    while rest and size <= largest:
+        with translated("Inflating the data set"):
+            size += len(inflater.decompress(rest, 2**20))
+        rest = inflater.unconsumed_tail
+    if size > largest:
+        raise NotScorable(Reason.TOO_LARGE, f"The deflated data set has more than {largest} bytes")
+
+
+def _read_dataset(
+    header: Dataset, content: Dataset | bytes, rules: Eligibility | None, limit: int
+) -> Radiograph:
+    view = None if rules is None else check(header, rules)
+    image = image_pixel(header, limit)
+    with translated("Reading the data set"):
+        ds = dcmread(BytesIO(content)) if isinstance(content, bytes) else content
+    stored, photometric = stored_values(ds, image)  # (rows, columns[, 3])
+    return Radiograph(to_grey(ds, stored, photometric, image.stored)[np.newaxis], view)
+
+
+def _read_picture(data: bytes, limit: int) -> NDArray[np.float32]:
+    try:
+        with translated("Reading the picture"), Image.open(BytesIO(data), formats=("JPEG", "PNG")) as image:
+            if image.width * image.height > limit:
+                raise NotScorable(Reason.TOO_LARGE, f"{image.height} x {image.width} pixels")
+            grey = _picture_grey(ImageOps.exif_transpose(image))
+    except NotScorable as refusal:
+        if isinstance(refusal.__cause__, Image.DecompressionBombError):
+            raise NotScorable(Reason.TOO_LARGE, "The picture is larger than Pillow allows") from refusal
+        raise
+    return require_contrast(grey)[np.newaxis]
+
+
+def _picture_grey(image: Image.Image) -> NDArray[np.float32]:
+    """Return (rows, columns) float32 in 0..1; transparent pixels are black."""
+    if image.mode.startswith("I"):  # 16-bit PNG
+        return np.asarray(image).astype(np.float32) / np.float32(65535)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    if image.mode in ("P", "CMYK"):
+        image = image.convert("RGB")
+    return np.asarray(image.convert("L")).astype(np.float32) / np.float32(255)

@@ -1,0 +1,83 @@
+"""Every error of the classifier, and the reasons for which one image is not scored.
+
+::
+
+    ClassifierError
+    ├── CheckpointError   the model file is missing, damaged or not understood
+    ├── DeviceError       the device asked for is not there
+    └── NotScorable       this one image is refused, for a named reason
+
+The first two are about the installation and stop a run; `NotScorable` is about one image and never does.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ClassifierError(Exception):
+    """Root of the tree; the message is one sentence that says what to do."""
+
+
+class CheckpointError(ClassifierError):
+    """The model file is missing, damaged, of another architecture, or its card is not understood."""
+
+
+class DeviceError(ClassifierError):
+    """The compute device asked for does not exist on this machine."""
+
+
+class Reason(StrEnum):
+    """Why an image is not scored; the value goes to the database and into the report."""
+
+    NOT_RADIOGRAPH = "NOT_RADIOGRAPH"
+    NOT_CHEST = "NOT_CHEST"
+    NOT_FRONTAL = "NOT_FRONTAL"
+    NO_BODY_PART = "NO_BODY_PART"
+    NO_VIEW = "NO_VIEW"
+    FOR_PROCESSING = "FOR_PROCESSING"
+    MULTI_FRAME = "MULTI_FRAME"
+    NOT_ORIGINAL = "NOT_ORIGINAL"
+    UNREADABLE = "UNREADABLE"
+    CONSTANT_IMAGE = "CONSTANT_IMAGE"
+    TOO_LARGE = "TOO_LARGE"
+
+    @property
+    def meaning(self) -> str:
+        """Short English phrase for people, at most 64 characters (VR LO of a code meaning)."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    Reason.NOT_RADIOGRAPH: "Not a projection radiograph",
+    Reason.NOT_CHEST: "Body part is not the chest",
+    Reason.NOT_FRONTAL: "View is not frontal",
+    Reason.NO_BODY_PART: "Body part is unknown",
+    Reason.NO_VIEW: "View is unknown",
+    Reason.FOR_PROCESSING: "Raw image, for processing",
+    Reason.MULTI_FRAME: "More than one frame",
+    Reason.NOT_ORIGINAL: "Localizer, or derived image such as an energy subtraction",
+    Reason.UNREADABLE: "Image cannot be read",
+    Reason.CONSTANT_IMAGE: "Image has one grey value only",
+    Reason.TOO_LARGE: "Image is larger than allowed",
+}
+
+
+class NotScorable(ClassifierError):
+    """One image is refused.
+
+    Parameters
+    ----------
+    reason
+        The named reason.
+    detail
+        What was found in this image, one sentence without patient data.
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason.meaning}: {self.detail}."

@@ -1,0 +1,1 @@
+"""The results database: tables, migrations, and every SQL statement of the node."""

@@ -1,0 +1,105 @@
+"""Every error of the node, drawn once.
+
+::
+
+    PacsNodeError
+    ├── UserError            the person at the keyboard can mend it: exit code 2, one sentence
+    │   ├── ConfigError          config.toml or the environment holds something it should not
+    │   ├── DatabaseUnusable     cannot be reached, or its schema is newer than this program
+    │   ├── SpoolUnusable        the spool folder cannot be written
+    │   ├── PortInUse            another program listens on the DICOM port
+    │   ├── ModelUnusable        the checkpoint is missing, damaged or not understood
+    │   └── PeerError            the DICOM peer named on the command line did not answer as it should
+    ├── Retryable            the same work may succeed later: back off, try again until the deadline
+    │   ├── DestinationDown      no association, or it broke
+    │   ├── DestinationBusy      the peer answered C-STORE with a failure status that may pass
+    │   └── NotYet               the work waits for something else of this node
+    ├── Terminal             trying again cannot help: the job fails, visibly
+    │   └── DestinationRefused   the peer will not take any report class, or says the object is wrong
+    └── Refused              a received SOP instance is refused, with the DIMSE status to answer
+"""
+
+
+class PacsNodeError(Exception):
+    """Root of the tree; ``str()`` is one sentence that says what to do."""
+
+
+class UserError(PacsNodeError):
+    """The person at the keyboard can mend it."""
+
+
+class ConfigError(UserError):
+    """config.toml or the environment holds something it should not."""
+
+
+class DatabaseUnusable(UserError):
+    """The results database cannot be reached, or its schema is newer than this program."""
+
+
+class SpoolUnusable(UserError):
+    """The spool folder cannot be written."""
+
+
+class PortInUse(UserError):
+    """Another program listens on the DICOM port."""
+
+
+class ModelUnusable(UserError):
+    """The checkpoint is missing, damaged or not understood."""
+
+
+class PeerError(UserError):
+    """The DICOM peer named on the command line did not answer as it should."""
+
+
+class Retryable(PacsNodeError):
+    """The same work may succeed later."""
+
+
+class DestinationDown(Retryable):
+    """No association with the destination, or it broke."""
+
+
+class DestinationBusy(Retryable):
+    """The destination answered C-STORE with a failure status that may pass."""
+
+
+class NotYet(Retryable):
+    """The work waits for something else of this node; not a failure.
+
+    Parameters
+    ----------
+    why
+        What it waits for.
+    seconds
+        After how long to look again.
+    """
+
+    def __init__(self, why: str, seconds: float) -> None:
+        super().__init__(why)
+        self.seconds = seconds
+
+
+class Terminal(PacsNodeError):
+    """Trying again cannot help."""
+
+
+class DestinationRefused(Terminal):
+    """The destination takes none of the report classes, or says the object is wrong."""
+
+
+class Refused(PacsNodeError):
+    """A received SOP instance is refused.
+
+    Parameters
+    ----------
+    status
+        The C-STORE response status (PS3.4 B.2.3).
+    comment
+        Error Comment (0000,0902), at most 64 characters.
+    """
+
+    def __init__(self, status: int, comment: str) -> None:
+        super().__init__(comment)
+        self.status = status
+        self.comment = comment[:64]

@@ -1,0 +1,113 @@
+"""Explicit VR Little Endian, written so that copied values keep their bytes (PS3.5 7.1, PS3.10 7.1).
+
+pydicom decodes and encodes text on its way from one data set to another; under ISO 2022 the bytes that come
+out may differ from the bytes that went in. Here a value copied from a source travels as `RawDataElement` and
+is written as it is.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_data_element
+from pydicom.tag import Tag
+from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
+
+PREAMBLE = b"\0" * 128 + b"DICM"
+IMPLEMENTATION_CLASS_UID = "2.25.262286975665040561812135322555843614967"
+IMPLEMENTATION_VERSION_NAME = "PACS_NODE"
+_LONG_VRS = {str(vr).encode() for vr in EXPLICIT_VR_LENGTH_32}
+
+
+def raw(tag: int, vr: str, value: bytes) -> RawDataElement:
+    """Return an element that holds exactly `value`, padded to even length (PS3.5 6.2)."""
+    if len(value) % 2:
+        value += b"\0" if vr in ("UI", "OB") else b" "
+    return RawDataElement(Tag(tag), vr, len(value), value, 0, False, True)
+
+
+def put(item: Dataset, tag: int, vr: str, value: bytes) -> None:
+    """Set one element of `item` to exactly `value`."""
+    item[tag] = raw(tag, vr, value)
+
+
+def encode(item: Dataset) -> bytes:
+    """Encode a data set; new text in it is ASCII, copied text is raw."""
+    return b"".join(_encode_element(item.get_item(tag)) for tag in sorted(item.keys()))
+
+
+def _encode_element(element: DataElement | RawDataElement) -> bytes:
+    if isinstance(element, RawDataElement):
+        return _framed(element.tag, str(element.VR), element.value or b"")
+    if element.VR == VR.SQ:
+        return _framed(element.tag, "SQ", b"".join(map(_encode_item, element.value)))
+    stream = DicomBytesIO()
+    stream.is_little_endian, stream.is_implicit_VR = True, False
+    write_data_element(stream, element, ["ascii"])
+    return stream.getvalue()
+
+
+def _encode_item(item: Dataset) -> bytes:
+    value = encode(item)
+    return struct.pack("<HHL", 0xFFFE, 0xE000, len(value)) + value
+
+
+def _framed(tag: int, vr: str, value: bytes) -> bytes:
+    code = vr.encode()
+    head = struct.pack("<HH2s", tag >> 16, tag & 0xFFFF, code)
+    length = struct.pack("<2xL" if code in _LONG_VRS else "<H", len(value))
+    return head + length + value
+
+
+def part10(dataset: Dataset) -> bytes:
+    """Return the whole file for `dataset`, with File Meta Information of fixed content."""
+    meta = Dataset()
+    meta.add_new(0x00020001, "OB", b"\0\1")
+    for tag, value in (
+        (0x00020002, dataset.SOPClassUID),
+        (0x00020003, dataset.SOPInstanceUID),
+        (0x00020010, ExplicitVRLittleEndian),
+        (0x00020012, IMPLEMENTATION_CLASS_UID),
+    ):
+        put(meta, tag, "UI", value.encode())
+    put(meta, 0x00020013, "SH", IMPLEMENTATION_VERSION_NAME.encode())
+    encoded = encode(meta)
+    group_length = _framed(0x00020000, "UL", struct.pack("<L", len(encoded)))
+    return PREAMBLE + group_length + encoded + encode(dataset)
+
+
+def parse(content: bytes) -> Dataset:
+    """Read back what `part10` wrote, without the File Meta Information; sequences stay raw too.
+
+    Raises
+    ------
+    ValueError
+        When `content` is something else.
+    """
+    if not content.startswith(PREAMBLE):
+        raise ValueError("not a DICOM file of this node")
+    meta, dataset, at = Dataset(), Dataset(), len(PREAMBLE)
+    try:
+        while at < len(content):
+            at = _read_element(meta, dataset, content, at)
+    except struct.error as error:
+        raise ValueError("the DICOM file ends within an element") from error
+    if meta.get("ImplementationClassUID") != IMPLEMENTATION_CLASS_UID:
+        raise ValueError("not a DICOM file of this node")
+    return dataset
+
+
+def _read_element(meta: Dataset, dataset: Dataset, content: bytes, at: int) -> int:
+    group, number, vr = struct.unpack_from("<HH2s", content, at)
+    long = vr in _LONG_VRS
+    (length,) = struct.unpack_from("<2xL" if long else "<H", content, at + 6)
+    start = at + (12 if long else 8)
+    if start + length > len(content):
+        raise ValueError("the DICOM file ends within an element")
+    into = meta if group == 2 else dataset
+    put(into, group << 16 | number, vr.decode("latin-1"), content[start : start + length])
+    return int(start + length)
