@@ -41,6 +41,7 @@ class Reason(StrEnum):
     UNREADABLE = "UNREADABLE"
     CONSTANT_IMAGE = "CONSTANT_IMAGE"
     TOO_LARGE = "TOO_LARGE"
+    NO_FINITE_SCORE = "NO_FINITE_SCORE"
 
     @property
     def meaning(self) -> str:
@@ -60,6 +61,7 @@ _MEANINGS = {
     Reason.UNREADABLE: "Image cannot be read",
     Reason.CONSTANT_IMAGE: "Image has one grey value only",
     Reason.TOO_LARGE: "Image is larger than allowed",
+    Reason.NO_FINITE_SCORE: "Network gave no finite score",
 }
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from classifier.config import SHIPPED_MODEL, Eligibility
 from classifier.decode import read
-from classifier.errors import CheckpointError, DeviceError, NotScorable
+from classifier.errors import CheckpointError, DeviceError, NotScorable, Reason
 from classifier.model import ModelCard, load
 from classifier.outcome import Decision, Prediction
 from classifier.transforms import Chain, chain
@@ -128,7 +128,8 @@ class Predictor:
 
     def _decide(self, score: float, view: str | None) -> Prediction:
         if not np.isfinite(score):
-            return Prediction(None, Decision.UNDETERMINED, None, "The network gave no finite score", view)
+            detail = "The network overflows on this image"
+            return Prediction(None, Decision.NOT_SCORED, Reason.NO_FINITE_SCORE, detail, view)
         probability = round(score, 4)
         is_positive = probability >= self.card.threshold
         return Prediction(

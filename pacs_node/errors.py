@@ -12,8 +12,7 @@
     │   └── PeerError            the DICOM peer named on the command line did not answer as it should
     ├── Retryable            the same work may succeed later: back off, try again until the deadline
     │   ├── DestinationDown      no association, or it broke
-    │   ├── DestinationBusy      the peer answered C-STORE with a failure status that may pass
-    │   └── NotYet               the work waits for something else of this node
+    │   └── DestinationBusy      the peer answered C-STORE with a failure status that may pass
     ├── Terminal             trying again cannot help: the job fails, visibly
     │   └── DestinationRefused   the peer will not take any report class, or says the object is wrong
     └── Refused              a received SOP instance is refused, with the DIMSE status to answer
@@ -63,21 +62,9 @@ class DestinationDown(Retryable):
 class DestinationBusy(Retryable):
     """The destination answered C-STORE with a failure status that may pass."""
 
-
-class NotYet(Retryable):
-    """The work waits for something else of this node; not a failure.
-
-    Parameters
-    ----------
-    why
-        What it waits for.
-    seconds
-        After how long to look again.
-    """
-
-    def __init__(self, why: str, seconds: float) -> None:
-        super().__init__(why)
-        self.seconds = seconds
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Terminal(PacsNodeError):
@@ -85,7 +72,17 @@ class Terminal(PacsNodeError):
 
 
 class DestinationRefused(Terminal):
-    """The destination takes none of the report classes, or says the object is wrong."""
+    """The destination takes none of the report classes, or says the object is wrong.
+
+    Parameters
+    ----------
+    status
+        The C-STORE response status, where there was one.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Refused(PacsNodeError):

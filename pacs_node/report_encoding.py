@@ -1,4 +1,4 @@
-"""Explicit VR Little Endian, written so that copied values keep their bytes (PS3.5 7.1, PS3.10 7.1).
+"""DICOM files, written so that copied values keep their bytes (PS3.5 7.1, PS3.10 7.1).
 
 pydicom decodes and encodes text on its way from one data set to another; under ISO 2022 the bytes that come
 out may differ from the bytes that went in. Here a value copied from a source travels as `RawDataElement` and
@@ -8,13 +8,15 @@ is written as it is.
 from __future__ import annotations
 
 import struct
+from io import BytesIO
 
+from pydicom import dcmread
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_data_element
 from pydicom.tag import Tag
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
 
 PREAMBLE = b"\0" * 128 + b"DICM"
@@ -36,8 +38,35 @@ def put(item: Dataset, tag: int, vr: str, value: bytes) -> None:
 
 
 def encode(item: Dataset) -> bytes:
-    """Encode a data set; new text in it is ASCII, copied text is raw."""
+    """Encode a data set in Explicit VR Little Endian; new text in it is ASCII, copied text is raw."""
     return b"".join(_encode_element(item.get_item(tag)) for tag in sorted(item.keys()))
+
+
+def implicit(content: bytes) -> bytes:
+    """Return what `part10` wrote as a file in Implicit VR Little Endian, which every peer takes (PS3.5 10.1).
+
+    The values keep their bytes; only their headers change.
+    """
+    report = dcmread(BytesIO(content))
+    meta = report.file_meta
+    sop_class, sop_instance = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    return _with_meta(sop_class, sop_instance, ImplicitVRLittleEndian, _implicit(report))
+
+
+def _implicit(item: Dataset) -> bytes:
+    encoded = []
+    for tag in sorted(item.keys()):
+        element = item.get_item(tag)
+        if element.VR == VR.SQ:
+            items = (_implicit(nested) for nested in item[tag].value)
+            value = b"".join(struct.pack("<HHL", 0xFFFE, 0xE000, len(i)) + i for i in items)
+        else:
+            assert isinstance(
+                element, RawDataElement
+            )  # pydicom decodes what is accessed, here sequences only
+            value = element.value or b""
+        encoded.append(struct.pack("<HHL", tag >> 16, tag & 0xFFFF, len(value)) + value)
+    return b"".join(encoded)
 
 
 def _encode_element(element: DataElement | RawDataElement) -> bytes:
@@ -65,19 +94,23 @@ def _framed(tag: int, vr: str, value: bytes) -> bytes:
 
 def part10(dataset: Dataset) -> bytes:
     """Return the whole file for `dataset`, with File Meta Information of fixed content."""
+    return _with_meta(dataset.SOPClassUID, dataset.SOPInstanceUID, ExplicitVRLittleEndian, encode(dataset))
+
+
+def _with_meta(sop_class_uid: str, sop_instance_uid: str, syntax: str, encoded_dataset: bytes) -> bytes:
     meta = Dataset()
     meta.add_new(0x00020001, "OB", b"\0\1")
     for tag, value in (
-        (0x00020002, dataset.SOPClassUID),
-        (0x00020003, dataset.SOPInstanceUID),
-        (0x00020010, ExplicitVRLittleEndian),
+        (0x00020002, sop_class_uid),
+        (0x00020003, sop_instance_uid),
+        (0x00020010, syntax),
         (0x00020012, IMPLEMENTATION_CLASS_UID),
     ):
         put(meta, tag, "UI", value.encode())
     put(meta, 0x00020013, "SH", IMPLEMENTATION_VERSION_NAME.encode())
     encoded = encode(meta)
     group_length = _framed(0x00020000, "UL", struct.pack("<L", len(encoded)))
-    return PREAMBLE + group_length + encoded + encode(dataset)
+    return PREAMBLE + group_length + encoded + encoded_dataset
 
 
 def parse(content: bytes) -> Dataset:

@@ -1,0 +1,237 @@
+"""Tables of the results database and the constraints that guard them.
+
+Times are UTC. `Job.visible_at` and `Study.quiet_at` are numbers, seconds since the epoch by the clock of the
+database server, so that several machines agree on leases.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+UID = String(64)  # VR UI
+AE_TITLE = String(16)  # VR AE
+LABEL = String(64)
+WORD = String(32)
+Key = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers INTEGER keys only
+
+
+class Utc(TypeDecorator[datetime]):
+    """A moment in UTC; aware in Python on both databases, although SQLite stores text without a zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse a moment without zone: nobody could tell later which one it was."""
+        if value is None:
+            return None
+        if value.utcoffset() is None:
+            raise ValueError("a moment needs a time zone")
+        moment = value.astimezone(UTC)
+        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Return the moment in UTC, whatever zone the connection has."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """All tables; constraint names are fixed so that migrations can name them on both databases."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: Utc(), bytes: LargeBinary(), dict[str, Any]: Text()}  # noqa: RUF012
+
+
+class Study(Base):
+    """One study, with the identifiers of the first object that came of it."""
+
+    __tablename__ = "study"
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    study_instance_uid: Mapped[str] = mapped_column(UID, unique=True)
+    patient_id: Mapped[str] = mapped_column(LABEL, index=True)
+    patient_name: Mapped[str] = mapped_column(Text)
+    accession_number: Mapped[str] = mapped_column(LABEL, index=True)
+    study_date: Mapped[str] = mapped_column(String(8))  # VR DA as received; empty where unknown
+    first_received_at: Mapped[datetime]
+    last_received_at: Mapped[datetime]
+    quiet_at: Mapped[float] = mapped_column(Float)  # database clock; the study may be reported from then on
+
+
+class Instance(Base):
+    """One object that was answered with Success; its file is named by `digest`.
+
+    `copy` numbers objects of different content that came under one SOP Instance UID, from 0.
+    """
+
+    __tablename__ = "instance"
+    __table_args__ = (
+        UniqueConstraint("sop_instance_uid", "digest"),
+        UniqueConstraint("sop_instance_uid", "copy"),
+    )
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey(Study.id), index=True)
+    sop_instance_uid: Mapped[str] = mapped_column(UID)
+    copy: Mapped[int] = mapped_column(Integer)
+    sop_class_uid: Mapped[str] = mapped_column(UID)
+    series_instance_uid: Mapped[str] = mapped_column(UID)
+    transfer_syntax_uid: Mapped[str] = mapped_column(UID)
+    modality: Mapped[str] = mapped_column(String(16))
+    view_position: Mapped[str] = mapped_column(String(16))
+    digest: Mapped[str] = mapped_column(LABEL)
+    size: Mapped[int] = mapped_column(BigInteger)  # bytes
+    calling_ae_title: Mapped[str] = mapped_column(AE_TITLE)
+    received_at: Mapped[datetime]
+
+
+class Model(Base):
+    """One checkpoint that scored here."""
+
+    __tablename__ = "model"
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    sha256: Mapped[str] = mapped_column(LABEL, unique=True)
+    name: Mapped[str] = mapped_column(LABEL)
+    version: Mapped[str] = mapped_column(LABEL)
+    threshold: Mapped[float] = mapped_column(Float)
+    preprocessing: Mapped[str] = mapped_column(Text)
+    card: Mapped[str] = mapped_column(Text)  # JSON
+    last_started_at: Mapped[datetime]
+
+
+class Score(Base):
+    """What one model said of one instance: a probability, or the reason why there is none."""
+
+    __tablename__ = "score"
+    __table_args__ = (
+        UniqueConstraint("instance_id", "model_id"),
+        CheckConstraint("(probability IS NULL) = (decision = 'not_scored')", "scored"),
+        CheckConstraint("probability BETWEEN 0 AND 1", "probability"),
+        CheckConstraint("decision IN ('positive', 'negative', 'undetermined', 'not_scored')", "decision"),
+    )
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    instance_id: Mapped[int] = mapped_column(ForeignKey(Instance.id))
+    model_id: Mapped[int] = mapped_column(ForeignKey(Model.id))
+    probability: Mapped[float | None] = mapped_column(Float)
+    threshold: Mapped[float] = mapped_column(Float)
+    decision: Mapped[str] = mapped_column(WORD)
+    reason: Mapped[str | None] = mapped_column(WORD)
+    detail: Mapped[str] = mapped_column(Text)
+    view: Mapped[str | None] = mapped_column(String(16))
+    scored_at: Mapped[datetime]
+
+
+class Report(Base):
+    """One revision of a study's report; `content` holds the exact bytes of every send."""
+
+    __tablename__ = "report"
+    __table_args__ = (UniqueConstraint("study_id", "revision"),)
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey(Study.id))
+    revision: Mapped[int] = mapped_column(Integer)
+    sop_class_uid: Mapped[str] = mapped_column(UID)
+    sop_instance_uid: Mapped[str] = mapped_column(UID, unique=True)
+    series_instance_uid: Mapped[str] = mapped_column(UID)
+    content: Mapped[bytes]
+    made_at: Mapped[datetime]
+
+
+class ReportImage(Base):
+    """Which score of which instance a report states; no score where scoring failed."""
+
+    __tablename__ = "report_image"
+
+    report_id: Mapped[int] = mapped_column(ForeignKey(Report.id), primary_key=True)
+    instance_id: Mapped[int] = mapped_column(ForeignKey(Instance.id), primary_key=True, index=True)
+    score_id: Mapped[int | None] = mapped_column(ForeignKey(Score.id))
+
+
+class Delivery(Base):
+    """One report on its way to one destination, and what the destination said last."""
+
+    __tablename__ = "delivery"
+    __table_args__ = (
+        UniqueConstraint("report_id", "destination"),
+        CheckConstraint("state IN ('pending', 'delivered', 'failed')", "state"),
+    )
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    report_id: Mapped[int] = mapped_column(ForeignKey(Report.id))
+    destination: Mapped[str] = mapped_column(WORD)
+    state: Mapped[str] = mapped_column(WORD)
+    tries: Mapped[int] = mapped_column(Integer)  # associations or sends that did not end in Success
+    give_up_at: Mapped[datetime]
+    sop_class_uid: Mapped[str | None] = mapped_column(
+        UID
+    )  # as sent: the destination may not take the first one
+    sop_instance_uid: Mapped[str | None] = mapped_column(UID)
+    status: Mapped[int | None] = mapped_column(Integer)  # DIMSE status of the last answer
+    error: Mapped[str | None] = mapped_column(Text)
+    updated_at: Mapped[datetime]
+
+
+class Job(Base):
+    """One piece of work; the queue is this table.
+
+    `visible_at` is lease, back-off and study-quiet timer in one: a job can be claimed once it has passed.
+    """
+
+    __tablename__ = "job"
+    __table_args__ = (
+        UniqueConstraint("kind", "ref"),
+        CheckConstraint("state IN ('ready', 'done', 'failed')", "state"),
+    )
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    kind: Mapped[str] = mapped_column(WORD)  # score, report or deliver
+    lane: Mapped[str] = mapped_column(
+        WORD
+    )  # the destination of a delivery, so that no lane waits for another
+    ref: Mapped[int] = mapped_column(BigInteger)  # id of instance, study or delivery
+    state: Mapped[str] = mapped_column(WORD)
+    visible_at: Mapped[float] = mapped_column(Float)
+    attempts: Mapped[int] = mapped_column(Integer)  # claims that did not come to an orderly end
+    token: Mapped[str | None] = mapped_column(WORD)  # of the worker that may finish it
+    error: Mapped[str | None] = mapped_column(Text)
+
+
+Index(
+    "ix_job_ready",
+    Job.kind,
+    Job.lane,
+    Job.visible_at,
+    postgresql_where=Job.state == "ready",
+    sqlite_where=Job.state == "ready",
+)

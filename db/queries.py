@@ -1,0 +1,263 @@
+"""What the node records of its work, and reads to go on with it.
+
+All SQL of the node is here, in `db.queue` (the work queue) and in `db.results` (what people ask). Nothing in
+them commits or reads the clock of the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.orm import Session, aliased
+
+from db.models import Delivery, Instance, Job, Model, Report, ReportImage, Score, Study
+from db.queue import Kind, enqueue, insert_or, later, wake
+from db.rows import (
+    NewInstance,
+    NewReport,
+    NewScore,
+    PendingDelivery,
+    Received,
+    StoredInstance,
+    StoredModel,
+    StoredReport,
+    StoredScore,
+)
+
+_INSTANCE_COLUMNS = {column.key for column in Instance.__table__.columns}
+_REPORT_COLUMNS = {column.key for column in Report.__table__.columns}
+
+# Receiving
+
+
+def add_instance(session: Session, new: NewInstance, quiet_seconds: float) -> Received:
+    """Record a received object with its study, its score job and the study's report job.
+
+    Raises
+    ------
+    sqlalchemy.exc.IntegrityError
+        When the same object is being recorded elsewhere; run the transaction again.
+    """
+    known = session.scalars(
+        select(Instance.digest).where(Instance.sop_instance_uid == new.sop_instance_uid)
+    ).all()
+    if new.digest in known:
+        return Received.AGAIN
+    quiet_at = later(session, quiet_seconds)
+    study_id = _touch_study(session, new, quiet_at)
+    values = {name: value for name, value in asdict(new).items() if name in _INSTANCE_COLUMNS}
+    instance_id = session.execute(
+        insert(Instance).values(**values, study_id=study_id, copy=len(known)).returning(Instance.id)
+    ).scalar_one()
+    enqueue(session, Kind.SCORE, instance_id)
+    enqueue(session, Kind.REPORT, study_id, visible_at=quiet_at)
+    return Received.CONFLICT if known else Received.NEW
+
+
+def _touch_study(session: Session, new: NewInstance, quiet_at: Any) -> int:
+    """Insert the study or move its quiet time; either way its row is locked until the commit."""
+    values = {
+        "study_instance_uid": new.study_instance_uid,
+        "patient_id": new.patient_id,
+        "patient_name": new.patient_name,
+        "accession_number": new.accession_number,
+        "study_date": new.study_date,
+        "first_received_at": new.received_at,
+        "last_received_at": new.received_at,
+        "quiet_at": quiet_at,
+    }
+    statement = insert_or(session, Study).values(**values)
+    statement = statement.on_conflict_do_update(
+        index_elements=[Study.study_instance_uid],
+        set_={"last_received_at": new.received_at, "quiet_at": quiet_at},
+    ).returning(Study.id)
+    return int(session.execute(statement).scalar_one())
+
+
+# Scoring
+
+
+def register_model(session: Session, model: Mapping[str, Any], started_at: datetime) -> int:
+    """Record that a checkpoint is in use now; return its id."""
+    statement = insert_or(session, Model).values(**model, last_started_at=started_at)
+    statement = statement.on_conflict_do_update(
+        index_elements=[Model.sha256], set_={"last_started_at": started_at}
+    ).returning(Model.id)
+    return int(session.execute(statement).scalar_one())
+
+
+def newest_model(session: Session) -> StoredModel | None:
+    """Return the checkpoint that was put to use last."""
+    row = session.scalars(
+        select(Model).order_by(Model.last_started_at.desc(), Model.id.desc()).limit(1)
+    ).first()
+    return None if row is None else _model(row)
+
+
+def instances(session: Session, ids: Sequence[int]) -> list[StoredInstance]:
+    """Return instances in the order of `ids`."""
+    found = {one.id: one for one in _stored(session, Instance.id.in_(ids))}
+    return [found[id_] for id_ in ids]
+
+
+def add_score(session: Session, score: NewScore) -> None:
+    """Record a score, and let the report of its study be made, or made anew."""
+    session.execute(insert(Score).values(**asdict(score)))
+    study = select(Instance.study_id).where(Instance.id == score.instance_id)
+    quiet_at = select(Study.quiet_at).where(Study.id == Job.ref).scalar_subquery()
+    wake(session, Kind.REPORT, study, quiet_at)
+
+
+def _stored(session: Session, condition: Any) -> list[StoredInstance]:
+    any_score = aliased(Score)
+    newest = select(func.max(any_score.id)).where(any_score.instance_id == Instance.id).scalar_subquery()
+    statement = (
+        select(Instance, Score, Model, Job.state)
+        .select_from(Instance)
+        .outerjoin(Score, Score.id == newest)
+        .outerjoin(Model, Model.id == Score.model_id)
+        .outerjoin(Job, (Job.kind == Kind.SCORE) & (Job.ref == Instance.id))
+        .where(condition)
+        .order_by(Instance.id)
+    )
+    return [_instance(*row) for row in session.execute(statement)]
+
+
+def _instance(row: Instance, score: Score | None, model: Model | None, state: str | None) -> StoredInstance:
+    return StoredInstance(
+        id=row.id,
+        sop_instance_uid=row.sop_instance_uid,
+        sop_class_uid=row.sop_class_uid,
+        copy=row.copy,
+        digest=row.digest,
+        job_state=state,
+        score=None if score is None or model is None else _score(score, model),
+    )
+
+
+def _score(row: Score, model: Model) -> StoredScore:
+    return StoredScore(
+        id=row.id,
+        model=_model(model),
+        probability=row.probability,
+        threshold=row.threshold,
+        decision=row.decision,
+        reason=row.reason,
+        detail=row.detail,
+    )
+
+
+def _model(row: Model) -> StoredModel:
+    return StoredModel(
+        id=row.id,
+        sha256=row.sha256,
+        name=row.name,
+        version=row.version,
+        threshold=row.threshold,
+        preprocessing=row.preprocessing,
+    )
+
+
+# Reporting
+
+
+def study_uid(session: Session, study_id: int) -> str:
+    """Return the Study Instance UID."""
+    return session.scalars(select(Study.study_instance_uid).where(Study.id == study_id)).one()
+
+
+def study_instances(session: Session, study_id: int) -> list[StoredInstance]:
+    """Return what came of a study, in the order in which it came."""
+    return _stored(session, Instance.study_id == study_id)
+
+
+def last_report(session: Session, study_id: int) -> StoredReport | None:
+    """Return the newest revision of a study's report."""
+    row = session.scalars(
+        select(Report).where(Report.study_id == study_id).order_by(Report.revision.desc()).limit(1)
+    ).first()
+    if row is None:
+        return None
+    images = session.execute(
+        select(ReportImage.instance_id, ReportImage.score_id).where(ReportImage.report_id == row.id)
+    )
+    return StoredReport(
+        id=row.id,
+        revision=row.revision,
+        sop_class_uid=row.sop_class_uid,
+        sop_instance_uid=row.sop_instance_uid,
+        series_instance_uid=row.series_instance_uid,
+        images=frozenset((instance, score) for instance, score in images),
+    )
+
+
+def add_report(session: Session, new: NewReport) -> None:
+    """Record a report with a delivery, and its job, for each destination."""
+    values = {f.name: getattr(new, f.name) for f in fields(new) if f.name in _REPORT_COLUMNS}
+    report_id = session.execute(insert(Report).values(**values).returning(Report.id)).scalar_one()
+    session.execute(
+        insert(ReportImage),
+        [{"report_id": report_id, "instance_id": i, "score_id": s} for i, s in sorted(new.images, key=str)],
+    )
+    for destination in new.destinations:
+        delivery_id = session.execute(
+            insert(Delivery)
+            .values(
+                report_id=report_id,
+                destination=destination,
+                state="pending",
+                tries=0,
+                give_up_at=new.give_up_at,
+                updated_at=new.made_at,
+            )
+            .returning(Delivery.id)
+        ).scalar_one()
+        enqueue(session, Kind.DELIVER, delivery_id, lane=destination)
+
+
+# Delivering
+
+
+def deliveries(session: Session, ids: Sequence[int]) -> list[PendingDelivery]:
+    """Return deliveries in the order of `ids`."""
+    statement = (
+        select(Delivery, Report, Study.study_instance_uid)
+        .join(Report, Report.id == Delivery.report_id)
+        .join(Study, Study.id == Report.study_id)
+        .where(Delivery.id.in_(ids))
+    )
+    found = {row[0].id: _pending(session, *row) for row in session.execute(statement)}
+    return [found[id_] for id_ in ids]
+
+
+def _pending(session: Session, row: Delivery, report: Report, study_instance_uid: str) -> PendingDelivery:
+    earlier = (
+        select(Delivery.id)
+        .join(Report, Report.id == Delivery.report_id)
+        .where(Report.study_id == report.study_id, Report.revision < report.revision)
+        .where(Delivery.destination == row.destination, Delivery.state == "pending")
+    )
+    return PendingDelivery(
+        id=row.id,
+        destination=row.destination,
+        tries=row.tries,
+        give_up_at=row.give_up_at,
+        revision=report.revision,
+        study_instance_uid=study_instance_uid,
+        content=report.content,
+        waits_for_earlier=session.execute(earlier.limit(1)).first() is not None,
+    )
+
+
+def record_delivery(session: Session, delivery_id: int, **values: Any) -> None:
+    """Record what became of a delivery; `values` are columns of `Delivery`."""
+    session.execute(update(Delivery).where(Delivery.id == delivery_id).values(**values))
+
+
+def record_try(session: Session, delivery_id: int, **values: Any) -> None:
+    """Record a try that did not end in Success."""
+    record_delivery(session, delivery_id, tries=Delivery.tries + 1, **values)

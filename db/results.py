@@ -1,0 +1,219 @@
+"""What people ask the results database: scores, counts, failures. And the one order they give: try again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Select, column, func, or_, select, table, update
+from sqlalchemy.orm import Session
+
+from db.models import Delivery, Instance, Job, Report, Score, Study, Utc
+from db.queue import Kind, later
+
+RESULT_COLUMNS = (
+    *("patient_id", "patient_name", "accession_number", "study_instance_uid", "series_instance_uid"),
+    *("sop_instance_uid", "sop_class_uid", "modality", "view", "study_date", "received_at", "scored_at"),
+    *(
+        "probability",
+        "threshold",
+        "decision",
+        "reason",
+        "detail",
+        "model_name",
+        "model_version",
+        "model_sha256",
+    ),
+    *("report_uid", "report_revision", "deliveries"),
+)
+_MOMENTS = {"received_at", "scored_at"}
+_RESULTS = table("results", *(column(name, Utc() if name in _MOMENTS else None) for name in RESULT_COLUMNS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """Which rows of the view `results` are wanted; ``None`` asks for any. In texts, ``*`` is anything."""
+
+    patient: str | None = None
+    accession: str | None = None
+    study: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    decision: str | None = None
+    min_probability: float | None = None
+    limit: int | None = None
+
+
+def results(session: Session, wanted: Filter) -> list[dict[str, Any]]:
+    """Return rows of the view `results`, the newest first."""
+    statement: Select[Any] = select(_RESULTS).order_by(
+        _RESULTS.c.received_at.desc(), _RESULTS.c.sop_instance_uid
+    )
+    for condition in _conditions(wanted):
+        statement = statement.where(condition)
+    return [dict(row) for row in session.execute(statement.limit(wanted.limit)).mappings()]
+
+
+def _conditions(wanted: Filter) -> Iterable[Any]:
+    columns = _RESULTS.c
+    if wanted.patient is not None:
+        yield or_(
+            _matches(columns.patient_id, wanted.patient), _matches(columns.patient_name, wanted.patient)
+        )
+    if wanted.accession is not None:
+        yield _matches(columns.accession_number, wanted.accession)
+    if wanted.study is not None:
+        yield _matches(columns.study_instance_uid, wanted.study)
+    if wanted.since is not None:
+        yield columns.received_at >= wanted.since
+    if wanted.until is not None:
+        yield columns.received_at < wanted.until
+    if wanted.decision is not None:
+        yield columns.decision == wanted.decision
+    if wanted.min_probability is not None:
+        yield columns.probability >= wanted.min_probability
+
+
+def _matches(where: Any, pattern: str) -> Any:
+    if "*" not in pattern:
+        return where == pattern
+    escaped = pattern.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").replace("*", "%")
+    return where.ilike(escaped, escape="\\")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How much there is of everything, jobs by kind and state, deliveries by destination and state."""
+
+    studies: int
+    instances: int
+    scores: int
+    reports: int
+    jobs: Mapping[tuple[str, str], int]
+    deliveries: Mapping[tuple[str, str], int]
+
+
+def counts(session: Session) -> Counts:
+    """Return counts by state."""
+    return Counts(
+        studies=_count(session, Study),
+        instances=_count(session, Instance),
+        scores=_count(session, Score),
+        reports=_count(session, Report),
+        jobs=_grouped(session, Job.kind, Job.state),
+        deliveries=_grouped(session, Delivery.destination, Delivery.state),
+    )
+
+
+def _count(session: Session, entity: Any) -> int:
+    return int(session.execute(select(func.count()).select_from(entity)).scalar_one())
+
+
+def _grouped(session: Session, *columns: Any) -> dict[tuple[str, str], int]:
+    rows = session.execute(select(*columns, func.count()).group_by(*columns).order_by(*columns)).all()
+    return {(row[0], row[1]): row[2] for row in rows}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """The study whose images have waited longest for their score."""
+
+    study_instance_uid: str
+    received_at: datetime
+
+
+def oldest_waiting(session: Session) -> Waiting | None:
+    """Return the oldest image without score whose job is not given up."""
+    statement = (
+        select(Study.study_instance_uid, Instance.received_at)
+        .join(Instance, Instance.study_id == Study.id)
+        .join(Job, (Job.kind == Kind.SCORE) & (Job.ref == Instance.id))
+        .where(Job.state == "ready")
+        .order_by(Instance.received_at)
+        .limit(1)
+    )
+    row = session.execute(statement).first()
+    return None if row is None else Waiting(study_instance_uid=row[0], received_at=row[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One job that was given up."""
+
+    kind: str
+    lane: str
+    study_instance_uid: str
+    error: str
+
+
+def failures(session: Session, limit: int) -> list[Failure]:
+    """Return the newest jobs that were given up."""
+    study_id = {
+        Kind.SCORE: select(Instance.study_id).where(Instance.id == Job.ref).scalar_subquery(),
+        Kind.REPORT: select(Study.id).where(Study.id == Job.ref).scalar_subquery(),
+        Kind.DELIVER: _study_of_delivery(),
+    }
+    found = []
+    for kind, of in study_id.items():
+        statement = (
+            select(Job.lane, Study.study_instance_uid, Job.error)
+            .join(Study, Study.id == of)
+            .where(Job.kind == kind, Job.state == "failed")
+            .order_by(Job.id.desc())
+            .limit(limit)
+        )
+        for lane, uid, error in session.execute(statement):
+            found.append(Failure(kind=kind, lane=lane, study_instance_uid=uid, error=error or ""))
+    return found[:limit]
+
+
+def _study_of_delivery() -> Any:
+    report = select(Delivery.report_id).where(Delivery.id == Job.ref).scalar_subquery()
+    return select(Report.study_id).where(Report.id == report).scalar_subquery()
+
+
+def retry(session: Session, study_instance_uid: str | None, give_up_at: datetime) -> int:
+    """Make failed jobs ready again, all or those of one study; return how many."""
+    conditions = [Job.state == "failed"]
+    if study_instance_uid is not None:
+        conditions.append(_belongs_to(study_instance_uid))
+    revived = session.execute(
+        update(Job)
+        .where(*conditions)
+        .values(state="ready", visible_at=later(session, 0), attempts=0, token=None, error=None)
+        .returning(Job.kind, Job.ref)
+        .execution_options(synchronize_session=False)
+    ).all()
+    sent = [ref for kind, ref in revived if kind == Kind.DELIVER]
+    if sent:
+        session.execute(
+            update(Delivery)
+            .where(Delivery.id.in_(sent))
+            .values(state="pending", tries=0, give_up_at=give_up_at)
+        )
+    return len(revived)
+
+
+def _belongs_to(study_instance_uid: str) -> Any:
+    study = select(Study.id).where(Study.study_instance_uid == study_instance_uid)
+    reports = select(Report.id).where(Report.study_id.in_(study))
+    return or_(
+        (Job.kind == Kind.SCORE) & Job.ref.in_(select(Instance.id).where(Instance.study_id.in_(study))),
+        (Job.kind == Kind.REPORT) & Job.ref.in_(study),
+        (Job.kind == Kind.DELIVER) & Job.ref.in_(select(Delivery.id).where(Delivery.report_id.in_(reports))),
+    )
+
+
+def study_exists(session: Session, study_instance_uid: str) -> bool:
+    """Tell whether anything came of a study."""
+    return (
+        session.scalars(select(Study.id).where(Study.study_instance_uid == study_instance_uid)).first()
+        is not None
+    )
+
+
+def digests(session: Session) -> set[str]:
+    """Return the digests of all recorded objects."""
+    return set(session.scalars(select(Instance.digest)))

@@ -1,0 +1,132 @@
+"""What `db.queries` takes and gives: frozen values, so that no caller writes to the database by accident."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+
+class Received(StrEnum):
+    """What a received object is to the database."""
+
+    NEW = "new"
+    AGAIN = "again"  # the same bytes came before
+    CONFLICT = "conflict"  # other bytes came under this SOP Instance UID before
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewInstance:
+    """One received object, as it goes into the database."""
+
+    study_instance_uid: str
+    patient_id: str
+    patient_name: str
+    accession_number: str
+    study_date: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    series_instance_uid: str
+    transfer_syntax_uid: str
+    modality: str
+    view_position: str
+    digest: str
+    size: int
+    calling_ae_title: str
+    received_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredInstance:
+    """One stored object with the newest score it has."""
+
+    id: int
+    sop_instance_uid: str
+    sop_class_uid: str
+    copy: int
+    digest: str
+    job_state: str | None
+    score: StoredScore | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredScore:
+    """What a model said of one instance."""
+
+    id: int
+    model: StoredModel
+    probability: float | None
+    threshold: float
+    decision: str
+    reason: str | None
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredModel:
+    """A checkpoint that scored here."""
+
+    id: int
+    sha256: str
+    name: str
+    version: str
+    threshold: float
+    preprocessing: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewScore:
+    """The outcome for one instance."""
+
+    instance_id: int
+    model_id: int
+    probability: float | None
+    threshold: float
+    decision: str
+    reason: str | None
+    detail: str
+    view: str | None
+    scored_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredReport:
+    """One revision of a report without its bytes; `images` are pairs of instance id and score id."""
+
+    id: int
+    revision: int
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    images: frozenset[tuple[int, int | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewReport:
+    """One revision of a report, with the images it states and where it goes."""
+
+    study_id: int
+    revision: int
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    content: bytes
+    made_at: datetime
+    images: frozenset[tuple[int, int | None]]
+    destinations: Sequence[str]
+    give_up_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingDelivery:
+    """One report that a destination has yet to get."""
+
+    id: int
+    destination: str
+    tries: int
+    give_up_at: datetime
+    revision: int
+    study_instance_uid: str
+    content: bytes
+    waits_for_earlier: bool

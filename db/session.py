@@ -1,0 +1,213 @@
+"""Engine, transactions and schema of the results database, on SQLite and PostgreSQL alike."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    SQLAlchemyError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
+
+from db.errors import DatabaseDown, DatabaseError, SchemaMismatch, WriteConflict
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_BUSY_SECONDS = 30
+_UPGRADE_LOCK = 0x7061_6373  # any number, the same in every process
+# Dead peers are noticed, and nobody waits longer for a lock than a sender waits for its answer.
+_POSTGRESQL: dict[str, Any] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "tcp_user_timeout": 20_000,
+    "options": f"-c lock_timeout={_BUSY_SECONDS}s -c timezone=UTC",
+}
+
+
+class Database:
+    """The results database.
+
+    Parameters
+    ----------
+    url
+        As SQLAlchemy takes it: ``sqlite:///file.sqlite`` or ``postgresql+psycopg://user:password@host/name``.
+
+    Raises
+    ------
+    DatabaseError
+        When the URL is none, or names a database that the program does not work with.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = _parsed(url)
+        self.name = self._url.render_as_string(hide_password=True)
+        if self.is_sqlite:
+            self._engine = create_engine(self._url, connect_args={"timeout": _BUSY_SECONDS})
+            event.listen(self._engine, "connect", _prepare_sqlite)
+            event.listen(self._engine, "begin", _begin_sqlite)
+        else:
+            self._engine = create_engine(
+                self._url, connect_args=_POSTGRESQL, pool_pre_ping=True, max_overflow=100
+            )
+        # SQLite has no row locks: a transaction that will write takes the one lock at its beginning.
+        self._writer = self._engine.execution_options(pacs_node_writes=True)
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether it is SQLite, for one machine; PostgreSQL otherwise."""
+        return self._url.get_backend_name() == "sqlite"
+
+    @property
+    def file(self) -> Path | None:
+        """The file of an SQLite database."""
+        return Path(self._url.database) if self.is_sqlite and self._url.database else None
+
+    def write(self) -> AbstractContextManager[Session]:
+        """Return a context with a `Session` whose transaction is committed at its end, whole or not at all.
+
+        Raises
+        ------
+        DatabaseDown, WriteConflict
+        """
+        return _transaction(self._writer, self.name)
+
+    def read(self) -> AbstractContextManager[Session]:
+        """Return a context with a `Session` that reads one state of the database.
+
+        Raises
+        ------
+        DatabaseDown
+        """
+        return _transaction(self._engine, self.name)
+
+    def upgrade(self) -> None:
+        """Bring the schema to the version of this program; an empty database gets all tables.
+
+        Raises
+        ------
+        DatabaseDown, SchemaMismatch
+        """
+        with _translated(self.name), self._writer.begin() as connection:
+            if not self.is_sqlite:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _UPGRADE_LOCK})
+            current = _revision(connection)
+            _require_known(current, self.name)
+            if current is None and "study" in inspect(connection).get_table_names():
+                raise SchemaMismatch(f"{self.name} holds tables of another program; choose another database.")
+            command.upgrade(_alembic(connection), "head")
+
+    def require_current(self) -> None:
+        """Check that the schema is the one of this program, and change nothing.
+
+        Raises
+        ------
+        DatabaseDown, SchemaMismatch
+        """
+        if self.file is not None and not self.file.exists():
+            raise DatabaseDown(f"There is no database at {self.file}; `pacs-node serve` makes it.")
+        with _translated(self.name), self._engine.connect() as connection:
+            current = _revision(connection)
+        _require_known(current, self.name)
+        if current != _scripts().get_current_head():
+            raise SchemaMismatch(f"{self.name} has an older schema; `pacs-node serve` brings it up to date.")
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise DatabaseError("The database URL is none; write it like sqlite:///pacs_node.sqlite.") from error
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise DatabaseError(f"The database {parsed.drivername!r} is not supported; use sqlite or postgresql.")
+    return parsed.set(drivername="postgresql+psycopg") if parsed.drivername == "postgresql" else parsed
+
+
+@contextmanager
+def _transaction(engine: Engine, name: str) -> Iterator[Session]:
+    with _translated(name), Session(engine, expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+@contextmanager
+def _translated(name: str) -> Iterator[None]:
+    try:
+        yield
+    except IntegrityError as error:
+        raise WriteConflict(f"Another transaction on {name} came first.") from error
+    except (OperationalError, InterfaceError, InternalError, PoolTimeout) as error:
+        raise DatabaseDown(f"The database {name} does not work: {_cause(error)}.") from error
+    except DBAPIError as error:
+        raise DatabaseError(f"The database {name} refused a statement: {_cause(error)}.") from error
+
+
+def _cause(error: SQLAlchemyError) -> str:
+    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # transactions are begun by `_begin_sqlite`
+    for pragma in (
+        f"journal_mode={journal_mode(sqlite3.sqlite_version_info)}",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def journal_mode(version: tuple[int, ...]) -> str:
+    """Return the journal mode in which this version of SQLite loses no committed write.
+
+    Versions 3.7.0 to 3.51.2, but for the mended 3.44.6 and 3.50.7, can lose one in WAL mode with two or more
+    connections (sqlite.org, "WAL-reset bug").
+    """
+    is_mended = version >= (3, 51, 3) or any(
+        good <= version < (*good[:2], 99) for good in ((3, 44, 6), (3, 50, 7))
+    )
+    return "WAL" if is_mended else "TRUNCATE"
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("pacs_node_writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _alembic(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_alembic())
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _require_known(revision: str | None, name: str) -> None:
+    if revision is not None and revision not in {script.revision for script in _scripts().walk_revisions()}:
+        raise SchemaMismatch(f"{name} was written by a newer version; update the program.")

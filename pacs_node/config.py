@@ -1,0 +1,261 @@
+"""Settings, read once from config.toml and the environment into frozen, checked values.
+
+The file `config.toml` at the top of the repository lists every key with its default and unit.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from pacs_node.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "PACS_NODE_"
+
+# PS3.5 6.2: AE has 1 to 16 characters without backslash and control characters; spaces around mean nothing.
+AETitle = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")
+]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86400)]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[ -\[\]-~]+$")]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[ -~]+$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NodeSettings(_Section):
+    """How the node appears on the network and in reports."""
+
+    ae_title: AETitle = "PACS_NODE"
+    host: str = "0.0.0.0"
+    port: Port = 11112
+    station_name: Label = "PACSNODE"
+    timezone: Annotated[str, Field(pattern=r"^([+-]\d{4})?$")] = ""
+    purpose: Literal["RESEARCH", "PRODUCT"] = "RESEARCH"
+
+
+class ReceiveSettings(_Section):
+    """Who may send what."""
+
+    require_called_ae_title: bool = False
+    calling_ae_titles: tuple[AETitle, ...] = ()
+    max_associations: Annotated[int, Field(ge=1, le=10_000)] = 64
+    max_pdu_bytes: Annotated[int, Field(ge=4096, le=2**27)] = 262_144
+    idle_seconds: Seconds = 60
+    other_sop_classes: Literal["store", "refuse"] = "store"
+    min_free_mebibytes: Annotated[int, Field(ge=0)] = 1024
+
+
+class SpoolSettings(_Section):
+    """Where received objects lie."""
+
+    path: Path = Path("spool")
+
+
+class DatabaseSettings(_Section):
+    """The results database, as SQLAlchemy's URL."""
+
+    url: str = "sqlite:///pacs_node.sqlite"
+
+
+class StudySettings(_Section):
+    """When a study counts as complete."""
+
+    quiet_seconds: Annotated[float, Field(ge=0, le=86400)] = 10
+
+
+class ClassifierSettings(_Section):
+    """The model, and what it may score."""
+
+    model: Path | None = None
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
+    unknown_body_part: Literal["refuse", "score"] = "refuse"
+    unknown_view: Literal["refuse", "score"] = "refuse"
+    max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return None if value == "" else value
+
+
+class WorkSettings(_Section):
+    """How workers share the queue."""
+
+    poll_seconds: Annotated[float, Field(gt=0, le=10)] = 0.05
+    lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 60
+
+
+class DeliverSettings(_Section):
+    """How long and how often a destination is tried."""
+
+    retry_seconds: Seconds = 5
+    max_retry_seconds: Seconds = 300
+    give_up_hours: Annotated[float, Field(gt=0)] = 72
+    connect_seconds: Seconds = 10
+    answer_seconds: Seconds = 60
+
+
+class LogSettings(_Section):
+    """What is logged, and how."""
+
+    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
+    format: Literal["text", "json"] = "text"
+
+
+class Destination(_Section):
+    """One PACS that gets the reports."""
+
+    name: Name = ""  # the AE title, when not given
+    ae_title: AETitle
+    host: Annotated[str, Field(min_length=1)]
+    port: Port
+    send: tuple[Literal["report"], ...] = ("report",)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_is_ae_title(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "name" not in values and "ae_title" in values:
+            return {**values, "name": str(values["ae_title"]).strip()}
+        return values
+
+
+class Settings(BaseSettings):
+    """All settings of the node."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__"
+    )
+
+    node: NodeSettings = NodeSettings()
+    receive: ReceiveSettings = ReceiveSettings()
+    spool: SpoolSettings = SpoolSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    study: StudySettings = StudySettings()
+    classifier: ClassifierSettings = ClassifierSettings()
+    work: WorkSettings = WorkSettings()
+    deliver: DeliverSettings = DeliverSettings()
+    log: LogSettings = LogSettings()
+    destinations: tuple[Destination, ...] = ()
+
+    @field_validator("destinations")
+    @classmethod
+    def _names_differ(cls, destinations: tuple[Destination, ...]) -> tuple[Destination, ...]:
+        names = [destination.name for destination in destinations]
+        if len(set(names)) < len(names):
+            raise ValueError("two destinations have the same name")
+        return destinations
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment override the file, which comes as arguments."""
+        return (env_settings, init_settings)
+
+
+def load(path: Path | None) -> Settings:
+    """Read the settings.
+
+    Parameters
+    ----------
+    path
+        The file; ``None`` takes ``config.toml`` of the current folder where there is one, else the defaults.
+
+    Raises
+    ------
+    ConfigError
+        When the file cannot be read, or holds an unknown key or a value that makes no sense.
+    """
+    if path is None:
+        path = Path("config.toml") if Path("config.toml").is_file() else None
+    content = {} if path is None else _read(path)
+    source = f"{path} or the environment" if path else "the environment"
+    try:
+        settings = Settings(**content)
+    except ValidationError as error:
+        raise ConfigError(f"In {source}: {'; '.join(map(_sentence, error.errors()))}.") from error
+    unknown = next(_unknown_variables(), None)
+    if unknown:
+        raise ConfigError(f"The environment variable {unknown} is not known; see config.toml for the keys.")
+    return _anchored(settings, path.absolute().parent if path else Path.cwd())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Cannot read {path}: {error.strerror}; check --config.") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is no valid TOML: {error}.") from error
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    where = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(error["loc"][-1]), _keys(error["loc"][:-1]), 1, 0.5)
+        return f"unknown key {where}" + (f", did you mean {near[0]}?" if near else "")
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
+
+
+def _keys(section: tuple[object, ...]) -> list[str]:
+    if not section:
+        return list(Settings.model_fields)
+    if section[0] == "destinations":
+        return list(Destination.model_fields)
+    default = getattr(Settings.model_fields[str(section[0])], "default", None)
+    return list(type(default).model_fields) if isinstance(default, BaseModel) else []
+
+
+def _unknown_variables() -> Iterator[str]:
+    """Yield variables with our prefix that name no key: a slip there must not go unnoticed either."""
+    for variable in sorted(os.environ):
+        if variable.upper().startswith(ENVIRONMENT_PREFIX):
+            section, _, key = variable[len(ENVIRONMENT_PREFIX) :].lower().partition("__")
+            if section not in Settings.model_fields or (key and key not in _keys((section,))):
+                yield variable
+
+
+def _anchored(settings: Settings, folder: Path) -> Settings:
+    """Make relative paths relative to the folder of the file."""
+    spool = settings.spool.model_copy(update={"path": folder / settings.spool.path.expanduser()})
+    model = settings.classifier.model
+    classifier = settings.classifier.model_copy(
+        update={"model": folder / model.expanduser() if model else None}
+    )
+    prefix = "sqlite:///"
+    url = settings.database.url
+    if (
+        url.startswith(prefix)
+        and not url.startswith(prefix + "/")
+        and url not in (prefix, prefix + ":memory:")
+    ):
+        url = f"{prefix}{folder / url.removeprefix(prefix)}"
+    database = settings.database.model_copy(update={"url": url})
+    return settings.model_copy(update={"spool": spool, "classifier": classifier, "database": database})

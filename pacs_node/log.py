@@ -1,0 +1,66 @@
+"""One line for each event: its name, then what it is about, as text or JSON.
+
+Patient names and IDs are never logged; studies and objects are named by their UIDs.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+from pacs_node.config import LogSettings
+
+Log = structlog.stdlib.BoundLogger
+
+_QUIET = ("pynetdicom", "pydicom", "alembic", "sqlalchemy", "PIL", "monai", "matplotlib")
+
+
+def get(name: str) -> Log:
+    """Return the logger of a module; usable before `configure`."""
+    logger: Log = structlog.stdlib.get_logger(name)
+    return logger
+
+
+def configure(settings: LogSettings) -> None:
+    """Send all events of this process to standard error."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=False),
+        structlog.processors.format_exc_info,
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _renderer(settings.format),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(settings.level)
+    for name in _QUIET:
+        # What these libraries have to say is said in our own words, or is noise
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _renderer(form: str) -> Any:
+    if form == "json":
+        return structlog.processors.JSONRenderer()
+    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=20)

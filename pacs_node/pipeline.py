@@ -1,0 +1,366 @@
+"""What is done with a study: score each image, report the study, deliver the report.
+
+Each stage reads what it needs, works without a transaction, and returns what is to be written. When, how
+often and in whose name is the business of `worker`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from sqlalchemy.orm import Session
+
+from classifier import errors as classifier_errors
+from classifier.config import PROJECTION_RADIOGRAPHS
+from classifier.outcome import Decision, Prediction
+from db import queries
+from db.queue import Claimed, Kind
+from db.rows import NewReport, NewScore, PendingDelivery, StoredInstance, StoredModel, StoredReport
+from db.session import Database
+from pacs_node import log
+from pacs_node.config import DeliverSettings, Destination
+from pacs_node.deliver import Link, Sent, open_link
+from pacs_node.errors import DestinationRefused, Retryable
+from pacs_node.header import UnreadableHeader, read_header
+from pacs_node.report import Algorithm, ImageResult, InvalidReport, Node, Predecessor, Reason, build
+from pacs_node.spool import Spool
+from pacs_node.worker import Done, GivenUp, Later, Outcome
+
+_log = log.get(__name__)
+
+_DUPLICATE = Reason("DUPLICATE_UID", "Another object came under the same UID before", failed=False)
+_FAILED = Reason("SCORING_FAILED", "Scoring failed, see the log of the node", failed=True)
+_FAILURES = {classifier_errors.Reason.UNREADABLE, classifier_errors.Reason.NO_FINITE_SCORE}
+_RETRY_SECONDS = 30.0  # after a fault of the machine, such as a file system that is away
+_LONGEST_PATIENCE = 60.0  # a report that waits for scores is woken by them; this is for when that went wrong
+_REVISION_PAUSE = 1.0  # until an earlier revision has arrived
+
+
+class Scorer(Protocol):
+    """What scores files; `classifier.predict.Predictor` does."""
+
+    def predict(self, sources: Sequence[Path]) -> list[Prediction]:
+        """Return one prediction for each file; OSError when one cannot be read."""
+        ...
+
+
+class ScoreStage:
+    """Score images in batches."""
+
+    kind = Kind.SCORE
+    lane = ""
+    longest_wait_seconds = _RETRY_SECONDS
+
+    def __init__(
+        self, database: Database, spool: Spool, scorer: Scorer, model: StoredModel, batch_size: int
+    ) -> None:
+        self.batch_size = batch_size
+        self._database = database
+        self._spool = spool
+        self._scorer = scorer
+        self._model = model
+
+    def run(self, jobs: Sequence[Claimed], is_mine: Callable[[], bool]) -> Sequence[Outcome]:  # noqa: ARG002
+        """Score the instances of the jobs."""
+        with self._database.read() as session:
+            instances = queries.instances(session, [job.ref for job in jobs])
+        return [self._outcome(*pair) for pair in zip(instances, self._predict(instances), strict=True)]
+
+    def _predict(self, instances: Sequence[StoredInstance]) -> list[Prediction | OSError]:
+        originals = [instance for instance in instances if not instance.copy]
+        scored = iter(self._predict_files([self._spool.path(instance.digest) for instance in originals]))
+        return [_not_scored(_DUPLICATE) if instance.copy else next(scored) for instance in instances]
+
+    def _predict_files(self, paths: Sequence[Path]) -> list[Prediction | OSError]:
+        """Score files together, and one by one where one of them cannot be read."""
+        try:
+            return [*self._scorer.predict(paths)]
+        except OSError as error:
+            if len(paths) == 1:
+                return [error]
+        return [outcome for path in paths for outcome in self._predict_files([path])]
+
+    def _outcome(self, instance: StoredInstance, prediction: Prediction | OSError) -> Outcome:
+        uid = instance.sop_instance_uid
+        if isinstance(prediction, FileNotFoundError):
+            _log.error("file missing from spool", sop_instance_uid=uid, digest=instance.digest)
+            return GivenUp(f"The file {instance.digest}.dcm is missing from the spool")
+        if isinstance(prediction, OSError):
+            _log.warning("file not read", sop_instance_uid=uid, cause=str(prediction.strerror))
+            return Later(_RETRY_SECONDS, f"The file cannot be read: {prediction.strerror}")
+        _log.info(
+            "instance scored",
+            sop_instance_uid=uid,
+            decision=prediction.decision.value,
+            probability=prediction.probability,
+            reason=prediction.reason or None,
+        )
+        return Done(partial(queries.add_score, score=self._score(instance, prediction)))
+
+    def _score(self, instance: StoredInstance, prediction: Prediction) -> NewScore:
+        reason = _DUPLICATE.code if instance.copy else prediction.reason
+        return NewScore(
+            instance_id=instance.id,
+            model_id=self._model.id,
+            probability=prediction.probability,
+            threshold=self._model.threshold,
+            decision=prediction.decision.value,
+            reason=None if reason is None else str(reason),
+            detail=prediction.detail,
+            view=prediction.view,
+            scored_at=datetime.now(UTC),
+        )
+
+
+class ReportStage:
+    """Make the report of a study that is quiet, or the revision that supersedes the last one."""
+
+    kind = Kind.REPORT
+    lane = ""
+    batch_size = 4
+
+    def __init__(
+        self,
+        database: Database,
+        spool: Spool,
+        node: Node,
+        destinations: Sequence[Destination],
+        give_up_after: timedelta,
+        quiet_seconds: float,
+    ) -> None:
+        self.longest_wait_seconds = max(quiet_seconds, _LONGEST_PATIENCE)
+        self._database = database
+        self._spool = spool
+        self._node = node
+        self._destinations = [d.name for d in destinations if "report" in d.send]
+        self._give_up_after = give_up_after
+
+    def run(self, jobs: Sequence[Claimed], is_mine: Callable[[], bool]) -> Sequence[Outcome]:  # noqa: ARG002
+        """Report the studies of the jobs."""
+        return [self._report(job.ref) for job in jobs]
+
+    def _report(self, study_id: int) -> Outcome:
+        with self._database.read() as session:
+            study = _Study(
+                id=study_id,
+                uid=queries.study_uid(session, study_id),
+                images=_reportable(queries.study_instances(session, study_id)),
+                last=queries.last_report(session, study_id),
+                model=queries.newest_model(session),
+            )
+        if study.waits_for_scores:
+            return Later(_LONGEST_PATIENCE, "Waits for scores")
+        if not study.images or (study.last is not None and study.last.images == study.stated):
+            return Done(_nothing)
+        try:
+            new = self._build(study)
+        except (InvalidReport, UnreadableHeader, FileNotFoundError) as error:
+            _log.error("report failed", study=study.uid, cause=str(error))
+            return GivenUp(f"No report can be made: {error}")
+        except OSError as error:
+            return Later(_RETRY_SECONDS, f"A file cannot be read: {error.strerror}")
+        _log.info(
+            "report made", study=study.uid, revision=new.revision, sop_instance_uid=new.sop_instance_uid
+        )
+        return Done(partial(queries.add_report, new=new))
+
+    def _build(self, study: _Study) -> NewReport:
+        made_at = datetime.now(UTC).replace(microsecond=0)
+        images = [self._result(image, study.model) for image in study.images]
+        report = build(images, self._node, made_at, study.revision, study.predecessor)
+        return NewReport(
+            study_id=study.id,
+            revision=study.revision,
+            sop_class_uid=report.sop_class_uid,
+            sop_instance_uid=report.sop_instance_uid,
+            series_instance_uid=report.series_instance_uid,
+            content=report.content,
+            made_at=made_at,
+            images=study.stated,
+            destinations=self._destinations,
+            give_up_at=made_at + self._give_up_after,
+        )
+
+    def _result(self, image: StoredInstance, newest: StoredModel | None) -> ImageResult:
+        header = read_header(self._spool.path(image.digest))
+        score = image.score
+        if score is not None:
+            reason = None if score.reason is None else _reason(score.reason)
+            by = algorithm(score.model, score.threshold)
+            return ImageResult(header, score.decision, score.probability, reason, by)
+        if newest is None:
+            raise InvalidReport("no model was ever in use here")
+        return ImageResult(header, Decision.NOT_SCORED.value, None, _FAILED, algorithm(newest))
+
+
+@dataclass(frozen=True)
+class _Study:
+    """A study as the database has it at one moment."""
+
+    id: int
+    uid: str
+    images: Sequence[StoredInstance]
+    last: StoredReport | None
+    model: StoredModel | None
+
+    @property
+    def waits_for_scores(self) -> bool:
+        return any(image.score is None and image.job_state == "ready" for image in self.images)
+
+    @property
+    def stated(self) -> frozenset[tuple[int, int | None]]:
+        """What a report made now states; no score where its job was given up."""
+        return frozenset((image.id, image.score.id if image.score else None) for image in self.images)
+
+    @property
+    def revision(self) -> int:
+        return self.last.revision + 1 if self.last else 1
+
+    @property
+    def predecessor(self) -> Predecessor | None:
+        last = self.last
+        if last is None:
+            return None
+        return Predecessor(last.sop_class_uid, last.sop_instance_uid, last.series_instance_uid, self.uid)
+
+
+class DeliverStage:
+    """Send reports to one destination, all that wait over one association."""
+
+    kind = Kind.DELIVER
+    batch_size = 16
+
+    def __init__(
+        self, database: Database, destination: Destination, ae_title: str, settings: DeliverSettings
+    ) -> None:
+        self.lane = destination.name
+        self.longest_wait_seconds = settings.max_retry_seconds
+        self._database = database
+        self._destination = destination
+        self._ae_title = ae_title
+        self._settings = settings
+
+    def run(self, jobs: Sequence[Claimed], is_mine: Callable[[], bool]) -> Sequence[Outcome]:
+        """Send the reports of the jobs, each study's revisions in their order."""
+        with self._database.read() as session:
+            pending = queries.deliveries(session, [job.ref for job in jobs])
+        outcomes: dict[int, Outcome] = {
+            delivery.id: Later(_REVISION_PAUSE, "Waits for the earlier revision")
+            for delivery in pending
+            if delivery.waits_for_earlier
+        }
+        free = [delivery for delivery in pending if delivery.id not in outcomes]
+        if free:
+            outcomes |= self._send(free, is_mine)
+        return [outcomes[delivery.id] for delivery in pending]
+
+    def _send(self, pending: Sequence[PendingDelivery], is_mine: Callable[[], bool]) -> dict[int, Outcome]:
+        outcomes: dict[int, Outcome] = {}
+        try:
+            with open_link(self._destination, self._ae_title, self._settings) as link:
+                for delivery in pending:
+                    if link.is_open:
+                        outcomes[delivery.id] = self._send_one(delivery, link, is_mine)
+        except DestinationRefused as error:
+            return {delivery.id: self._refused(delivery, error) for delivery in pending}
+        except Retryable as error:
+            return {delivery.id: self._retry(delivery, error) for delivery in pending}
+        # The rest did not fail: with the shorter pause, they come before the one that broke the association.
+        rest = [delivery.id for delivery in pending if delivery.id not in outcomes]
+        return outcomes | dict.fromkeys(rest, Later(self._settings.retry_seconds, "The association broke"))
+
+    def _send_one(self, delivery: PendingDelivery, link: Link, is_mine: Callable[[], bool]) -> Outcome:
+        if not is_mine():
+            return Later(0, "Another worker took over, and sends it")
+        try:
+            return self._delivered(delivery, link.send(delivery.content))
+        except DestinationRefused as error:
+            return self._refused(delivery, error)
+        except Retryable as error:
+            return self._retry(delivery, error)
+
+    def _delivered(self, delivery: PendingDelivery, sent: Sent) -> Done:
+        self._tell("report delivered", delivery, status=f"0x{sent.status:04X}")
+        return Done(
+            partial(
+                queries.record_delivery,
+                delivery_id=delivery.id,
+                state="delivered",
+                sop_class_uid=sent.sop_class_uid,
+                sop_instance_uid=sent.sop_instance_uid,
+                status=sent.status,
+                error=None,
+                updated_at=datetime.now(UTC),
+            )
+        )
+
+    def _refused(self, delivery: PendingDelivery, error: Exception) -> GivenUp:
+        self._tell("report refused", delivery, cause=str(error))
+        return GivenUp(str(error), self._try(delivery, error, state="failed"))
+
+    def _retry(self, delivery: PendingDelivery, error: Exception) -> Outcome:
+        if datetime.now(UTC) >= delivery.give_up_at:
+            self._tell("delivery given up", delivery, cause=str(error))
+            return GivenUp(str(error), self._try(delivery, error, state="failed"))
+        pause = min(
+            self._settings.max_retry_seconds, self._settings.retry_seconds * 2 ** min(delivery.tries, 20)
+        )
+        self._tell("delivery put off", delivery, seconds=pause, cause=str(error))
+        return Later(pause, str(error), self._try(delivery, error, state="pending"))
+
+    def _try(self, delivery: PendingDelivery, error: Exception, state: str) -> Callable[[Session], None]:
+        return partial(
+            queries.record_try,
+            delivery_id=delivery.id,
+            state=state,
+            error=str(error),
+            status=getattr(error, "status", None),
+            updated_at=datetime.now(UTC),
+        )
+
+    def _tell(self, event: str, delivery: PendingDelivery, **details: object) -> None:
+        write = _log.info if event == "report delivered" else _log.warning
+        write(
+            event,
+            destination=self.lane,
+            study=delivery.study_instance_uid,
+            revision=delivery.revision,
+            **details,
+        )
+
+
+def algorithm(model: StoredModel, threshold: float | None = None) -> Algorithm:
+    """Return the model as it appears in reports.
+
+    Raises
+    ------
+    InvalidReport
+        When its name, version or preprocessing cannot stand in a report.
+    """
+    threshold = model.threshold if threshold is None else threshold
+    return Algorithm(model.name, model.version, model.sha256, threshold, model.preprocessing)
+
+
+def _reportable(instances: Sequence[StoredInstance]) -> list[StoredInstance]:
+    """Leave out what no one expects an answer for: CT slices, presentation states, the reports of others."""
+    return [instance for instance in instances if instance.sop_class_uid in PROJECTION_RADIOGRAPHS]
+
+
+def _reason(code: str) -> Reason:
+    if code == _DUPLICATE.code:
+        return _DUPLICATE
+    known = classifier_errors.Reason(code)
+    return Reason(known.value, known.meaning, failed=known in _FAILURES)
+
+
+def _not_scored(reason: Reason) -> Prediction:
+    return Prediction(None, Decision.NOT_SCORED, None, reason.meaning, None)
+
+
+def _nothing(_session: Session) -> None:
+    """Write nothing: no report is needed, or the last one states it all."""

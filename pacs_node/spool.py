@@ -1,0 +1,127 @@
+"""The folder of received objects. A file here is whole, fsynced, named by its content and never changed.
+
+::
+
+    spool/incoming/            being received; whatever a crash leaves here was never answered with Success
+    spool/objects/ab/abcd….dcm received; named by the SHA-256 of transfer syntax UID and encoded data set
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from pacs_node.errors import SpoolUnusable
+
+_CHUNK = 2**20
+_GROUP_LENGTH_VALUE = 140  # PS3.10 7.1
+
+
+class Spool:
+    """The spool folder.
+
+    Parameters
+    ----------
+    root
+        Its path; on a local disk, or on a shared one when several machines work together.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.incoming = root / "incoming"
+        self.objects = root / "objects"
+
+    def prepare(self) -> None:
+        """Make the folders and try to write.
+
+        Raises
+        ------
+        SpoolUnusable
+            When that fails.
+        """
+        probe = self.incoming / f".probe-{os.getpid()}"
+        try:
+            self.incoming.mkdir(parents=True, exist_ok=True)
+            self.objects.mkdir(exist_ok=True)
+            probe.write_bytes(b"probe")
+            probe.unlink()
+            for folder in (self.root.parent, self.root, self.incoming):
+                _fsync(folder)
+        except OSError as error:
+            raise SpoolUnusable(
+                f"Cannot write the spool {self.root}: {error.strerror}; correct [spool] path or its rights."
+            ) from error
+
+    def clear_incoming(self) -> int:
+        """Remove what a crash left half received; return how many. Only before anything is received."""
+        leftovers = [path for path in self.incoming.iterdir() if path.is_file()]
+        for path in leftovers:
+            path.unlink(missing_ok=True)
+        return len(leftovers)
+
+    def keep(self, received: Path, digest: str) -> Path:
+        """Make a received file permanent: when this returns, it survives a loss of power.
+
+        Parameters
+        ----------
+        received
+            A file on the same file system, closed or flushed by its writer.
+        digest
+            What `digest` returned for it.
+
+        Returns
+        -------
+        Path
+            Its place. The same content under the same digest replaces itself.
+
+        Raises
+        ------
+        OSError
+            When it cannot be written, such as for lack of space.
+        """
+        place = self.path(digest)
+        _fsync(received)
+        if not place.parent.is_dir():
+            place.parent.mkdir(exist_ok=True)
+            _fsync(self.objects)
+        received.replace(place)
+        _fsync(place.parent)
+        return place
+
+    def path(self, digest: str) -> Path:
+        """Return the place of an object."""
+        return self.objects / digest[:2] / f"{digest}.dcm"
+
+    def stored(self) -> Iterator[str]:
+        """Yield the digests of all files that are here."""
+        yield from (path.stem for path in sorted(self.objects.glob("??/*.dcm")))
+
+    def free_bytes(self) -> int:
+        """Return the space left on its disk."""
+        return shutil.disk_usage(self.root).free
+
+
+def digest(path: Path, transfer_syntax_uid: str) -> str:
+    """Return the SHA-256, in hex, of the transfer syntax UID and the encoded data set of a Part 10 file.
+
+    File Meta Information is left out: it differs between two senders of one object.
+    """
+    sha = hashlib.sha256(transfer_syntax_uid.encode() + b"\0")
+    with path.open("rb") as file:
+        # Preamble, DICM, then File Meta Information Group Length with the length of what follows it
+        file.seek(_GROUP_LENGTH_VALUE)
+        file.seek(int.from_bytes(file.read(4), "little"), os.SEEK_CUR)
+        while chunk := file.read(_CHUNK):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,216 @@
+"""When work is done: claim, lease, retry, stop. What is done is the business of the stages in `pipeline`.
+
+A worker holds the jobs of one claim under a token and a lease that it keeps renewing. If it dies, the lease
+ends and another worker takes over. If it only seemed dead, its token no longer counts and it writes nothing.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sqlalchemy.orm import Session
+
+from db import queue
+from db.errors import DatabaseDown, DatabaseError
+from db.queue import Claimed, Kind
+from db.session import Database
+from pacs_node import log
+
+_log = log.get(__name__)
+
+_MOST_BACK_OFF = 10.0  # seconds, while the database is away
+_SETTLE_TRIES = 5  # after `stop`
+
+Write = Callable[[Session], None]
+
+
+@dataclass(frozen=True)
+class Done:
+    """The work is done; `write` records it in the transaction that finishes the job."""
+
+    write: Write
+
+
+@dataclass(frozen=True)
+class Later:
+    """The work could not be done yet, in good order; `write` records the try."""
+
+    seconds: float
+    why: str
+    write: Write | None = None
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """Trying again cannot help; `write` records that."""
+
+    why: str
+    write: Write | None = None
+
+
+Outcome = Done | Later | GivenUp
+
+
+class Stage(Protocol):
+    """What a worker does with the jobs it claimed.
+
+    Attributes
+    ----------
+    kind, lane
+        Which jobs it does.
+    batch_size
+        How many at once, at most.
+    longest_wait_seconds
+        For how long its jobs are ever put off; one that waits longer was put off before a clock jumped back.
+    """
+
+    kind: Kind
+    lane: str
+    batch_size: int
+    longest_wait_seconds: float
+
+    def run(self, jobs: Sequence[Claimed], is_mine: Callable[[], bool]) -> Sequence[Outcome]:
+        """Do the work, outside of any transaction; return one outcome for each job, in their order.
+
+        `is_mine` asks the database whether the lease still holds, for the moment before something that cannot
+        be undone.
+        """
+        ...
+
+
+class Worker:
+    """Does the jobs of one stage until it is told to stop.
+
+    Parameters
+    ----------
+    database
+        The one with the queue.
+    stage
+        What to do.
+    poll_seconds
+        How often to look for work when there is none.
+    lease_seconds
+        How long others wait before they take this worker for dead.
+    """
+
+    def __init__(self, database: Database, stage: Stage, poll_seconds: float, lease_seconds: float) -> None:
+        self._database = database
+        self._stage = stage
+        self._poll = poll_seconds
+        self._lease = lease_seconds
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Let the jobs at hand be finished and `run` return."""
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Work until `stop`."""
+        failures = 0
+        while not self._stopped.is_set():
+            try:
+                worked = self.work_once()
+                failures = 0
+            except DatabaseError as error:
+                failures += 1
+                self._back_off(failures, error)
+            else:
+                if not worked:
+                    self._stopped.wait(self._poll)
+
+    def _back_off(self, failures: int, error: DatabaseError) -> None:
+        _log.error("database failed", kind=self._stage.kind.value, lane=self._stage.lane, cause=str(error))
+        self._stopped.wait(min(_MOST_BACK_OFF, 0.1 * 2**failures) * random.uniform(0.5, 1))
+
+    def work_once(self) -> bool:
+        """Claim and do jobs once; tell whether there were any.
+
+        Raises
+        ------
+        DatabaseError
+            When the database is away; the jobs become claimable again when their lease ends.
+        """
+        stage = self._stage
+        with self._database.write() as session:
+            claim = queue.claim(
+                session,
+                stage.kind,
+                stage.lane,
+                limit=stage.batch_size,
+                lease_seconds=self._lease,
+                horizon_seconds=max(self._lease, stage.longest_wait_seconds) + 1,
+            )
+        for job in claim.given_up:
+            _log.error("job given up", kind=stage.kind.value, ref=job.ref, cause="its workers died")
+        if claim.jobs:
+            with _Heartbeat(self._database, claim.token, self._lease):
+                outcomes = stage.run(claim.jobs, lambda: self._is_mine(claim.token, len(claim.jobs)))
+            self._settle(claim.token, claim.jobs, outcomes)
+        return bool(claim.jobs or claim.given_up)
+
+    def _is_mine(self, token: str, number: int) -> bool:
+        with self._database.write() as session:
+            return queue.renew(session, token, self._lease) == number
+
+    def _settle(self, token: str, jobs: Sequence[Claimed], outcomes: Sequence[Outcome]) -> None:
+        """Record the outcomes; keep them while the database is away: what was sent must not be sent again."""
+        failures = 0
+        while True:
+            try:
+                return self._write(token, jobs, outcomes)
+            except DatabaseDown as error:
+                failures += 1
+                if self._stopped.is_set() and failures >= _SETTLE_TRIES:
+                    raise
+                self._back_off(failures, error)
+
+    def _write(self, token: str, jobs: Sequence[Claimed], outcomes: Sequence[Outcome]) -> None:
+        """Write everything in one transaction, for those jobs alone that are still this worker's."""
+        lost = []
+        with self._database.write() as session:
+            for job, outcome in zip(jobs, outcomes, strict=True):
+                if not _finish(session, token, job, outcome):
+                    lost.append(job.ref)
+                elif outcome.write is not None:
+                    outcome.write(session)
+        for ref in lost:
+            _log.warning("job taken over", kind=self._stage.kind.value, ref=ref)
+
+
+def _finish(session: Session, token: str, job: Claimed, outcome: Outcome) -> bool:
+    if isinstance(outcome, Done):
+        return bool(queue.finish(session, token, [job.id]))
+    if isinstance(outcome, GivenUp):
+        return bool(queue.fail(session, token, [job.id], outcome.why))
+    return bool(queue.postpone(session, token, [job.id], outcome.seconds, outcome.why))
+
+
+class _Heartbeat:
+    """Renews a lease while a stage is at work; stops with the process, which is the point."""
+
+    def __init__(self, database: Database, token: str, lease_seconds: float) -> None:
+        self._database = database
+        self._token = token
+        self._lease = lease_seconds
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_exception: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._lease / 3):
+            try:
+                with self._database.write() as session:
+                    if not queue.renew(session, self._token, self._lease):
+                        return
+            except DatabaseError as error:
+                _log.warning("lease not renewed", cause=str(error))
