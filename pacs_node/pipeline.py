@@ -23,7 +23,7 @@ from db.queue import Claimed, Kind
 from db.rows import NewReport, NewScore, PendingDelivery, StoredInstance, StoredModel, StoredReport
 from db.session import Database
 from pacs_node import log
-from pacs_node.config import DeliverSettings, Destination
+from pacs_node.config import DeliverSettings, Destination, Settings
 from pacs_node.deliver import Link, Sent, open_link
 from pacs_node.errors import DestinationRefused, Retryable
 from pacs_node.header import UnreadableHeader, read_header
@@ -129,16 +129,14 @@ class ReportStage:
         database: Database,
         spool: Spool,
         node: Node,
-        destinations: Sequence[Destination],
-        give_up_after: timedelta,
-        quiet_seconds: float,
+        settings: Settings,
     ) -> None:
-        self.longest_wait_seconds = max(quiet_seconds, _LONGEST_PATIENCE)
+        self.longest_wait_seconds = max(settings.study.quiet_seconds, _LONGEST_PATIENCE)
         self._database = database
         self._spool = spool
         self._node = node
-        self._destinations = [d.name for d in destinations if "report" in d.send]
-        self._give_up_after = give_up_after
+        self._destinations = [d.name for d in settings.destinations if "report" in d.send]
+        self._give_up_after = timedelta(hours=settings.deliver.give_up_hours)
 
     def run(self, jobs: Sequence[Claimed], is_mine: Callable[[], bool]) -> Sequence[Outcome]:  # noqa: ARG002
         """Report the studies of the jobs."""

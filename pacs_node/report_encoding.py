@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from io import BytesIO
+from typing import Any
 
 from pydicom import dcmread
 from pydicom.dataelem import DataElement, RawDataElement
