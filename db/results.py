@@ -150,28 +150,20 @@ class Failure:
 
 def failures(session: Session, limit: int) -> list[Failure]:
     """Return the newest jobs that were given up."""
-    study_id = {
-        Kind.SCORE: select(Instance.study_id).where(Instance.id == Job.ref).scalar_subquery(),
-        Kind.REPORT: select(Study.id).where(Study.id == Job.ref).scalar_subquery(),
-        Kind.DELIVER: _study_of_delivery(),
-    }
-    found = []
-    for kind, of in study_id.items():
-        statement = (
-            select(Job.lane, Study.study_instance_uid, Job.error)
-            .join(Study, Study.id == of)
-            .where(Job.kind == kind, Job.state == "failed")
-            .order_by(Job.id.desc())
-            .limit(limit)
-        )
-        for lane, uid, error in session.execute(statement):
-            found.append(Failure(kind=kind, lane=lane, study_instance_uid=uid, error=error or ""))
-    return found[:limit]
-
-
-def _study_of_delivery() -> Any:
-    report = select(Delivery.report_id).where(Delivery.id == Job.ref).scalar_subquery()
-    return select(Report.study_id).where(Report.id == report).scalar_subquery()
+    asked = select(Job.kind, Job.lane, Study.study_instance_uid, Job.error, Job.id).select_from(Job)
+    scored = asked.join(Instance, Instance.id == Job.ref).join(Study, Study.id == Instance.study_id)
+    reported = asked.join(Study, Study.id == Job.ref)
+    delivered = asked.join(Delivery, Delivery.id == Job.ref).join(Report, Report.id == Delivery.report_id)
+    delivered = delivered.join(Study, Study.id == Report.study_id)
+    found: list[Any] = []
+    for kind, statement in ((Kind.SCORE, scored), (Kind.REPORT, reported), (Kind.DELIVER, delivered)):
+        failed = statement.where(Job.kind == kind, Job.state == "failed")
+        found += session.execute(failed.order_by(Job.id.desc()).limit(limit))
+    found.sort(key=lambda row: -int(row.id))
+    return [
+        Failure(kind=kind, lane=lane, study_instance_uid=uid, error=error or "")
+        for kind, lane, uid, error, _ in found[:limit]
+    ]
 
 
 def retry(session: Session, study_instance_uid: str | None, give_up_at: datetime) -> int:

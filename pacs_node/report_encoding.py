@@ -57,15 +57,11 @@ def implicit(content: bytes) -> bytes:
 def _implicit(item: Dataset) -> bytes:
     encoded = []
     for tag in sorted(item.keys()):
-        element = item.get_item(tag)
-        if element.VR == VR.SQ:
+        element: Any = item.get_item(tag)
+        value = element.value or b""  # raw: pydicom decodes what is accessed, here sequences only
+        if element.VR == "SQ":
             items = (_implicit(nested) for nested in item[tag].value)
             value = b"".join(struct.pack("<HHL", 0xFFFE, 0xE000, len(i)) + i for i in items)
-        else:
-            assert isinstance(
-                element, RawDataElement
-            )  # pydicom decodes what is accessed, here sequences only
-            value = element.value or b""
         encoded.append(struct.pack("<HHL", tag >> 16, tag & 0xFFFF, len(value)) + value)
     return b"".join(encoded)
 

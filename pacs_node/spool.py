@@ -2,7 +2,7 @@
 
 ::
 
-    spool/incoming/            being received; whatever a crash leaves here was never answered with Success
+    spool/incoming/HOST/       being received; whatever a crash leaves here was never answered with Success
     spool/objects/ab/abcd….dcm received; named by the SHA-256 of transfer syntax UID and encoded data set
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class Spool:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.incoming = root / "incoming"
+        self.incoming = root / "incoming" / socket.gethostname()
         self.objects = root / "objects"
 
     def prepare(self) -> None:
@@ -48,7 +49,7 @@ class Spool:
             self.objects.mkdir(exist_ok=True)
             probe.write_bytes(b"probe")
             probe.unlink()
-            for folder in (self.root.parent, self.root, self.incoming):
+            for folder in (self.root.parent, self.root, self.incoming.parent, self.incoming):
                 _fsync(folder)
         except OSError as error:
             raise SpoolUnusable(
@@ -56,7 +57,7 @@ class Spool:
             ) from error
 
     def clear_incoming(self) -> int:
-        """Remove what a crash left half received; return how many. Only before anything is received."""
+        """Remove what a crash left half received; return how many. Only before this host receives."""
         leftovers = [path for path in self.incoming.iterdir() if path.is_file()]
         for path in leftovers:
             path.unlink(missing_ok=True)

@@ -1,0 +1,280 @@
+"""The command `pacs-node`: serve, try out, ask, retry.
+
+Imports wait inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import sys
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from db.session import Database
+    from pacs_node.config import Settings
+
+USER_ERROR = 2
+
+app = typer.Typer(
+    help="Chest X-rays in by C-STORE, pneumonia scores in SQL, structured reports back. Research use only.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Format(StrEnum):
+    """How rows are printed."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+
+
+class StatusFormat(StrEnum):
+    """How the status is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(help="Settings file; config.toml of this folder where there is one, else the defaults."),
+]
+CallingOption = Annotated[str, typer.Option("--from", metavar="AE", help="Own AE title.")]
+
+
+@app.command(
+    epilog="Examples:\n\npacs-node serve\n\npacs-node serve --config /etc/pacs-node/config.toml\n\n"
+    "pacs-node serve --roles score    (on the machine with the GPU)"
+)
+def serve(
+    config: ConfigOption = None,
+    roles: Annotated[
+        str, typer.Option(help="What this machine does: receive, score, deliver, with commas between.")
+    ] = "receive,score,deliver",
+) -> None:
+    """Run the node until SIGTERM or Ctrl-C, which it answers by finishing what is at hand."""
+    from pacs_node.errors import UserError  # noqa: PLC0415
+    from pacs_node.roles import ROLES  # noqa: PLC0415
+    from pacs_node.supervisor import serve as run  # noqa: PLC0415
+
+    wanted = [role.strip() for role in roles.split(",")]
+    unknown = [role for role in wanted if role not in ROLES]
+    if unknown:
+        raise UserError(f"There is no role {unknown[0]!r}; use some of {', '.join(ROLES)}.")
+    sys.exit(run(_configured(config), config, wanted))
+
+
+@app.command(hidden=True)
+def role(
+    name: Annotated[str, typer.Argument(help="receive, score or deliver.")],
+    config: ConfigOption = None,
+    control: Annotated[int, typer.Option(help="Descriptor of the socket to the supervisor.")] = -1,
+) -> None:
+    """Be one process of `serve`."""
+    from pacs_node.supervisor import run_role  # noqa: PLC0415
+
+    run_role(_configured(config), name, None if control < 0 else socket.socket(fileno=control))
+
+
+@app.command(
+    epilog="Examples:\n\npacs-node demo\n\npacs-node demo --images radiographs/   (DICOM, JPEG or PNG files)"
+)
+def demo(
+    images: Annotated[
+        Path | None, typer.Option(help="Folder with images of your own instead of the drawn ones.")
+    ] = None,
+    into: Annotated[Path, typer.Option(help="Where the folder of this run is made.")] = Path("demo"),
+) -> None:
+    """Show the whole product at work on this machine, in half a minute."""
+    from pacs_node.demo import run  # noqa: PLC0415
+
+    sys.exit(run(images, into))
+
+
+@app.command(epilog="Example:\n\npacs-node send study/ extra.dcm --to PACS_NODE@127.0.0.1:11112")
+def send(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="DICOM files, or folders of them.")],
+    to: Annotated[str, typer.Option(metavar="AE@HOST:PORT", help="Where to send.")],
+    *,
+    calling: CallingOption = "PACS_NODE_SEND",
+) -> None:
+    """Send DICOM files by C-STORE, as they are. Exit code 1 when one was not stored."""
+    from rich.progress import track  # noqa: PLC0415
+
+    from pacs_node import scu  # noqa: PLC0415
+
+    files = scu.files_in(paths)
+    peer = scu.Peer.parse(to)
+    console = Console(stderr=True)
+    answers = []
+    for answer in track(
+        scu.send(files, peer, calling), "Sending", len(files), console=console, transient=True
+    ):
+        answers.append(answer)
+        if not answer.is_stored:
+            status = "" if answer.status is None else f"0x{answer.status:04X} "
+            console.print(f"{answer.path}: {status}{answer.comment}", markup=False, soft_wrap=True)
+    stored = sum(answer.is_stored for answer in answers)
+    console.print(f"{stored} of {len(answers)} files stored by {peer}.", highlight=False)
+    sys.exit(0 if stored == len(answers) else 1)
+
+
+@app.command(epilog="Example:\n\npacs-node echo PACS_NODE@127.0.0.1:11112")
+def echo(
+    peer: Annotated[str, typer.Argument(metavar="AE@HOST:PORT", help="Whom to ask.")],
+    *,
+    calling: CallingOption = "PACS_NODE_SEND",
+) -> None:
+    """Ask a DICOM peer by C-ECHO whether it is there."""
+    from pacs_node import scu  # noqa: PLC0415
+
+    scu.echo(scu.Peer.parse(peer), calling)
+    Console().print(f"{peer} is there.", highlight=False)
+
+
+@app.command(
+    epilog="Examples:\n\npacs-node results --since 2d --decision positive\n\n"
+    "pacs-node results --patient 'DOE^*' --format csv > doe.csv\n\n"
+    "pacs-node results --accession A123 --format json"
+)
+def results(
+    *,
+    patient: Annotated[str | None, typer.Option(help="Patient ID or name; * stands for anything.")] = None,
+    accession: Annotated[str | None, typer.Option(help="Accession number.")] = None,
+    study: Annotated[str | None, typer.Option(help="Study Instance UID.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Received since: a date or time (ISO 8601), or an age: 30m, 2h, 7d.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Received before; as --since.")] = None,
+    decision: Annotated[
+        str | None, typer.Option(help="positive, negative, undetermined, not_scored or waiting.")
+    ] = None,
+    min_probability: Annotated[float | None, typer.Option(min=0, max=1, help="Lowest probability.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most rows.")] = 100,
+    output: Annotated[Format, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
+        Format.TABLE
+    ),
+    config: ConfigOption = None,
+) -> None:
+    """Ask the results database, newest first; it is open to any SQL tool too, in its view `results`."""
+    from db.results import Filter  # noqa: PLC0415
+    from db.results import results as ask  # noqa: PLC0415
+    from pacs_node import display  # noqa: PLC0415
+
+    now = datetime.now(UTC)
+    wanted = Filter(
+        patient=patient,
+        accession=accession,
+        study=study,
+        since=None if since is None else _moment(since, now),
+        until=None if until is None else _moment(until, now),
+        decision=decision,
+        min_probability=min_probability,
+        limit=limit,
+    )
+    with _database(_configured(config)).read() as session:
+        rows = ask(session, wanted)
+    if output is Format.TABLE:
+        display.print_results(rows, Console())
+    elif output is Format.CSV:
+        display.write_csv(rows, sys.stdout)
+    else:
+        display.write_json(rows, sys.stdout)
+
+
+@app.command(epilog="Example:\n\npacs-node status --format json")
+def status(
+    output: Annotated[StatusFormat, typer.Option("--format", help="For people or scripts.")] = (
+        StatusFormat.TABLE
+    ),
+    config: ConfigOption = None,
+) -> None:
+    """Show counts by state, the oldest waiting image, space, model. Exit code 1 when a person should look."""
+    from pacs_node import display  # noqa: PLC0415
+    from pacs_node.health import snapshot  # noqa: PLC0415
+
+    settings = _configured(config)
+    found = snapshot(settings, _database(settings), datetime.now(UTC))
+    if output is StatusFormat.JSON:
+        display.write_json(display.status_values(found), sys.stdout)
+    else:
+        display.print_status(found, Console())
+    sys.exit(1 if found.problems else 0)
+
+
+@app.command(epilog="Examples:\n\npacs-node retry --failed\n\npacs-node retry 1.2.826.0.1.3680043.8.498.1")
+def retry(
+    study_uid: Annotated[
+        str | None, typer.Argument(metavar="STUDY_UID", help="Only what failed of this study.")
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Everything that failed.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Try again what was given up: scoring, reports and deliveries."""
+    from db import results as asked  # noqa: PLC0415
+    from pacs_node.errors import UserError  # noqa: PLC0415
+
+    if failed == (study_uid is not None):
+        raise UserError("Say what to try again: --failed for everything, or one STUDY_UID.")
+    settings = _configured(config)
+    give_up_at = datetime.now(UTC) + timedelta(hours=settings.deliver.give_up_hours)
+    with _database(settings).write() as session:
+        if study_uid is not None and not asked.study_exists(session, study_uid):
+            raise UserError(f"There is no study {study_uid}; see `pacs-node results`.")
+        number = asked.retry(session, study_uid, give_up_at)
+    Console().print(f"{number} {'job' if number == 1 else 'jobs'} will be tried again.", highlight=False)
+
+
+def main() -> None:
+    """Run the command; what a person can mend ends in one sentence and exit code 2."""
+    from db.errors import DatabaseError  # noqa: PLC0415
+    from pacs_node.errors import UserError  # noqa: PLC0415
+
+    try:
+        app()
+    except (UserError, DatabaseError) as error:
+        Console(stderr=True, soft_wrap=True).print(f"pacs-node: {error}", style="red", markup=False)
+        sys.exit(USER_ERROR)
+
+
+def _configured(config: Path | None) -> Settings:
+    from pacs_node import log  # noqa: PLC0415
+    from pacs_node.config import load  # noqa: PLC0415
+
+    settings = load(config)
+    log.configure(settings.log)
+    return settings
+
+
+def _database(settings: Settings) -> Database:
+    from db.session import Database  # noqa: PLC0415
+
+    database = Database(settings.database.url)
+    database.require_current()
+    return database
+
+
+def _moment(text: str, now: datetime) -> datetime:
+    """Read a date, a time, or an age; without zone it is the one of this machine."""
+    from pacs_node.errors import UserError  # noqa: PLC0415
+
+    age = re.fullmatch(r"(\d+)([mhd])", text)
+    if age is not None:
+        unit = {"m": "minutes", "h": "hours", "d": "days"}[age[2]]
+        return now - timedelta(**{unit: int(age[1])})
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except ValueError as error:
+        raise UserError(f"{text!r} is no time; write 2025-06-10, 2025-06-10T08:30 or 2h.") from error

@@ -1,0 +1,78 @@
+"""One look at the whole node: counts, ages, space. Nothing here writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from db import queries, results
+from db.results import Counts, Failure, Waiting
+from db.rows import StoredModel
+from db.session import Database
+from pacs_node.config import Settings
+from pacs_node.spool import Spool
+
+_MOST_FAILURES = 20
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of the node at one moment.
+
+    Attributes
+    ----------
+    free_bytes, floor_bytes
+        Space left for the spool, and below how much of it images are refused; ``None`` without spool.
+    unconfigured
+        Destinations for which deliveries wait but which config.toml does not name.
+    """
+
+    at: datetime
+    counts: Counts
+    waiting: Waiting | None
+    failures: list[Failure]
+    model: StoredModel | None
+    free_bytes: int | None
+    floor_bytes: int
+    unconfigured: list[str]
+
+    @property
+    def problems(self) -> list[str]:
+        """What a person should look at, one sentence each; none when all is well."""
+        found = []
+        failed = sum(number for (_, state), number in self.counts.jobs.items() if state == "failed")
+        if failed:
+            found.append(f"{failed} failed: see the reasons, then `pacs-node retry --failed`.")
+        if self.free_bytes is not None and self.free_bytes < self.floor_bytes:
+            found.append("The spool is almost full: images are refused until there is space.")
+        for name in self.unconfigured:
+            found.append(f"Reports wait for {name}, which is not among the [[destinations]].")
+        return found
+
+
+def snapshot(settings: Settings, database: Database, at: datetime) -> Snapshot:
+    """Look at everything.
+
+    Raises
+    ------
+    db.errors.DatabaseError
+        When the database cannot be asked.
+    """
+    with database.read() as session:
+        counts = results.counts(session)
+        waiting = results.oldest_waiting(session)
+        failures = results.failures(session, _MOST_FAILURES)
+        model = queries.newest_model(session)
+    known = {destination.name for destination in settings.destinations}
+    pending = {name for (name, state), number in counts.deliveries.items() if state == "pending" and number}
+    spool = Spool(settings.spool.path)
+    return Snapshot(
+        at=at,
+        counts=counts,
+        waiting=waiting,
+        failures=failures,
+        model=model,
+        free_bytes=spool.free_bytes() if spool.root.is_dir() else None,
+        floor_bytes=settings.receive.min_free_mebibytes * 2**20,
+        unconfigured=sorted(pending - known),
+    )

@@ -1,0 +1,133 @@
+"""The processes of the node, each with one role: receive, score, or deliver.
+
+Each function builds what its role needs, says that it is ready, and works until it is told to stop. Only the
+scoring process loads torch: a crash of CUDA leaves associations answering.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+
+from db import queries
+from db.errors import DatabaseError
+from db.rows import StoredModel
+from db.session import Database
+from pacs_node import __version__, log
+from pacs_node.config import Settings
+from pacs_node.errors import DatabaseUnusable, ModelUnusable
+from pacs_node.pipeline import DeliverStage, ReportStage, Scorer, ScoreStage, algorithm
+from pacs_node.receive import Receiver
+from pacs_node.report import InvalidReport, Node
+from pacs_node.spool import Spool
+from pacs_node.worker import Stage, Worker
+
+_log = log.get(__name__)
+
+Ready = Callable[[], None]
+Role = Callable[[Settings, threading.Event, Ready], None]
+
+
+def receive(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
+    """Answer associations."""
+    database, spool = _open(settings)
+    leftovers = spool.clear_incoming()
+    if leftovers:
+        _log.warning("incomplete objects removed", number=leftovers)
+    receiver = Receiver(settings, database, spool)
+    port = receiver.start()
+    _log.info("listening", ae_title=settings.node.ae_title, host=settings.node.host, port=port)
+    ready()
+    stopped.wait()
+    receiver.stop()
+
+
+def score(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
+    """Score images."""
+    database, spool = _open(settings)
+    scorer, model = _load_model(settings, database)
+    stage = ScoreStage(database, spool, scorer, model, settings.classifier.batch_size)
+    ready()
+    _work(settings, stopped, database, [stage])
+
+
+def deliver(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
+    """Make reports and send them, each destination in a thread of its own."""
+    database, spool = _open(settings)
+    node = Node(
+        software_version=__version__,
+        station_name=settings.node.station_name,
+        purpose=settings.node.purpose,
+        timezone=settings.node.timezone or None,
+    )
+    stages: list[Stage] = [ReportStage(database, spool, node, settings)]
+    for destination in settings.destinations:
+        stages.append(DeliverStage(database, destination, settings.node.ae_title, settings.deliver))
+    ready()
+    _work(settings, stopped, database, stages)
+
+
+ROLES: dict[str, Role] = {"receive": receive, "score": score, "deliver": deliver}
+
+
+def _open(settings: Settings) -> tuple[Database, Spool]:
+    try:
+        database = Database(settings.database.url)
+        database.require_current()
+    except DatabaseError as error:
+        raise DatabaseUnusable(str(error)) from error
+    spool = Spool(settings.spool.path)
+    spool.prepare()
+    return database, spool
+
+
+def _load_model(settings: Settings, database: Database) -> tuple[Scorer, StoredModel]:
+    from classifier.config import Eligibility  # noqa: PLC0415
+    from classifier.errors import ClassifierError  # noqa: PLC0415
+    from classifier.predict import Predictor  # noqa: PLC0415 - torch, in this process alone
+
+    wanted = settings.classifier
+    rules = Eligibility(wanted.unknown_body_part, wanted.unknown_view, wanted.max_pixels)
+    try:
+        predictor = Predictor.load(wanted.model, wanted.device, rules)
+        card = predictor.card
+        model = StoredModel(
+            id=0,
+            sha256=card.sha256,
+            name=card.name,
+            version=card.version,
+            threshold=card.threshold,
+            preprocessing=card.preprocessing_text,
+        )
+        algorithm(model)  # what cannot stand in a report must fail now, not then
+        row = {name: value for name, value in asdict(model).items() if name != "id"}
+        with database.write() as session:
+            row["card"] = card.model_dump_json()
+            model = replace(model, id=queries.register_model(session, row, datetime.now(UTC)))
+    except (ClassifierError, InvalidReport) as error:
+        raise ModelUnusable(str(error)) from error
+    except DatabaseError as error:
+        raise DatabaseUnusable(str(error)) from error
+    _log.info(
+        "model loaded", model=card.name, version=card.version, sha256=card.sha256, device=predictor.device
+    )
+    return predictor, model
+
+
+def _work(settings: Settings, stopped: threading.Event, database: Database, stages: Sequence[Stage]) -> None:
+    """Run a worker for each stage until `stopped`; end all when one of them fails."""
+    poll, lease = settings.work.poll_seconds, settings.work.lease_seconds
+    workers = [Worker(database, stage, poll, lease) for stage in stages]
+    threads = [threading.Thread(target=worker.run, daemon=True) for worker in workers]
+    for thread in threads:
+        thread.start()
+    while not stopped.wait(0.2) and all(thread.is_alive() for thread in threads):
+        pass
+    for worker in workers:
+        worker.stop()
+    for thread in threads:
+        thread.join()
+    if not stopped.is_set():
+        raise RuntimeError("a worker ended unexpectedly; its traceback stands above")

@@ -1,0 +1,180 @@
+"""`pacs-node serve`: starts one process for each role, restarts those that die, and ends them in good order.
+
+Each process has a socket to the supervisor. It sends one byte when it is ready, and ends by itself when the
+supervisor is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from db.errors import DatabaseError
+from db.session import Database
+from pacs_node import __version__, log
+from pacs_node.config import Settings
+from pacs_node.errors import DatabaseUnusable
+from pacs_node.roles import ROLES
+from pacs_node.spool import Spool
+
+_log = log.get(__name__)
+
+USER_ERROR = 2  # exit code: the person at the keyboard can mend it
+_POLL_SECONDS = 0.1
+_GRACE_SECONDS = 60  # to finish what is at hand
+_MOST_BACK_OFF = 30.0
+_HEALTHY_SECONDS = 60  # a process that lived so long starts its next life without pause
+
+
+class _Process:
+    """One role, through all its lives."""
+
+    def __init__(self, role: str, config: Path | None) -> None:
+        self.role = role
+        self._config = config
+        self._deaths = 0
+        self._started_at = 0.0
+        self.restart_at: float | None = None
+        self.was_ready = False
+        self._start()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "pacs_node", "role", self.role]
+        command += ["--control", str(theirs.fileno())]
+        if self._config is not None:
+            command += ["--config", str(self._config)]
+        self._popen = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        theirs.close()
+        ours.setblocking(False)
+        self._socket = ours
+        self._started_at = time.monotonic()
+        self.restart_at = None
+
+    def check(self) -> int | None:
+        """Notice readiness and death; return the exit code of a process that died before it was ever ready."""
+        with suppress(BlockingIOError, ConnectionError):
+            self.was_ready = bool(self._socket.recv(1)) or self.was_ready
+        code = self._popen.poll()
+        if code is None:
+            return None
+        if self.restart_at is None:
+            self._socket.close()
+            if not self.was_ready and code == USER_ERROR:
+                return code
+            self._plan_restart(code)
+        elif time.monotonic() >= self.restart_at:
+            self._start()
+        return None
+
+    def _plan_restart(self, code: int) -> None:
+        lived = time.monotonic() - self._started_at
+        self._deaths = 1 if lived > _HEALTHY_SECONDS else self._deaths + 1
+        pause = min(_MOST_BACK_OFF, 0.25 * 2**self._deaths)
+        _log.error("process died", role=self.role, exit_code=code, restart_seconds=pause)
+        self.restart_at = time.monotonic() + pause
+
+    def terminate(self) -> None:
+        """Ask the process to finish what is at hand and end."""
+        self._popen.terminate()
+
+    def join(self, deadline: float) -> None:
+        """Wait for its end; end it by force after `deadline`."""
+        try:
+            self._popen.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            _log.error("process ended by force", role=self.role)
+            self._popen.kill()
+            self._popen.wait()
+
+
+def serve(settings: Settings, config: Path | None, roles: Sequence[str]) -> int:
+    """Run the roles until SIGTERM or SIGINT.
+
+    Parameters
+    ----------
+    settings, config
+        The settings, and the file they came from.
+    roles
+        Keys of `ROLES`.
+
+    Returns
+    -------
+    int
+        Exit code: 0 after a signal, 2 when a role cannot start and a person must mend it.
+
+    Raises
+    ------
+    DatabaseUnusable, SpoolUnusable
+    """
+    with stop_on_signals() as stopped:
+        _prepare(settings)
+        _log.info("starting", version=__version__, roles=",".join(roles))
+        processes = [_Process(role, config) for role in roles]
+        try:
+            return _watch(processes, stopped)
+        finally:
+            for process in processes:
+                process.terminate()
+            deadline = time.monotonic() + _GRACE_SECONDS
+            for process in processes:
+                process.join(deadline)
+            _log.info("stopped")
+
+
+def _prepare(settings: Settings) -> None:
+    Spool(settings.spool.path).prepare()
+    try:
+        database = Database(settings.database.url)
+        database.upgrade()
+        database.close()
+    except DatabaseError as error:
+        raise DatabaseUnusable(str(error)) from error
+
+
+def _watch(processes: Sequence[_Process], stopped: threading.Event) -> int:
+    all_ready = False
+    while not stopped.wait(_POLL_SECONDS):
+        for process in processes:
+            code = process.check()
+            if code is not None:
+                return code
+        if not all_ready and all(process.was_ready for process in processes):
+            all_ready = True
+            _log.info("ready")
+    return 0
+
+
+def run_role(settings: Settings, role: str, control: socket.socket | None) -> None:
+    """Be the process of one role; end with the supervisor."""
+    with stop_on_signals() as stopped:
+        if control is not None:
+            threading.Thread(target=_end_with, args=(control,), daemon=True).start()
+        ROLES[role](settings, stopped, lambda: None if control is None else control.sendall(b"R"))
+
+
+def _end_with(control: socket.socket) -> None:
+    """Wait for the supervisor's end of the socket to close, which happens however it ends."""
+    with suppress(OSError):
+        control.recv(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """Return an event that SIGTERM and SIGINT set."""
+    stopped = threading.Event()
+    before = {s: signal.signal(s, lambda *_: stopped.set()) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
