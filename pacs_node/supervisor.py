@@ -60,7 +60,7 @@ class _Process:
         self.restart_at = None
 
     def check(self) -> int | None:
-        """Notice readiness and death; return the exit code of a process that died before it was ever ready."""
+        """Notice readiness and death; return the exit code of one that says a person must mend its start."""
         with suppress(BlockingIOError, ConnectionError):
             self.was_ready = bool(self._socket.recv(1)) or self.was_ready
         code = self._popen.poll()

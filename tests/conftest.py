@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     SecondaryCaptureImageStorage,
 )
+
+from db.session import Database
+from tests.postgres import Server, running_server
 
 SOP_CLASSES = {
     "CR": ComputedRadiographyImageStorage,
@@ -145,3 +150,73 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the shared data folder with real images is not here")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    """A PostgreSQL server, started when the first test asks for it."""
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: Server) -> str:
+    """The name of an upgraded, empty database that others are copied from."""
+    name = postgres_server.create()
+    _upgrade(postgres_server.url(name))
+    return name
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of an upgraded, empty database that others are copied from."""
+    file = tmp_path_factory.mktemp("template") / "results.sqlite"
+    _upgrade(f"sqlite:///{file}")
+    return file
+
+
+def _upgrade(url: str) -> None:
+    database = Database(url)
+    database.upgrade()
+    database.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """The engine under the results database: each test that asks for a database runs on both."""
+    return str(request.param)
+
+
+@pytest.fixture
+def empty_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database without tables, of the test's own."""
+    if backend == "sqlite":
+        yield f"sqlite:///{tmp_path / 'empty.sqlite'}"
+    else:
+        yield from _postgres_url(request.getfixturevalue("postgres_server"))
+
+
+@pytest.fixture
+def database_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an upgraded database without rows, of the test's own."""
+    if backend == "sqlite":
+        file = tmp_path / "results.sqlite"
+        shutil.copyfile(request.getfixturevalue("sqlite_template"), file)
+        yield f"sqlite:///{file}"
+    else:
+        template = request.getfixturevalue("postgres_template")
+        yield from _postgres_url(request.getfixturevalue("postgres_server"), template)
+
+
+def _postgres_url(server: Server, template: str | None = None) -> Iterator[str]:
+    name = server.create(template)
+    yield server.url(name)
+    server.drop(name)
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """An upgraded, empty results database of the test's own."""
+    database = Database(database_url)
+    yield database
+    database.close()

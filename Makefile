@@ -1,0 +1,62 @@
+# Every target sets up by itself what it needs; none needs a step before it.
+#
+#   make demo             the whole product at work on this machine (IMAGES=DIR for images of your own)
+#   make test             lint, types, import rules, tests; installs the peers that tests talk to where it can
+#   make run              the node with config.toml, until Ctrl-C
+
+SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+  $$p -c '$(SUITABLE)' 2>/dev/null && command -v $$p && exit; done; echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := dcmtk orthanc dicom3tools postgresql
+TESTS ?= tests
+
+.PHONY: demo test run lint peers clean
+
+demo: $(VENV)/.installed
+	@$(BIN)/pacs-node demo $(if $(IMAGES),--images "$(IMAGES)")
+
+run: $(VENV)/.installed
+	@$(BIN)/pacs-node serve
+
+test: $(VENV)/.installed-dev peers lint
+	$(BIN)/pytest $(TESTS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+$(VENV)/.created:
+	@"$(PYTHON)" -c '$(SUITABLE)' || \
+	  { echo "PACS Node needs Python 3.11 to 3.13; set PYTHON to one."; exit 1; }
+	@"$(PYTHON)" -m venv $(VENV) || { $(ROOT_APT) python3-venv && "$(PYTHON)" -m venv --clear $(VENV); }
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "Installing into $(VENV); torch is large, this takes some minutes the first time."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+# Peers for tests: DCMTK, Orthanc, dciodvfy, PostgreSQL. Without root, tests that miss one are skipped.
+ROOT_APT = apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends
+
+peers:
+	@missing=; for peer in storescu Orthanc dciodvfy; do \
+	  PATH="$$PATH:/usr/sbin" command -v $$peer >/dev/null || missing="$$missing $$peer"; done; \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "Installing $(PACKAGES)"; $(ROOT_APT) $(PACKAGES) >/dev/null; \
+	else \
+	  echo "Tests are skipped for lack of:$$missing. Install $(PACKAGES) to run them."; \
+	fi
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
