@@ -22,7 +22,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from pacs_node.errors import ConfigError
 
@@ -111,15 +111,19 @@ class DeliverSettings(_Section):
 
     retry_seconds: Seconds = 5
     max_retry_seconds: Seconds = 300
-    give_up_hours: Annotated[float, Field(gt=0)] = 72
+    give_up_hours: Annotated[float, Field(gt=0, le=8760)] = 72
     connect_seconds: Seconds = 10
     answer_seconds: Seconds = 60
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
 
 
 class LogSettings(_Section):
     """What is logged, and how."""
 
-    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
+    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = "INFO"
     format: Literal["text", "json"] = "text"
 
 
@@ -200,6 +204,8 @@ def load(path: Path | None) -> Settings:
         settings = Settings(**content)
     except ValidationError as error:
         raise ConfigError(f"In {source}: {'; '.join(map(_sentence, error.errors()))}.") from error
+    except SettingsError as error:
+        raise ConfigError(_no_json(error)) from error
     unknown = next(_unknown_variables(), None)
     if unknown:
         raise ConfigError(f"The environment variable {unknown} is not known; see config.toml for the keys.")
@@ -219,9 +225,21 @@ def _sentence(error: Mapping[str, Any]) -> str:
     where = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(error["loc"][-1]), _keys(error["loc"][:-1]), 1, 0.5)
-        return f"unknown key {where}" + (f", did you mean {near[0]}?" if near else "")
-    message = str(error["msg"]).removeprefix("Value error, ")
+        return f"unknown key {where}" + (f" (did you mean {near[0]}?)" if near else "")
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    if error["type"] == "value_error":
+        return f"{where}: {error['ctx']['error']}"
+    message = str(error["msg"])
     return f"{where}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
+
+
+def _no_json(error: SettingsError) -> str:
+    value = getattr(error.__cause__, "doc", None)
+    for variable in sorted(os.environ):
+        if variable.upper().startswith(ENVIRONMENT_PREFIX) and os.environ[variable] == value:
+            return f"The environment variable {variable} holds no JSON; write a list as [\"A\", \"B\"]."
+    return f"The environment holds something that cannot be used: {error}."
 
 
 def _keys(section: tuple[object, ...]) -> list[str]:

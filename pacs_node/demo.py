@@ -208,7 +208,7 @@ def _wait(database: Database, progress: Progress) -> None:
 
 
 def _checks(outcome: _Outcome, *, drawn: bool, refused: int) -> list[Check]:
-    """Hold what came out against what went in; a wrong answer for images of others is no fault of the node."""
+    """Hold what came out against what went in; with images of others, a wrong answer fails nothing."""
     stored = [sample for sample in outcome.samples if outcome.answers[str(sample.path)].is_stored]
     uids = {sample.sop_instance_uid for sample in stored}
     answered = [uid for uid in uids if outcome.rows.get(uid, {}).get("decision", "waiting") != "waiting"]

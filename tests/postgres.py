@@ -101,7 +101,9 @@ def _binaries() -> Path:
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parent.name))
     folders += [Path(on_path).resolve().parent] if on_path else []
     found = [folder for folder in folders if (folder / "initdb").exists() and (folder / "postgres").exists()]
-    return found[-1] if found else _missing("PostgreSQL is not installed here (Debian: apt install postgresql).")
+    return (
+        found[-1] if found else _missing("PostgreSQL is not installed here (Debian: apt install postgresql).")
+    )
 
 
 def _unprivileged() -> dict[str, Any]:
