@@ -238,7 +238,7 @@ def _no_json(error: SettingsError) -> str:
     value = getattr(error.__cause__, "doc", None)
     for variable in sorted(os.environ):
         if variable.upper().startswith(ENVIRONMENT_PREFIX) and os.environ[variable] == value:
-            return f"The environment variable {variable} holds no JSON; write a list as [\"A\", \"B\"]."
+            return f'The environment variable {variable} holds no JSON; write a list as ["A", "B"].'
     return f"The environment holds something that cannot be used: {error}."
 
 

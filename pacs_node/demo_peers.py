@@ -95,6 +95,16 @@ class NodeProcess:
         self._log = log
         self._popen: subprocess.Popen[bytes]
 
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        return self._popen.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended; ``None`` while it runs."""
+        return self._popen.poll()
+
     def __enter__(self) -> NodeProcess:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)}
         command = [sys.executable, "-m", "pacs_node", "serve", "--config", str(self._config)]

@@ -14,9 +14,11 @@ from typing import Any
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset, read_file_meta_info
+from pydicom.multival import MultiValue
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 _MOST_INFLATED = 64 * 2**20  # bytes; a header is far smaller
+_MOST_VALUE = 2**20  # bytes; what is longer stays in the file until it is asked for
 _PIXEL_DATA = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _UID = re.compile(r"[0-9.]{1,64}")
 
@@ -58,7 +60,7 @@ def read_header(path: Path) -> Dataset:
             syntax, start = _data_set_offset(path)
             if syntax == DeflatedExplicitVRLittleEndian:
                 return _read_deflated(path, start)
-            return dcmread(path, stop_before_pixels=True)
+            return dcmread(path, stop_before_pixels=True, defer_size=_MOST_VALUE)
     except OSError:
         raise
     except Exception as error:
@@ -93,7 +95,8 @@ def text(header: Dataset, keyword: str, most: int) -> str:
     value = _value(header, keyword)
     if value is None:
         return ""
-    readable = "".join(c for c in str(value) if unicodedata.category(c) not in ("Cc", "Cs"))
+    joined = "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
+    readable = "".join(c for c in joined if unicodedata.category(c) not in ("Cc", "Cs"))
     return readable.strip()[:most]
 
 
@@ -118,7 +121,9 @@ def _value(header: Dataset, keyword: str) -> Any:
 def _read_deflated(path: Path, start: int) -> Dataset:
     """Inflate no more than a header can need: a few bytes can inflate to more than the memory."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflated = inflater.decompress(path.read_bytes()[start:], _MOST_INFLATED)
+    with path.open("rb") as file:
+        file.seek(start)
+        inflated = inflater.decompress(file.read(_MOST_INFLATED), _MOST_INFLATED)
     return read_dataset(
         BytesIO(inflated), False, True, stop_when=lambda tag, _vr, _length: tag in _PIXEL_DATA
     )

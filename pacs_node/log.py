@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+import types
 from typing import Any
 
 import structlog
@@ -58,6 +60,15 @@ def configure(settings: LogSettings) -> None:
     for name in _QUIET:
         # What these libraries have to say is said in our own words, or is noise
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.excepthook = _on_crash
+    threading.excepthook = lambda crash: _on_crash(
+        crash.exc_type, crash.exc_value or crash.exc_type(), crash.exc_traceback
+    )
+
+
+def _on_crash(kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None) -> None:
+    """Log an exception that nobody expected, in one event like any other."""
+    get(__name__).critical("crashed", exc_info=(kind, error, traceback))
 
 
 def _renderer(form: str) -> Any:

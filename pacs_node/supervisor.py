@@ -61,18 +61,19 @@ class _Process:
 
     def check(self) -> int | None:
         """Notice readiness and death; return the exit code of one that says a person must mend its start."""
+        if self.restart_at is not None:
+            if time.monotonic() >= self.restart_at:
+                self._start()
+            return None
         with suppress(BlockingIOError, ConnectionError):
             self.was_ready = bool(self._socket.recv(1)) or self.was_ready
         code = self._popen.poll()
         if code is None:
             return None
-        if self.restart_at is None:
-            self._socket.close()
-            if not self.was_ready and code == USER_ERROR:
-                return code
-            self._plan_restart(code)
-        elif time.monotonic() >= self.restart_at:
-            self._start()
+        self._socket.close()
+        if not self.was_ready and code == USER_ERROR:
+            return code
+        self._plan_restart(code)
         return None
 
     def _plan_restart(self, code: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,7 +24,7 @@ from pacs_node import log
 _log = log.get(__name__)
 
 _MOST_BACK_OFF = 10.0  # seconds, while the database is away
-_SETTLE_TRIES = 5  # after `stop`
+_SETTLE_TRIES, _SETTLE_PAUSE = 5, 2.0  # seconds; after `stop`
 
 Write = Callable[[Session], None]
 
@@ -77,7 +78,7 @@ class Stage(Protocol):
         """Do the work, outside of any transaction; return one outcome for each job, in their order.
 
         `is_mine` asks the database whether the lease still holds, for the moment before something that cannot
-        be undone.
+        be undone. While the database is away, the answer is no.
         """
         ...
 
@@ -153,19 +154,27 @@ class Worker:
         return bool(claim.jobs or claim.given_up)
 
     def _is_mine(self, token: str, number: int) -> bool:
-        with self._database.write() as session:
-            return queue.renew(session, token, self._lease) == number
+        # An error here would cost the outcomes that the stage has already: what was sent would be sent again.
+        try:
+            with self._database.write() as session:
+                return queue.renew(session, token, self._lease) == number
+        except DatabaseError as error:
+            _log.warning("lease not renewed", cause=str(error))
+            return False
 
     def _settle(self, token: str, jobs: Sequence[Claimed], outcomes: Sequence[Outcome]) -> None:
         """Record the outcomes; keep them while the database is away: what was sent must not be sent again."""
-        failures = 0
+        failures, last_tries = 0, _SETTLE_TRIES
         while True:
             try:
                 return self._write(token, jobs, outcomes)
             except DatabaseDown as error:
                 failures += 1
-                if self._stopped.is_set() and failures >= _SETTLE_TRIES:
-                    raise
+                if self._stopped.is_set():
+                    last_tries -= 1
+                    if not last_tries:
+                        raise
+                    time.sleep(_SETTLE_PAUSE)
                 self._back_off(failures, error)
 
     def _write(self, token: str, jobs: Sequence[Claimed], outcomes: Sequence[Outcome]) -> None:
