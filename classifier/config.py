@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import BaseModel, ConfigDict, Field
 from pydicom.uid import (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
@@ -53,3 +54,23 @@ class Eligibility:
     unknown_body_part: Unknown = "refuse"
     unknown_view: Unknown = "refuse"
     max_pixels: int = 100_000_000
+
+
+class TrainSettings(BaseModel):
+    """``[classifier.train]`` of config.toml; ``None`` leaves a setting to the recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: Literal["default", "published"] = "default"
+    weights: Annotated[str, Field(min_length=1)] | None = None
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=2)] | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    patience: Annotated[int, Field(ge=0)] | None = None
+    image_size: Annotated[int, Field(ge=32, le=1024)] | None = None
+    val_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    sensitivity: Annotated[float, Field(gt=0, le=1)] = 0.99
+    seed: int = 0
+    workers: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    device: str = "auto"

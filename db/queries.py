@@ -235,11 +235,13 @@ def deliveries(session: Session, ids: Sequence[int]) -> list[PendingDelivery]:
 
 
 def _pending(session: Session, row: Delivery, report: Report, study_instance_uid: str) -> PendingDelivery:
+    # A delivery whose workers died stays pending, but its job has ended: nobody waits for it.
     earlier = (
         select(Delivery.id)
         .join(Report, Report.id == Delivery.report_id)
+        .join(Job, (Job.kind == Kind.DELIVER) & (Job.ref == Delivery.id))
         .where(Report.study_id == report.study_id, Report.revision < report.revision)
-        .where(Delivery.destination == row.destination, Delivery.state == "pending")
+        .where(Delivery.destination == row.destination, Delivery.state == "pending", Job.state == "ready")
     )
     return PendingDelivery(
         id=row.id,

@@ -29,6 +29,10 @@ from sqlalchemy.orm import Session
 from db.errors import DatabaseDown, DatabaseError, SchemaMismatch, WriteConflict
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
+_DRIVERS = {
+    **dict.fromkeys(("sqlite", "sqlite+pysqlite"), "sqlite"),
+    **dict.fromkeys(("postgresql", "postgresql+psycopg"), "postgresql+psycopg"),
+}
 _BUSY_SECONDS = 30
 _UPGRADE_LOCK = 0x7061_6373  # any number, the same in every process
 # Dead peers are noticed, and nobody waits longer for a lock than a sender waits for its answer.
@@ -56,15 +60,19 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._url = _parsed(url)
-        self.name = self._url.render_as_string(hide_password=True)
+        public = self._url.difference_update_query(["password", "sslpassword"])
+        self.name = public.render_as_string(hide_password=True)
         if self.is_sqlite:
             self._engine = create_engine(self._url, connect_args={"timeout": _BUSY_SECONDS})
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
+            self._reader = self._engine
         else:
             self._engine = create_engine(
                 self._url, connect_args=_POSTGRESQL, pool_pre_ping=True, max_overflow=100
             )
+            # By default each statement of a transaction would see another state.
+            self._reader = self._engine.execution_options(isolation_level="REPEATABLE READ")
         # SQLite has no row locks: a transaction that will write takes the one lock at its beginning.
         self._writer = self._engine.execution_options(pacs_node_writes=True)
 
@@ -85,6 +93,9 @@ class Database:
         ------
         DatabaseDown, WriteConflict
         """
+        if self.file is not None and not self.file.exists():
+            # An open connection would go on writing into a file that nobody can find any more
+            raise DatabaseDown(f"The database {self.file} was removed; put it back.")
         return _transaction(self._writer, self.name)
 
     def read(self) -> AbstractContextManager[Session]:
@@ -94,7 +105,7 @@ class Database:
         ------
         DatabaseDown
         """
-        return _transaction(self._engine, self.name)
+        return _transaction(self._reader, self.name)
 
     def upgrade(self) -> None:
         """Bring the schema to the version of this program; an empty database gets all tables.
@@ -135,11 +146,11 @@ class Database:
 def _parsed(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # ValueError: the port is no number
         raise DatabaseError("The database URL is none; write it like sqlite:///pacs_node.sqlite.") from error
-    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+    if parsed.drivername not in _DRIVERS:
         raise DatabaseError(f"The database {parsed.drivername!r} is not supported; use sqlite or postgresql.")
-    return parsed.set(drivername="postgresql+psycopg") if parsed.drivername == "postgresql" else parsed
+    return parsed.set(drivername=_DRIVERS[parsed.drivername])
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from classifier.config import TrainSettings
 from pacs_node.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "PACS_NODE_"
@@ -92,6 +93,7 @@ class ClassifierSettings(_Section):
     unknown_body_part: Literal["refuse", "score"] = "refuse"
     unknown_view: Literal["refuse", "score"] = "refuse"
     max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
+    train: TrainSettings = TrainSettings()
 
     @field_validator("model", mode="before")
     @classmethod
@@ -243,20 +245,21 @@ def _no_json(error: SettingsError) -> str:
 
 
 def _keys(section: tuple[object, ...]) -> list[str]:
-    if not section:
-        return list(Settings.model_fields)
-    if section[0] == "destinations":
-        return list(Destination.model_fields)
-    default = getattr(Settings.model_fields[str(section[0])], "default", None)
-    return list(type(default).model_fields) if isinstance(default, BaseModel) else []
+    fields = Settings.model_fields
+    for name in section:
+        if name == "destinations":
+            return list(Destination.model_fields)
+        default = fields[str(name)].default if name in fields else None
+        fields = type(default).model_fields if isinstance(default, BaseModel) else {}
+    return list(fields)
 
 
 def _unknown_variables() -> Iterator[str]:
     """Yield variables with our prefix that name no key: a slip there must not go unnoticed either."""
     for variable in sorted(os.environ):
         if variable.upper().startswith(ENVIRONMENT_PREFIX):
-            section, _, key = variable[len(ENVIRONMENT_PREFIX) :].lower().partition("__")
-            if section not in Settings.model_fields or (key and key not in _keys((section,))):
+            names = variable[len(ENVIRONMENT_PREFIX) :].lower().split("__")
+            if any(name not in _keys(tuple(names[:depth])) for depth, name in enumerate(names)):
                 yield variable
 
 

@@ -17,7 +17,7 @@ from pynetdicom import AE, _config
 from pynetdicom.association import Association
 
 from pacs_node.config import DeliverSettings, Destination
-from pacs_node.errors import DestinationBusy, DestinationDown, DestinationRefused
+from pacs_node.errors import DestinationBusy, DestinationDown, DestinationRefused, Retryable
 from pacs_node.report import REPORT_CLASSES, Report, as_class
 from pacs_node.report_encoding import implicit
 
@@ -60,6 +60,8 @@ class Link:
             When the association breaks or no answer comes.
         DestinationBusy
             When the answer is a failure that may pass.
+        Retryable
+            When this machine cannot hand the report over, such as for lack of disk space.
         DestinationRefused
             When no report class is taken, or the object is said to be wrong.
         """
@@ -84,10 +86,15 @@ class Link:
 
     def _store(self, report: Report, syntax: str) -> int:
         content = report.content if syntax == ExplicitVRLittleEndian else implicit(report.content)
-        with tempfile.NamedTemporaryFile(suffix=".dcm") as file:
-            file.write(content)
-            file.flush()
-            answer = self._association.send_c_store(Path(file.name))
+        try:
+            with tempfile.NamedTemporaryFile(suffix=".dcm") as file:
+                file.write(content)
+                file.flush()
+                answer = self._association.send_c_store(Path(file.name))
+        except OSError as error:
+            raise Retryable(f"The temporary folder cannot be used: {error.strerror}.") from error
+        except RuntimeError as error:  # pynetdicom's, for an association that has ended
+            raise DestinationDown(f"{self._name} ended the association.") from error
         if "Status" not in answer:
             raise DestinationDown(f"{self._name} broke off, or gave no answer to C-STORE in time.")
         return int(answer.Status)
@@ -129,10 +136,13 @@ def _associate(destination: Destination, calling_ae_title: str, settings: Delive
     for sop_class in REPORT_CLASSES:
         for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
             ae.add_requested_context(sop_class, syntax)
-    association = ae.associate(destination.host, destination.port, ae_title=destination.ae_title)
+    where = f"{destination.name} ({destination.ae_title}@{destination.host}:{destination.port})"
+    try:
+        association = ae.associate(destination.host, destination.port, ae_title=destination.ae_title)
+    except (OSError, UnicodeError) as error:  # what looking up the host's name raises
+        raise DestinationDown(f"{where} cannot be reached: {error}.") from error
     if association.is_established:
         return association
-    where = f"{destination.name} ({destination.ae_title}@{destination.host}:{destination.port})"
     if association.is_rejected:
         raise DestinationDown(f"{where} rejected the association; does it know the AE title {ae.ae_title}?")
     if association.rejected_contexts and not association.accepted_contexts:

@@ -88,11 +88,14 @@ class NodeProcess:
         Its settings; they ask for a log in JSON.
     log
         Where its log goes.
+    roles
+        What it does, as `--roles` takes it.
     """
 
-    def __init__(self, config: Path, log: Path) -> None:
+    def __init__(self, config: Path, log: Path, roles: str = "receive,score,deliver") -> None:
         self._config = config
         self._log = log
+        self._roles = roles
         self._popen: subprocess.Popen[bytes]
 
     @property
@@ -108,6 +111,7 @@ class NodeProcess:
     def __enter__(self) -> NodeProcess:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)}
         command = [sys.executable, "-m", "pacs_node", "serve", "--config", str(self._config)]
+        command += ["--roles", self._roles]
         with self._log.open("wb") as log:
             self._popen = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL, env=environment)
         return self

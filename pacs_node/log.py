@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import traceback
 import types
 from typing import Any
 
@@ -66,9 +67,10 @@ def configure(settings: LogSettings) -> None:
     )
 
 
-def _on_crash(kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None) -> None:
-    """Log an exception that nobody expected, in one event like any other."""
-    get(__name__).critical("crashed", exc_info=(kind, error, traceback))
+def _on_crash(kind: type[BaseException], _error: BaseException, where: types.TracebackType | None) -> None:
+    """Log an exception that nobody expected, without its message, which may hold patient data."""
+    frames = "".join(traceback.format_tb(where))
+    get(__name__).critical("crashed", exception=kind.__name__, traceback=frames)
 
 
 def _renderer(form: str) -> Any:

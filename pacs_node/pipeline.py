@@ -274,7 +274,7 @@ class DeliverStage:
 
     def _send_one(self, delivery: PendingDelivery, link: Link, is_mine: Callable[[], bool]) -> Outcome:
         if not is_mine():
-            return Later(0, "Another worker took over, and sends it")
+            return Later(0, "Another worker may have taken over, and sends it")
         try:
             return self._delivered(delivery, link.send(delivery.content))
         except DestinationRefused as error:

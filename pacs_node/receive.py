@@ -7,8 +7,8 @@ wrong before is answered with a failure status, an Error Comment that says why, 
 from __future__ import annotations
 
 import errno
-import tempfile
 import time
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +27,14 @@ from pydicom.uid import (
     JPEGLSTransferSyntaxes,
     RLELossless,
 )
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config, evt
+from pynetdicom import (
+    AE,
+    ALL_TRANSFER_SYNTAXES,
+    AllStoragePresentationContexts,
+    _config,
+    dimse_messages,
+    evt,
+)
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import
 
@@ -40,7 +47,7 @@ from pacs_node import log
 from pacs_node.config import Settings
 from pacs_node.errors import PortInUse, Refused
 from pacs_node.header import Identity, UnreadableHeader, identity, read_header
-from pacs_node.spool import Spool, digest
+from pacs_node.spool import Arriving, Spool, digest
 
 _log = log.get(__name__)
 
@@ -95,7 +102,9 @@ class Receiver:
         node = self._settings.node
         # The encoded data set goes straight to a file, which `Spool.keep` can rename into its place.
         _config.STORE_RECV_CHUNKED_DATASET = True
-        tempfile.tempdir = str(self._spool.incoming)
+        dimse_messages.NamedTemporaryFile = lambda **_: self._spool.arriving()  # type: ignore  # not exported
+        # pydicom warns of what breaks the Standard, with the value. `catch_warnings` is not for threads.
+        warnings.simplefilter("ignore", UserWarning)
         try:
             self._server = self._ae.start_server(
                 (node.host, node.port), block=False, evt_handlers=self._handlers()
@@ -129,7 +138,7 @@ class Receiver:
     def _on_c_store(self, event: evt.Event) -> Dataset:
         """Answer C-STORE; an exception that is not expected here becomes 0xC211 in pynetdicom."""
         request = {
-            "sop_instance_uid": str(_request(event).AffectedSOPInstanceUID),
+            "sop_instance_uid": _printable(str(_request(event).AffectedSOPInstanceUID)),
             "calling_ae": _calling_ae(event),
         }
         try:
@@ -140,15 +149,19 @@ class Receiver:
             return _failure(OUT_OF_RESOURCES, f"Cannot write the spool: {error.strerror}", request)
         except DatabaseError as error:
             return _failure(OUT_OF_RESOURCES, "The database is not available", request, cause=str(error))
+        except Exception as error:
+            # Without its message, which may hold patient data
+            _log.error("instance not stored", cause=type(error).__name__, **request)
+            raise
         finally:
-            event.dataset_path.unlink(missing_ok=True)
+            _discard(_request(event)._dataset_file)
         answer = Dataset()
         answer.Status = SUCCESS
         return answer
 
     def _store(self, event: evt.Event, request: dict[str, str]) -> None:
         self._require_space()
-        received, syntax = event.dataset_path, str(event.context.transfer_syntax)
+        received, syntax = _received(event), str(event.context.transfer_syntax)
         found = _identified(received, event)
         content = digest(received, syntax)
         size = received.stat().st_size
@@ -201,6 +214,22 @@ def _application_entity(settings: Settings) -> AE:
     return ae
 
 
+def _received(event: evt.Event) -> Path:
+    """Return the file that was received, whole."""
+    arriving: Any = _request(event)._dataset_file
+    if not isinstance(arriving, Arriving):
+        raise Refused(CANNOT_UNDERSTAND, "The request has no data set")
+    arriving.close()
+    if arriving.error is not None:
+        raise arriving.error
+    return arriving.path
+
+
+def _discard(arriving: object) -> None:
+    if isinstance(arriving, Arriving):
+        arriving.discard()
+
+
 def _identified(received: Path, event: evt.Event) -> Identity:
     """Return what identifies the object, which must be what the C-STORE request announced (PS3.7 9.1.1.1)."""
     try:
@@ -244,13 +273,25 @@ def _on_rejected(event: evt.Event) -> None:
 
 def _on_aborted(event: evt.Event) -> None:
     _log.warning("association aborted", **_peer(event))
+    half_received = event.assoc.dimse.message
+    if half_received is not None:
+        _discard(half_received._data_set_file)
 
 
 def _peer(event: evt.Event) -> dict[str, Any]:
     requestor, acceptor = event.assoc.requestor, event.assoc.acceptor
     called = requestor.primitive.called_ae_title if requestor.primitive else acceptor.ae_title
-    return {"calling_ae": _calling_ae(event), "called_ae": str(called).strip(), "address": requestor.address}
+    return {
+        "calling_ae": _calling_ae(event),
+        "called_ae": _printable(str(called).strip()),
+        "address": requestor.address,
+    }
 
 
 def _calling_ae(event: evt.Event) -> str:
-    return str(event.assoc.requestor.ae_title).strip()
+    return _printable(str(event.assoc.requestor.ae_title).strip())
+
+
+def _printable(text: str) -> str:
+    """Return what a peer sent, fit for a log."""
+    return "".join(character for character in text[:64] if character.isprintable())

@@ -8,10 +8,8 @@ is written as it is.
 from __future__ import annotations
 
 import struct
-from io import BytesIO
-from typing import Any
+from collections.abc import Iterator
 
-from pydicom import dcmread
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
@@ -48,22 +46,28 @@ def implicit(content: bytes) -> bytes:
 
     The values keep their bytes; only their headers change.
     """
-    report = dcmread(BytesIO(content))
-    meta = report.file_meta
-    sop_class, sop_instance = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    return _with_meta(sop_class, sop_instance, ImplicitVRLittleEndian, _implicit(report))
+    report = parse(content)
+    encoded = b"".join(_framed_implicit(*e) for e in _elements(content, len(PREAMBLE)) if e[0] >> 16 != 2)
+    return _with_meta(report.SOPClassUID, report.SOPInstanceUID, ImplicitVRLittleEndian, encoded)
 
 
-def _implicit(item: Dataset) -> bytes:
-    encoded = []
-    for tag in sorted(item.keys()):
-        element: Any = item.get_item(tag)
-        value = element.value or b""  # raw: pydicom decodes what is accessed, here sequences only
-        if element.VR == "SQ":
-            items = (_implicit(nested) for nested in item[tag].value)
-            value = b"".join(struct.pack("<HHL", 0xFFFE, 0xE000, len(i)) + i for i in items)
-        encoded.append(struct.pack("<HHL", tag >> 16, tag & 0xFFFF, len(value)) + value)
-    return b"".join(encoded)
+def _framed_implicit(tag: int, vr: str, value: bytes) -> bytes:
+    if vr == "SQ":
+        value = b"".join(map(_framed_item, map(_implicit, _items(value))))
+    return struct.pack("<HHL", tag >> 16, tag & 0xFFFF, len(value)) + value
+
+
+def _implicit(item: bytes) -> bytes:
+    return b"".join(_framed_implicit(*element) for element in _elements(item, 0))
+
+
+def _items(value: bytes) -> Iterator[bytes]:
+    """Yield the encoded items of a sequence, which all have their length."""
+    at = 0
+    while at < len(value):
+        (length,) = struct.unpack_from("<4xL", value, at)
+        yield value[at + 8 : at + 8 + length]
+        at += 8 + length
 
 
 def _encode_element(element: DataElement | RawDataElement) -> bytes:
@@ -78,7 +82,10 @@ def _encode_element(element: DataElement | RawDataElement) -> bytes:
 
 
 def _encode_item(item: Dataset) -> bytes:
-    value = encode(item)
+    return _framed_item(encode(item))
+
+
+def _framed_item(value: bytes) -> bytes:
     return struct.pack("<HHL", 0xFFFE, 0xE000, len(value)) + value
 
 
@@ -120,10 +127,10 @@ def parse(content: bytes) -> Dataset:
     """
     if not content.startswith(PREAMBLE):
         raise ValueError("not a DICOM file of this node")
-    meta, dataset, at = Dataset(), Dataset(), len(PREAMBLE)
+    meta, dataset = Dataset(), Dataset()
     try:
-        while at < len(content):
-            at = _read_element(meta, dataset, content, at)
+        for tag, vr, value in _elements(content, len(PREAMBLE)):
+            put(meta if tag >> 16 == 2 else dataset, tag, vr, value)
     except struct.error as error:
         raise ValueError("the DICOM file ends within an element") from error
     if meta.get("ImplementationClassUID") != IMPLEMENTATION_CLASS_UID:
@@ -131,13 +138,14 @@ def parse(content: bytes) -> Dataset:
     return dataset
 
 
-def _read_element(meta: Dataset, dataset: Dataset, content: bytes, at: int) -> int:
-    group, number, vr = struct.unpack_from("<HH2s", content, at)
-    long = vr in _LONG_VRS
-    (length,) = struct.unpack_from("<2xL" if long else "<H", content, at + 6)
-    start = at + (12 if long else 8)
-    if start + length > len(content):
-        raise ValueError("the DICOM file ends within an element")
-    into = meta if group == 2 else dataset
-    put(into, group << 16 | number, vr.decode("latin-1"), content[start : start + length])
-    return int(start + length)
+def _elements(encoded: bytes, at: int) -> Iterator[tuple[int, str, bytes]]:
+    """Yield tag, VR and value of each element from position `at` on."""
+    while at < len(encoded):
+        group, number, vr = struct.unpack_from("<HH2s", encoded, at)
+        long = vr in _LONG_VRS
+        (length,) = struct.unpack_from("<2xL" if long else "<H", encoded, at + 6)
+        start = at + (12 if long else 8)
+        at = start + length
+        if at > len(encoded):
+            raise ValueError("the DICOM file ends within an element")
+        yield group << 16 | number, vr.decode("latin-1"), encoded[start:at]

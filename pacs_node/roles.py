@@ -17,7 +17,7 @@ from db.rows import StoredModel
 from db.session import Database
 from pacs_node import __version__, log
 from pacs_node.config import Settings
-from pacs_node.errors import DatabaseUnusable, ModelUnusable
+from pacs_node.errors import ConfigError, DatabaseUnusable, ModelUnusable
 from pacs_node.pipeline import DeliverStage, ReportStage, Scorer, ScoreStage, algorithm
 from pacs_node.receive import Receiver
 from pacs_node.report import InvalidReport, Node
@@ -56,12 +56,15 @@ def score(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
 def deliver(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
     """Make reports and send them, each destination in a thread of its own."""
     database, spool = _open(settings)
-    node = Node(
-        software_version=__version__,
-        station_name=settings.node.station_name,
-        purpose=settings.node.purpose,
-        timezone=settings.node.timezone or None,
-    )
+    try:
+        node = Node(
+            software_version=__version__,
+            station_name=settings.node.station_name,
+            purpose=settings.node.purpose,
+            timezone=settings.node.timezone or None,
+        )
+    except InvalidReport as error:
+        raise ConfigError(f"Correct [node] in the settings: {error}.") from error
     stages: list[Stage] = [ReportStage(database, spool, node, settings)]
     for destination in settings.destinations:
         stages.append(DeliverStage(database, destination, settings.node.ae_title, settings.deliver))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,9 +18,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.errors import InvalidDicomError
 from pydicom.misc import is_dicom
 from pydicom.uid import (
     UID,
@@ -31,12 +30,13 @@ from pydicom.uid import (
 )
 
 from pacs_node.errors import UserError
+from pacs_node.header import UnreadableHeader, identity, read_header
 from pacs_node.phantom import FloatImage, frontal_chest, hand, lateral_chest
 
 Expected: TypeAlias = Literal["negative", "positive", "NOT_FRONTAL", "NOT_CHEST", "UNREADABLE"]
 
+KINDS = ("JPEG", "PNG")
 SPACING_MM = 0.3  # puts a child's chest of life size on the phantom's 1120 columns
-FAULTS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises on bad files
 
 # SNOMED CT codes with their meanings: views (CID 4010) and regions (CID 4009).
 VIEWS = {
@@ -197,6 +197,8 @@ def radiograph_from_picture(path: Path) -> Dataset:
     if is_jpeg:
         ds.LossyImageCompressionMethod = "ISO_10918_1"
         ds.LossyImageCompressionRatio = f"{picture.size / len(encoded):.4g}"
+    # C.11.2.1.2.1: the whole scale of 8 bits, so that a pale picture is not stretched to more contrast
+    ds.WindowCenter, ds.WindowWidth = "128", "256"
     _set_pixels(ds, picture, 8, "MONOCHROME2")
     return ds
 
@@ -215,7 +217,7 @@ def _read(path: Path, target: Path) -> Sample:
     """Return the sample in `path`, wrapped into `target` if a picture; ValueError if neither."""
     try:
         if is_dicom(path):
-            return _sample(_header(path), path, *_named_truth(path))
+            return _as_it_is(path)
         ds = radiograph_from_picture(path)
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror or error}") from error
@@ -223,16 +225,17 @@ def _read(path: Path, target: Path) -> Sample:
     return _sample(ds, target, *_named_truth(path))
 
 
-def _header(path: Path) -> Dataset:
-    tags = ["SOPInstanceUID", "StudyInstanceUID", "PatientID", "Rows"]
+def _as_it_is(path: Path) -> Sample:
+    """Return the sample in a DICOM file; ValueError if it holds no image."""
     try:
-        ds = dcmread(path, stop_before_pixels=True, specific_tags=tags)
-    except (InvalidDicomError, EOFError, ValueError, KeyError, NotImplementedError) as error:
-        raise ValueError(f"a DICOM file that does not parse: {error}") from error
-    missing = [tag for tag in tags if tag not in ds and tag != "PatientID"]
-    if missing:
-        raise ValueError(f"a DICOM file that is no image: {', '.join(missing)} missing")
-    return ds
+        header = read_header(path)
+        found = identity(header)
+    except UnreadableHeader as error:
+        raise ValueError(f"a DICOM file that is not understood: {error}") from error
+    if "Rows" not in header:
+        raise ValueError("a DICOM file that is no image: Rows is missing")
+    uids = found.study_instance_uid, found.sop_instance_uid
+    return Sample(found.patient_id, *_named_truth(path), path, *uids)
 
 
 def _named_truth(path: Path) -> tuple[str, Expected | None]:
@@ -250,18 +253,22 @@ def _sample(ds: Dataset, path: Path, truth: str, expected: Expected | None) -> S
 def _grey(encoded: bytes) -> tuple[NDArray[np.uint8], bool]:
     """Return the picture (rows, columns) uint8, and whether it is a JPEG."""
     try:
-        with Image.open(BytesIO(encoded), formats=("JPEG", "PNG")) as picture:
-            is_jpeg = picture.format == "JPEG"
-            if max(picture.size) > 0xFFFF:
-                raise ValueError("more rows or columns than DICOM can count")
-            upright = ImageOps.exif_transpose(picture)
-            if upright.mode.startswith("I"):
-                return (np.asarray(upright).astype(np.uint32) >> 8).astype(np.uint8), is_jpeg
-            return np.asarray(upright.convert("L")), is_jpeg
+        with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(encoded), formats=KINDS) as picture:
+            grey, is_jpeg = _eight_bits(ImageOps.exif_transpose(picture)), picture.format == "JPEG"
     except UnidentifiedImageError as error:
         raise ValueError("no DICOM, JPEG or PNG file") from error
-    except FAULTS as error:
+    except Exception as error:
+        # Decoders raise nearly anything on bad bytes: OSError, SyntaxError, struct.error, ...
         raise ValueError(f"a picture that does not decode: {error}") from error
+    if max(grey.shape) > 0xFFFF:
+        raise ValueError("a picture of more rows or columns than DICOM can count")
+    return grey, is_jpeg
+
+
+def _eight_bits(picture: Image.Image) -> NDArray[np.uint8]:
+    if picture.mode.startswith("I"):
+        return (np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8)
+    return np.asarray(picture.convert("L"))
 
 
 def _write_study(folder: Path, study: _Study, patient: str, now: datetime) -> Iterator[Sample]:

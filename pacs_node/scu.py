@@ -167,7 +167,10 @@ def _associate(peer: Peer, calling_ae_title: str, contexts: Sequence[tuple[str, 
     ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = _TIMEOUT
     for sop_class, syntax in contexts:
         ae.add_requested_context(sop_class, syntax)
-    association = ae.associate(peer.host, peer.port, ae_title=peer.ae_title)
+    try:
+        association = ae.associate(peer.host, peer.port, ae_title=peer.ae_title)
+    except (OSError, UnicodeError) as error:  # what looking up the host's name raises
+        raise PeerError(f"{peer} cannot be reached: {error}.") from error
     if association.is_established:
         return association
     if association.is_rejected:

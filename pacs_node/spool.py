@@ -12,8 +12,11 @@ import hashlib
 import os
 import shutil
 import socket
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from pacs_node.errors import SpoolUnusable
 
@@ -47,9 +50,11 @@ class Spool:
         try:
             self.incoming.mkdir(parents=True, exist_ok=True)
             self.objects.mkdir(exist_ok=True)
+            for number in range(256):  # made and flushed now, so that `keep` has no race to make them
+                (self.objects / f"{number:02x}").mkdir(exist_ok=True)
             probe.write_bytes(b"probe")
             probe.unlink()
-            for folder in (self.root.parent, self.root, self.incoming.parent, self.incoming):
+            for folder in (self.root.parent, self.root, self.incoming.parent, self.incoming, self.objects):
                 _fsync(folder)
         except OSError as error:
             raise SpoolUnusable(
@@ -62,6 +67,10 @@ class Spool:
         for path in leftovers:
             path.unlink(missing_ok=True)
         return len(leftovers)
+
+    def arriving(self) -> Arriving:
+        """Return a new file for an object that begins to arrive."""
+        return Arriving(self.incoming / f"{uuid.uuid4().hex}.dcm")
 
     def keep(self, received: Path, digest: str) -> Path:
         """Make a received file permanent: when this returns, it survives a loss of power.
@@ -85,9 +94,6 @@ class Spool:
         """
         place = self.path(digest)
         _fsync(received)
-        if not place.parent.is_dir():
-            place.parent.mkdir(exist_ok=True)
-            _fsync(self.objects)
         received.replace(place)
         _fsync(place.parent)
         return place
@@ -103,6 +109,59 @@ class Spool:
     def free_bytes(self) -> int:
         """Return the space left on its disk."""
         return shutil.disk_usage(self.root).free
+
+
+class Arriving:
+    """A file that is being received.
+
+    It is written by a thread of pynetdicom, which an exception would end without an answer to the sender. So
+    none is raised here: the first one waits in `error`, and nothing is written after it.
+
+    Attributes
+    ----------
+    name, file
+        As pynetdicom expects them of a temporary file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = str(path)
+        self.file = self
+        self.error: OSError | None = None
+        self._opened: BinaryIO | None = None
+        with self._error_kept():
+            self._opened = path.open("xb")
+
+    def write(self, content: bytes) -> None:
+        """Write, unless something went wrong before."""
+        if self._opened is not None and self.error is None:
+            with self._error_kept():
+                self._opened.write(content)
+
+    def flush(self) -> None:
+        """Hand over to the operating system what was written."""
+        if self._opened is not None and self.error is None:
+            with self._error_kept():
+                self._opened.flush()
+
+    def close(self) -> None:
+        """Close; may be repeated."""
+        if self._opened is not None:
+            with self._error_kept():
+                self._opened.close()
+
+    def discard(self) -> None:
+        """Remove what is here; where `Spool.keep` has it already, nothing is."""
+        self.close()
+        with suppress(OSError):
+            self.path.unlink()
+
+    @contextmanager
+    def _error_kept(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
 
 
 def digest(path: Path, transfer_syntax_uid: str) -> str:

@@ -84,8 +84,11 @@ class _Process:
         self.restart_at = time.monotonic() + pause
 
     def terminate(self) -> None:
-        """Ask the process to finish what is at hand and end."""
-        self._popen.terminate()
+        """Let the process finish what is at hand and end; one that is still starting has nothing at hand."""
+        if self.was_ready:
+            self._popen.terminate()
+        else:
+            self._popen.kill()
 
     def join(self, deadline: float) -> None:
         """Wait for its end; end it by force after `deadline`."""

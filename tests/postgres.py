@@ -1,8 +1,9 @@
-"""A PostgreSQL server of its own for one test session: temporary, on a free port of the loopback interface."""
+"""A PostgreSQL server of its own for one test session, on a free port of the loopback interface."""
 
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -79,7 +80,7 @@ def running_server() -> Iterator[Server]:
     """
     binaries = _binaries()
     as_user = _unprivileged()
-    with tempfile.TemporaryDirectory(prefix="pacs-node-postgres-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="pacs-node-", dir=_room(), ignore_cleanup_errors=True) as folder:
         if as_user:
             shutil.chown(folder, as_user["user"], as_user["group"])
         port = _free_port()
@@ -110,13 +111,17 @@ def _unprivileged() -> dict[str, Any]:
     """Return how to run as another user: PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
         return {}
-    import pwd
-
     try:
         entry = pwd.getpwnam(_USER)
     except KeyError:
         _missing(f"PostgreSQL does not run as root, and there is no user {_USER} here.")
     return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+
+
+def _room() -> str:
+    """Return where there is room: in memory if possible, for each database is some three hundred files."""
+    memory = Path("/dev/shm")
+    return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > 2**30 else "/tmp"
 
 
 def _missing(why: str) -> Any:

@@ -89,10 +89,11 @@ def _create_scored() -> None:
         sa.ForeignKeyConstraint(["instance_id"], ["instance.id"], name="fk_score_instance_id"),
         sa.ForeignKeyConstraint(["model_id"], ["model.id"], name="fk_score_model_id"),
         sa.UniqueConstraint("instance_id", "model_id", name="uq_score_instance_id_model_id"),
-        sa.CheckConstraint("(probability IS NULL) = (decision = 'not_scored')", name="ck_score_scored"),
-        sa.CheckConstraint("probability BETWEEN 0 AND 1", name="ck_score_probability"),
+        sa.CheckConstraint("(probability IS NULL) = (decision = 'not_scored')", name=op.f("ck_score_scored")),
+        sa.CheckConstraint("probability BETWEEN 0 AND 1", name=op.f("ck_score_probability")),
         sa.CheckConstraint(
-            "decision IN ('positive', 'negative', 'undetermined', 'not_scored')", name="ck_score_decision"
+            "decision IN ('positive', 'negative', 'undetermined', 'not_scored')",
+            name=op.f("ck_score_decision"),
         ),
     )
 
@@ -140,7 +141,7 @@ def _create_reported() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_delivery"),
         sa.ForeignKeyConstraint(["report_id"], ["report.id"], name="fk_delivery_report_id"),
         sa.UniqueConstraint("report_id", "destination", name="uq_delivery_report_id_destination"),
-        sa.CheckConstraint("state IN ('pending', 'delivered', 'failed')", name="ck_delivery_state"),
+        sa.CheckConstraint("state IN ('pending', 'delivered', 'failed')", name=op.f("ck_delivery_state")),
     )
 
 
@@ -158,7 +159,7 @@ def _create_job() -> None:
         sa.Column("error", sa.Text),
         sa.PrimaryKeyConstraint("id", name="pk_job"),
         sa.UniqueConstraint("kind", "ref", name="uq_job_kind_ref"),
-        sa.CheckConstraint("state IN ('ready', 'done', 'failed')", name="ck_job_state"),
+        sa.CheckConstraint("state IN ('ready', 'done', 'failed')", name=op.f("ck_job_state")),
     )
     ready = sa.text("state = 'ready'")
     op.create_index(
@@ -193,7 +194,7 @@ SELECT
     model.sha256 AS model_sha256,
     report.sop_instance_uid AS report_uid,
     report.revision AS report_revision,
-    (SELECT {deliveries} FROM delivery WHERE delivery.report_id = report.id) AS deliveries
+    ({deliveries}) AS deliveries
 FROM instance
 JOIN study ON study.id = instance.study_id
 LEFT JOIN job ON job.kind = 'score' AND job.ref = instance.id
@@ -204,6 +205,19 @@ LEFT JOIN report ON report.id = (
 )
 """
 _DELIVERIES = {
-    "sqlite": "GROUP_CONCAT(delivery.destination || ': ' || delivery.state, ', ')",
-    "postgresql": "STRING_AGG(delivery.destination || ': ' || delivery.state, ', ' ORDER BY delivery.id)",
+    # GROUP_CONCAT takes no ORDER BY before SQLite 3.44.
+    "sqlite": """
+        SELECT GROUP_CONCAT(said, ', ')
+        FROM (
+            SELECT delivery.destination || ': ' || delivery.state AS said
+            FROM delivery
+            WHERE delivery.report_id = report.id
+            ORDER BY delivery.id
+        )
+    """,
+    "postgresql": """
+        SELECT STRING_AGG(delivery.destination || ': ' || delivery.state, ', ' ORDER BY delivery.id)
+        FROM delivery
+        WHERE delivery.report_id = report.id
+    """,
 }

@@ -1,0 +1,286 @@
+"""Settings: what config.toml and the environment may say, and the sentence that a slip in them gets."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pacs_node.config import ENVIRONMENT_PREFIX, Destination, Settings, load
+from pacs_node.errors import ConfigError
+
+CONFIG = Path(__file__).resolve().parents[1] / "config.toml"
+TEXT = CONFIG.read_text(encoding="utf-8").partition("# One block for each PACS")[0]
+DESTINATION = '[[destinations]]\nae_title = "ORTHANC"\nhost = "127.0.0.1"\nport = 4242\n'
+Write = Callable[[str], Path]
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide settings that the developer's own shell may hold."""
+    for variable in os.environ:
+        if variable.upper().startswith(ENVIRONMENT_PREFIX):
+            monkeypatch.delenv(variable)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Return a function that writes a config.toml and returns its path."""
+
+    def _write(text: str) -> Path:
+        path = tmp_path / "config.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return _write
+
+
+def keys(values: Mapping[str, Any], above: str = "") -> set[str]:
+    """Return all keys of nested tables, written with dots."""
+    found: set[str] = set()
+    for name, value in values.items():
+        found |= keys(value, f"{above}{name}.") if isinstance(value, dict) else {above + name}
+    return found
+
+
+def refusal(path: Path | None) -> str:
+    """Return the sentence with which the settings are refused."""
+    with pytest.raises(ConfigError) as refused:
+        load(path)
+    return str(refused.value)
+
+
+# config.toml is the reference
+
+
+def test_the_committed_file_lists_every_setting_and_nothing_else() -> None:
+    uncommented = re.sub(r"^# (\w+ = )", r"\1", TEXT, flags=re.MULTILINE)
+    assert keys(tomllib.loads(uncommented)) == keys(Settings().model_dump(exclude={"destinations"}))
+
+
+def test_the_committed_file_states_the_defaults() -> None:
+    assert Settings(**tomllib.loads(CONFIG.read_text(encoding="utf-8"))) == Settings()
+
+
+def test_the_committed_file_explains_every_key() -> None:
+    lines = [line for line in TEXT.splitlines() if re.match(r"(# )?\w+ = ", line)]
+    assert len(lines) > 30
+    assert [line for line in lines if " # " not in line.removeprefix("# ")] == []
+
+
+def test_the_example_of_a_destination_is_complete_and_valid(write: Write) -> None:
+    example = CONFIG.read_text(encoding="utf-8").partition("# [[destinations]]")
+    text = "[[destinations]]" + example[2].replace("\n# ", "\n")
+    assert set(tomllib.loads(text)["destinations"][0]) == set(Destination.model_fields)
+    (destination,) = load(write(text)).destinations
+    assert (destination.name, destination.ae_title, destination.port) == ("PACS", "ORTHANC", 4242)
+
+
+def test_nothing_configured_is_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load(None).node == Settings().node
+    assert load(None).destinations == ()
+
+
+def test_config_toml_of_the_current_folder_is_read(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write('[node]\nae_title = "HERE"').parent)
+    assert load(None).node.ae_title == "HERE"
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().node.port = 104
+
+
+# Slips in the file
+
+
+SLIPS = [
+    ("[recieve]\nmax_pdu_bytes = 4096", "unknown key recieve (did you mean receive?)."),
+    ('[node]\nae_titel = "A"', "unknown key node.ae_titel (did you mean ae_title?)."),
+    ("[zzz]", "unknown key zzz."),
+    ("[node]\nzzz = 1", "unknown key node.zzz."),
+    (DESTINATION + "prot = 1", "unknown key destinations.0.prot (did you mean port?)."),
+    ("[node]\nport = 70000", "node.port: input should be less than or equal to 65535, not 70000."),
+    ("[node]\nport = 0", "node.port: input should be greater than or equal to 1, not 0."),
+    ('[node]\nport = "dicom"', "node.port: input should be a valid integer"),
+    ("node = 5", "node: input should be a valid dictionary"),
+    (
+        '[node]\nae_title = "SEVENTEEN_LETTERS"',
+        "node.ae_title: string should have at most 16 characters, not 'SEVENTEEN_LETTERS'.",
+    ),
+    ('[node]\nae_title = "  "', "node.ae_title: string should have at least 1 character, not '  '."),
+    ('[node]\nae_title = "A\\\\B"', "node.ae_title: string should match pattern"),
+    ('[node]\nstation_name = "Röntgen"', "node.station_name: string should match pattern"),
+    ('[node]\ntimezone = "CET"', "node.timezone: string should match pattern"),
+    ('[node]\npurpose = "CLINICAL"', "node.purpose: input should be 'RESEARCH' or 'PRODUCT', not"),
+    ('[receive]\ncalling_ae_titles = ["A", ""]', "receive.calling_ae_titles.1: string should have at"),
+    ("[receive]\nidle_seconds = 0", "receive.idle_seconds: input should be greater than 0, not 0."),
+    ("[receive]\nmax_associations = 0", "receive.max_associations: input should be greater"),
+    ("[receive]\nmin_free_mebibytes = -1", "receive.min_free_mebibytes: input should be greater"),
+    (
+        "[study]\nquiet_seconds = -1",
+        "study.quiet_seconds: input should be greater than or equal to 0, not -1.",
+    ),
+    ("[study]\nquiet_seconds = nan", "study.quiet_seconds: input should be"),
+    ("[work]\nlease_seconds = -5", "work.lease_seconds: input should be greater than or equal to 1, not -5."),
+    ("[deliver]\nretry_seconds = -0.5", "deliver.retry_seconds: input should be greater than 0, not -0.5."),
+    ("[deliver]\ngive_up_hours = inf", "deliver.give_up_hours: input should be less than or equal to"),
+    ('[classifier]\ndevice = "gpu"', "classifier.device: string should match pattern"),
+    ('[log]\nlevel = "LOUD"', "log.level: input should be 'DEBUG', 'INFO', 'WARNING' or 'ERROR', not"),
+    ("[log]\nlevel = 10", "log.level: input should be"),
+    ('[[destinations]]\nae_title = "A"\nport = 104', "destinations.0.host is missing."),
+    (DESTINATION.replace("4242", "0"), "destinations.0.port: input should be greater"),
+    (DESTINATION + 'send = ["heatmap"]', "destinations.0.send.0: input should be 'report', not 'heatmap'."),
+    (DESTINATION + DESTINATION, "destinations: two destinations have the same name."),
+    (DESTINATION + 'name = ""', "destinations.0.name: string should have at least 1 character, not ''."),
+]
+
+
+@pytest.mark.parametrize(("text", "sentence"), SLIPS, ids=[sentence for _, sentence in SLIPS])
+def test_a_slip_is_refused_with_a_sentence_that_names_the_key(text: str, sentence: str, write: Write) -> None:
+    path = write(text)
+    said = refusal(path)
+    assert said.startswith(f"In {path} or the environment: {sentence}")
+    assert said.endswith(".")
+    assert "\n" not in said
+
+
+def test_every_slip_is_named_at_once(write: Write) -> None:
+    said = refusal(write('[node]\nport = 0\nae_title = ""\n[studdy]\nquiet_seconds = 1'))
+    for key in ("node.port", "node.ae_title", "studdy"):
+        assert key in said
+
+
+@pytest.mark.parametrize("content", [b"[node\n", b"[node]\nport = 1\nport = 2", b'[node]\nhost = "\xff"'])
+def test_a_file_that_is_no_toml_is_refused_with_its_name(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(content)
+    assert refusal(path).startswith(f"{path} is no valid TOML: ")
+
+
+def test_a_missing_file_is_refused_with_its_name(tmp_path: Path) -> None:
+    missing = tmp_path / "absent.toml"
+    assert refusal(missing) == f"Cannot read {missing}: No such file or directory; check --config."
+    assert refusal(tmp_path) == f"Cannot read {tmp_path}: Is a directory; check --config."
+
+
+# The environment
+
+
+def test_the_environment_overrides_the_file(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write('[study]\nquiet_seconds = 5\n[node]\nae_title = "FILE"\nport = 104')
+    monkeypatch.setenv("PACS_NODE_STUDY__QUIET_SECONDS", "30")
+    monkeypatch.setenv("PACS_NODE_NODE__AE_TITLE", "ENVIRONMENT")
+    settings = load(path)
+    assert settings.study.quiet_seconds == 30
+    assert settings.node.ae_title == "ENVIRONMENT"
+    assert settings.node.port == 104  # its neighbours in the file stay
+
+
+def test_the_environment_can_hold_lists_and_destinations_as_json(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PACS_NODE_RECEIVE__CALLING_AE_TITLES", '["MODALITY1", "MODALITY2"]')
+    monkeypatch.setenv("PACS_NODE_DESTINATIONS", '[{"ae_title": "ORTHANC", "host": "pacs", "port": 4242}]')
+    settings = load(write(""))
+    assert settings.receive.calling_ae_titles == ("MODALITY1", "MODALITY2")
+    assert settings.destinations == (Destination(ae_title="ORTHANC", host="pacs", port=4242),)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PACS_NODE_RECEIVE__CALLING_AE_TITLES", "MODALITY1"),
+        ("PACS_NODE_DESTINATIONS", "ORTHANC@pacs:4242"),
+        ("PACS_NODE_NODE", "PACS"),
+    ],
+)
+def test_a_list_in_the_environment_that_is_no_json_is_refused(
+    variable: str, value: str, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert refusal(write("")).startswith(f"The environment variable {variable} holds no JSON")
+
+
+@pytest.mark.parametrize(
+    "variable", ["PACS_NODE_PORT", "PACS_NODE_STUDDY__QUIET_SECONDS", "PACS_NODE_", "pacs_node_stdy"]
+)
+def test_an_unknown_variable_is_refused(variable: str, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "1")
+    assert refusal(write("")) == (
+        f"The environment variable {variable} is not known; see config.toml for the keys."
+    )
+
+
+def test_slips_in_the_environment_are_named_like_those_in_the_file(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PACS_NODE_NODE__PORT", "dicom")
+    monkeypatch.setenv("PACS_NODE_STUDY__QUIET_SECOND", "30")
+    said = refusal(write(""))
+    assert "node.port: input should be a valid integer" in said
+    assert "unknown key study.quiet_second (did you mean quiet_seconds?)" in said
+
+
+# Paths
+
+
+def test_relative_paths_belong_to_the_folder_of_the_file(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(
+        '[spool]\npath = "in"\n[classifier]\nmodel = "m.safetensors"\n[database]\nurl = "sqlite:///r.db"'
+    )
+    monkeypatch.chdir("/")
+    settings = load(path)
+    assert settings.spool.path == tmp_path / "in"
+    assert settings.classifier.model == tmp_path / "m.safetensors"
+    assert settings.database.url == f"sqlite:///{tmp_path}/r.db"
+
+
+def test_a_config_file_named_by_a_relative_path_gives_absolute_paths(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("")
+    monkeypatch.chdir(tmp_path.parent)
+    settings = load(Path(tmp_path.name) / "config.toml")
+    assert settings.spool.path == tmp_path / "spool"
+    assert settings.database.url == f"sqlite:///{tmp_path}/pacs_node.sqlite"
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite:////var/r.db", "sqlite:///:memory:", "sqlite://", "postgresql://u:p@db/results"]
+)
+def test_other_database_urls_stay_as_they_are(url: str, write: Write) -> None:
+    assert load(write(f'[database]\nurl = "{url}"')).database.url == url
+
+
+def test_absolute_paths_and_the_home_folder_stay_what_they_are(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/pacs")
+    settings = load(write('[spool]\npath = "/srv/spool"\n[classifier]\nmodel = "~/m.safetensors"'))
+    assert settings.spool.path == Path("/srv/spool")
+    assert settings.classifier.model == Path("/home/pacs/m.safetensors")
+
+
+# Destinations
+
+
+def test_a_destination_is_named_by_its_ae_title_where_it_has_no_name(write: Write) -> None:
+    second = DESTINATION.replace("ORTHANC", "  ARCHIVE ")
+    settings = load(write(DESTINATION + second + 'name = "Main archive"'))
+    assert [one.name for one in settings.destinations] == ["ORTHANC", "Main archive"]
+    assert settings.destinations[1].ae_title == "ARCHIVE"  # spaces around it mean nothing (PS3.5 6.2)
+    assert settings.destinations[0].send == ("report",)
+
+
+def test_two_destinations_may_share_an_ae_title_under_two_names(write: Write) -> None:
+    settings = load(write(DESTINATION + DESTINATION + 'name = "second"'))
+    assert [one.name for one in settings.destinations] == ["ORTHANC", "second"]

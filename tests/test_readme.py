@@ -1,0 +1,71 @@
+"""What README.md promises holds: its commands exist, its settings are read, its queries run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from classifier.errors import Reason
+from db.results import RESULT_COLUMNS
+from db.session import Database
+from pacs_node.config import load
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands(program: str) -> list[list[str]]:
+    """Return the arguments of each call of a program in the shell blocks."""
+    lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    called = re.findall(rf"(?:^|/|`){program} ([^`\n]+)", "\n".join(lines) + README, re.MULTILINE)
+    return [shlex.split(arguments.split("#")[0].split(";")[0]) for arguments in called]
+
+
+@pytest.mark.parametrize("program", ["pacs-node", "classifier"])
+def test_every_command_and_option_exists(program: str) -> None:
+    asked: dict[str, list[str]] = {}
+    for name, *arguments in commands(program):
+        asked.setdefault(name, []).extend(word for word in arguments if word.startswith("--"))
+    assert len(asked) >= 2
+    for name, options in asked.items():
+        module = program.replace("-", "_")
+        call = [sys.executable, "-m", module, name, "--help"]
+        done = subprocess.run(call, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, name
+        assert all(option in done.stdout for option in options), (name, options)
+
+
+def test_every_make_target_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", "\n".join(blocks("sh")), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_settings_it_shows_are_read(tmp_path: Path) -> None:
+    (block,) = blocks("toml")
+    (tmp_path / "config.toml").write_text(block)
+    assert load(tmp_path / "config.toml").destinations[0].port == 4242
+
+
+def test_its_queries_run_on_both_databases(database: Database) -> None:
+    (block,) = blocks("sql")
+    queries = [query for query in block.split(";") if query.strip()]
+    assert len(queries) >= 3
+    with database.read() as session:
+        for query in queries:
+            session.execute(text(query)).all()
+
+
+def test_it_names_every_column_of_the_view_and_every_reason() -> None:
+    for name in (*RESULT_COLUMNS, *Reason):
+        assert f"`{name}`" in README
