@@ -6,6 +6,7 @@ Imports of torch wait inside the commands, so that `--help` answers at once.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -17,8 +18,9 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
+from rich.text import Text
 
-from classifier.config import SHIPPED_MODEL, Eligibility, Unknown
+from classifier.config import SHIPPED_MODEL, Eligibility, TrainSettings, Unknown
 from classifier.errors import ClassifierError
 from classifier.outcome import Decision, Prediction
 
@@ -57,6 +59,9 @@ class Rule(StrEnum):
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help='Checkpoint file, or "default" for the model that ships.')
 ]
+DataArgument = Annotated[
+    Path, typer.Argument(metavar="DATA", help="Folder of the classes NORMAL and PNEUMONIA, or CSV manifest.")
+]
 FormatOption = Annotated[Format, typer.Option("--format", help="A table to read or JSON to process.")]
 
 
@@ -82,9 +87,9 @@ def predict(
     unknown_view: Annotated[Rule, typer.Option(help="Images whose tags tell no view.")] = Rule.REFUSE,
 ) -> None:
     """Score images for pneumonia."""
-    from classifier.predict import Predictor  # noqa: PLC0415
-
     found = list(_find(files))
+    from classifier.predict import Predictor  # noqa: PLC0415 - a wrong path is told before torch is loaded
+
     rules = Eligibility(_unknown(unknown_body_part), _unknown(unknown_view))
     predictor = Predictor.load(_model_path(model), device, rules)
     results = list(zip(found, _predict_in_batches(predictor, found), strict=True))
@@ -121,7 +126,107 @@ def pack(
     parsed = parse_card(_read_text(card))
     tail(parsed.preprocessing)
     saved = save(out, load_weights(weights), parsed)
-    Console(stderr=True).print(f"Wrote {out}, SHA-256 {saved.sha256}", soft_wrap=True)
+    Console(stderr=True).print(f"Wrote {out}, SHA-256 {saved.sha256}", soft_wrap=True, markup=False)
+
+
+@app.command(epilog="Example:\n\nclassifier explore radiographs/ --out look/")
+def explore(
+    data: DataArgument,
+    out: Annotated[Path, typer.Option(help="Folder for page, pictures and findings.json.")],
+) -> None:
+    """Look at labelled images: counts, sizes, duplicates, and what a network could read instead of lungs."""
+    from classifier.commands import counting  # noqa: PLC0415
+    from classifier.explore import explore as look  # noqa: PLC0415
+
+    with counting("Looking") as progress:
+        findings = look(data, out, progress)
+    console = Console(highlight=False)
+    for name, number in sorted(findings.classes.items()):
+        console.print(f"{name:<10} {number:>6} images, {findings.shares[name]:.1%}")
+    console.print(
+        f"{findings.patients} patients; {len(findings.unreadable)} unreadable,"
+        f" {len(findings.exact_duplicates)} exact and {len(findings.near_duplicates)} near duplicates."
+    )
+    console.print(f"Page: {out / 'index.html'}", soft_wrap=True)
+
+
+@app.command(
+    epilog="Examples:\n\nclassifier train radiographs/ --out run/\n\n"
+    "classifier train radiographs/ --out run/ --resume\n\n"
+    "classifier train set.csv --out run/ --recipe published --weights imagenet"
+)
+def train(
+    data: DataArgument,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    *,
+    recipe: Annotated[str | None, typer.Option(help="default or published.")] = None,
+    weights: Annotated[str | None, typer.Option(help="imagenet, none or a model file.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Most epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images in a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Largest learning rate.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Epochs without progress; 0 never ends early.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side in pixels.")] = None,
+    val_share: Annotated[float | None, typer.Option(help="Share kept for validation, by patient.")] = None,
+    sensitivity: Annotated[float | None, typer.Option(help="What the threshold must reach.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of split, weights and augmentation.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Decoding processes; 0 = one a processor.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, bf16 or fp32.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last whole epoch.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable images.")] = False,
+    name: Annotated[str, typer.Option(help="Of the model, for its card.")] = "densenet121",
+    version: Annotated[str, typer.Option(help="Of the model, for its card.")] = "1",
+    description: Annotated[str, typer.Option(help="Of the data, for the card.")] = "",
+    population: Annotated[str, typer.Option(help="Whom the data stand for, for the card.")] = "Not stated.",
+    licence: Annotated[str, typer.Option(help="Of the data, for the card.")] = "Not stated.",
+    config: Annotated[Path | None, typer.Option(help="File with [classifier.train].")] = None,
+) -> None:
+    """Train a model for the node. It can be stopped at any time; --resume goes on."""
+    from classifier.commands import run_training, settings  # noqa: PLC0415
+    from classifier.train import Options  # noqa: PLC0415
+
+    given = {key: value for key, value in locals().items() if key in TrainSettings.model_fields}
+    chosen = settings(config, given)
+    options = Options(
+        seed=chosen.seed,
+        val_share=chosen.val_share,
+        sensitivity=chosen.sensitivity,
+        device=chosen.device,
+        precision=chosen.precision,
+        workers=chosen.workers,
+        resume=resume,
+        skip_bad=skip_bad,
+        name=name,
+        version=version,
+        description=description,
+        population=population,
+        licence=licence,
+    )
+    run_training(data, out, chosen, options)
+
+
+@app.command(epilog="Example:\n\nclassifier evaluate run/model.safetensors test/ --out result/")
+def evaluate(
+    model: ModelArgument,
+    data: DataArgument,
+    out: Annotated[Path, typer.Option(help="Folder for metrics.json, pictures and page.")],
+    *,
+    split: Annotated[str, typer.Option(help="Only this split of a manifest.")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable images.")] = False,
+) -> None:
+    """Measure a model on labelled images."""
+    from classifier.commands import counting  # noqa: PLC0415
+    from classifier.evaluate import evaluate as measure  # noqa: PLC0415
+    from classifier.predict import Predictor  # noqa: PLC0415
+
+    predictor = Predictor.load(_model_path(model), device, None)
+    with counting("Scoring") as progress:
+        found = measure(predictor, data, out, split=split, skip_bad=skip_bad, progress=progress)
+    sys.stdout.write((out / "report.txt").read_text(encoding="utf-8"))
+    low, high = found.measures.auroc_ci95
+    sys.stdout.write(f"AUROC {found.measures.auroc:.4f}, 95 % interval {low:.4f} to {high:.4f}\n")
+    sys.stdout.write(f"Page: {out / 'index.html'}\n")
 
 
 def main() -> None:
@@ -129,8 +234,15 @@ def main() -> None:
     try:
         app()
     except (ClassifierError, OSError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"classifier: {error}", style="red", markup=False)
+        told = f"classifier: {_sentence(error)}"
+        Console(stderr=True, soft_wrap=True).print(told, style="red", markup=False, emoji=False)
         sys.exit(2)
+
+
+def _sentence(error: ClassifierError | OSError) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"Cannot read {error.filename}: {error.strerror}; check the path."
+    return str(error)
 
 
 def _model_path(model: str) -> Path:
@@ -187,8 +299,14 @@ def _print_json(content: Any) -> None:
 def _results_table(results: Sequence[tuple[Path, Prediction]]) -> Table:
     table = Table(Column("File", overflow="fold"), "View", "Probability", "Decision", "Reason")
     for file, prediction in results:
-        table.add_row(str(file), *_cells(prediction), style=_COLOURS.get(prediction.decision, "dim"))
+        cells = map(Text, (_printable(file), *_cells(prediction)))  # Text: brackets are no markup here
+        table.add_row(*cells, style=_COLOURS.get(prediction.decision, "dim"))
     return table
+
+
+def _printable(path: Path) -> str:
+    """Return a path whose name may be in another encoding than the terminal's."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _cells(prediction: Prediction) -> tuple[str, str, str, str]:
@@ -200,7 +318,7 @@ def _cells(prediction: Prediction) -> tuple[str, str, str, str]:
 def _card_table(card: ModelCard) -> Table:
     table = Table("", Column(overflow="fold"), show_header=False)
     for row in _card_rows(card):
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 

@@ -5,9 +5,11 @@
     ClassifierError
     ├── CheckpointError   the model file is missing, damaged or not understood
     ├── DeviceError       the device asked for is not there
+    ├── DataError         the labelled images cannot be used for training or evaluation
+    ├── TrainingError     training cannot start or go on
     └── NotScorable       this one image is refused, for a named reason
 
-The first two are about the installation and stop a run; `NotScorable` is about one image and never does.
+`NotScorable` is about one image and stops no run; the others do.
 """
 
 from __future__ import annotations
@@ -25,6 +27,14 @@ class CheckpointError(ClassifierError):
 
 class DeviceError(ClassifierError):
     """The compute device asked for does not exist on this machine."""
+
+
+class DataError(ClassifierError):
+    """The labelled images are none, of one class, damaged, or a patient is on both sides of a split."""
+
+
+class TrainingError(ClassifierError):
+    """Training cannot start or go on: no weights, no memory, no finite loss, nothing to resume."""
 
 
 class Reason(StrEnum):

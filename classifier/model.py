@@ -36,10 +36,12 @@ class _Frozen(BaseModel):
 
 
 class Metric(_Frozen):
-    """One measurement: what, how much, on how many images of which data, and who measured it."""
+    """One measurement: what, how much (with its 95 % interval), on how many images of which data, by whom."""
 
     name: Text
     value: FiniteFloat
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
     images: Annotated[int, Field(gt=0)]
     patients: Annotated[int, Field(gt=0)] | None = None
     data: Text
@@ -57,6 +59,8 @@ class ModelCard(_Frozen):
         A key of `ARCHITECTURES`.
     preprocessing
         The tail of the transform chain; see `classifier.transforms`.
+    recipe
+        How it was trained, in one line.
     threshold, threshold_source
         Probability from which on the decision is positive, and how it was chosen.
     temperature, temperature_source
@@ -73,6 +77,7 @@ class ModelCard(_Frozen):
     version: Text
     architecture: Text
     preprocessing: tuple[dict[str, JsonValue], ...]
+    recipe: str = ""
     threshold: Annotated[FiniteFloat, Field(gt=0, lt=1)]
     threshold_source: Text
     temperature: Annotated[FiniteFloat, Field(gt=0)]
@@ -121,7 +126,7 @@ def parse_card(text: str | bytes) -> ModelCard:
     """
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError("The model card is not JSON; write it anew.") from error
     if not isinstance(content, dict) or content.get("format", FORMAT) != FORMAT:
         raise CheckpointError(
@@ -221,7 +226,7 @@ def _read(path: Path) -> bytes:
 def _tensors(content: bytes, path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_tensors(content)
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a type that torch does not have
         raise CheckpointError(f"{path} is damaged or no safetensors file; copy it again.") from error
 
 
@@ -230,7 +235,7 @@ def _card_text(content: bytes, path: Path) -> str:
     length = int.from_bytes(content[:8], "little")
     try:
         text = json.loads(content[8 : 8 + length]).get("__metadata__", {}).get(_CARD_KEY)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or no safetensors file; copy it again.") from error
     if not isinstance(text, str):
         raise CheckpointError(f"{path} holds no model card; make a model of it with `classifier pack`.")
@@ -238,11 +243,11 @@ def _card_text(content: bytes, path: Path) -> str:
 
 
 def _assemble(architecture: str, tensors: State, path: Path) -> nn.Module:
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+    floats = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in floats.values()):
         raise CheckpointError(f"{path} holds weights that are not finite; train or copy it again.")
     with torch.device("meta"):
         model = build(architecture)
-    floats = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
     try:
         model.load_state_dict(floats, strict=True, assign=True)
     except RuntimeError as error:

@@ -44,17 +44,19 @@ class Predictor:
         The network, in evaluation mode, channels last.
     """
 
-    def __init__(self, model: nn.Module, card: ModelCard, device: torch.device, rules: Eligibility) -> None:
+    def __init__(
+        self, model: nn.Module, card: ModelCard, device: torch.device, rules: Eligibility | None
+    ) -> None:
         self.card = card
         self.device = str(device)
         self.chain: Chain = chain(card.preprocessing, rules)
         self.model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._rules = rules
-        self._require_three_planes()
+        self._require_square_planes()
 
     @classmethod
     def load(
-        cls, path: Path | None = None, device: str = "auto", rules: Eligibility = _DEFAULT_RULES
+        cls, path: Path | None = None, device: str = "auto", rules: Eligibility | None = _DEFAULT_RULES
     ) -> Predictor:
         """Load a checkpoint.
 
@@ -65,7 +67,7 @@ class Predictor:
         device
             ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         rules
-            Which DICOM objects are scored.
+            Which DICOM objects are scored; ``None`` scores any that can be decoded.
 
         Raises
         ------
@@ -116,8 +118,10 @@ class Predictor:
         logits = self._logits(batch, half=self.device.startswith("cuda"))  # (B,) float32
         if not bool(torch.isfinite(logits).all()):
             logits = self._logits(batch, half=False)  # float16 ends at 65504
-        scores: list[float] = torch.sigmoid(logits / self.card.temperature).tolist()
-        return scores
+        scores = torch.sigmoid(logits / self.card.temperature)
+        scores[~torch.isfinite(logits)] = torch.nan  # the sigmoid of an overflow is 0 or 1
+        found: list[float] = scores.tolist()
+        return found
 
     @torch.inference_mode()
     def _logits(self, batch: torch.Tensor, *, half: bool) -> torch.Tensor:
@@ -136,12 +140,12 @@ class Predictor:
             probability, Decision.POSITIVE if is_positive else Decision.NEGATIVE, None, "", view
         )
 
-    def _require_three_planes(self) -> None:
+    def _require_square_planes(self) -> None:
         """Try the preprocessing on a blank image: what does not fit must fail at the start."""
-        tensor = self.chain(np.zeros((1, 32, 32), np.float32), start=1)
-        if tuple(tensor.shape[:1]) != (3,) or tensor.ndim != 3:
+        tensor = self.chain(np.zeros((1, 32, 48), np.float32), start=1)
+        if tensor.ndim != 3 or tuple(tensor.shape) != (3, tensor.shape[1], tensor.shape[1]):
             raise CheckpointError(
-                "The preprocessing of the model does not end in three planes; pack it anew."
+                "The preprocessing of the model does not end in three square planes; pack it anew."
             )
 
 
@@ -162,4 +166,4 @@ def choose_device(name: str) -> torch.device:
         )
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise DeviceError(f'This machine has no device {name!r}; set device to "cpu" or "auto".')
-    return torch.device(name)
+    return torch.device("cpu") if kind == "cpu" else torch.device(kind, int(number or 0))

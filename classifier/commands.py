@@ -1,0 +1,112 @@
+"""What `classifier explore`, `train` and `evaluate` do between the command line and the modules that work."""
+
+from __future__ import annotations
+
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from classifier import plots
+from classifier.config import TrainSettings
+from classifier.errors import ClassifierError
+from classifier.recipes import RECIPES, Recipe, changed
+from classifier.train import HISTORY_FILE, MODEL_FILE, Epoch, Options, Watcher, train
+
+_FIELDS_OF_RECIPE = {"weights", "epochs", "batch_size", "learning_rate", "patience", "image_size"}
+_LOG_SECONDS = 30.0  # between lines where there is no terminal
+
+
+def settings(config: Path | None, given: dict[str, object]) -> TrainSettings:
+    """Read ``[classifier.train]`` of config.toml, and override it with what the command line gave."""
+    path = config or Path("config.toml")
+    content: dict[str, object] = {}
+    if path.is_file():
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8")).get("classifier", {}).get("train", {})
+        except ValueError as error:
+            raise ClassifierError(f"{path} is no valid TOML: {error}.") from error
+    elif config is not None:
+        raise ClassifierError(f"There is no file {config}; check --config.")
+    try:
+        return TrainSettings(**{**content, **{k: v for k, v in given.items() if v is not None}})  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ClassifierError(f"Correct {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+
+
+def run_training(source: Path, out: Path, chosen: TrainSettings, options: Options) -> None:
+    """Train with a progress bar, and draw the curves after each epoch."""
+    recipe = _recipe(chosen)
+    console = Console(stderr=True, highlight=False)
+    started = time.monotonic()
+    history: list[Epoch] = []
+    with _progress(console) as progress:
+        decoding = progress.add_task("Decoding")
+        steps = progress.add_task("Training", visible=False)
+        last_line = time.monotonic()
+
+        def on_step(epoch: int, step: int, number: int, loss: float, rate: float) -> None:
+            nonlocal last_line
+            done, total = (epoch - 1) * number + step, recipe.epochs * number
+            what = f"Epoch {epoch} of {recipe.epochs}, loss {loss:.3f}, {rate:.1f} images/s"
+            progress.update(steps, description=what, completed=done, total=total, visible=True)
+            if not console.is_terminal and time.monotonic() - last_line > _LOG_SECONDS:
+                last_line = time.monotonic()
+                console.print(f"{what}, step {step} of {number}")
+
+        def on_epoch(epoch: Epoch, is_best: bool) -> None:
+            history.append(epoch)
+            kept = ", kept" if is_best else ""
+            console.print(
+                f"Epoch {epoch.epoch}: loss {epoch.train_loss:.4f}, validation {epoch.val_loss:.4f},"
+                f" AUROC {epoch.val_auroc:.4f}, accuracy {epoch.val_accuracy:.4f},"
+                f" {epoch.images_per_second:.1f} images/s{kept}"
+            )
+            best = min(history, key=lambda e: e.val_loss)
+            plots.save(plots.curves(history, best.epoch), out / "curves.png")
+
+        def on_decoded(done: int, total: int) -> None:
+            progress.update(decoding, completed=done, total=total, visible=done < total)
+
+        try:
+            train(source, out, recipe, options, Watcher(on_decoded, on_step, on_epoch))
+        except KeyboardInterrupt:
+            console.print("Stopped. Go on with --resume.")
+            sys.exit(130)
+    minutes = (time.monotonic() - started) / 60
+    console.print(
+        f"Done in {minutes:.1f} min. Model: {out / MODEL_FILE}. History: {out / HISTORY_FILE}.",
+        soft_wrap=True,
+    )
+
+
+def _recipe(chosen: TrainSettings) -> Recipe:
+    given = {name: getattr(chosen, name) for name in _FIELDS_OF_RECIPE}
+    return changed(RECIPES[chosen.recipe], **given)
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Return a function that shows how many of all are done."""
+    with _progress(Console(stderr=True)) as progress:
+        task = progress.add_task(what)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _progress(console: Console) -> Progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True)

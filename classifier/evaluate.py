@@ -1,0 +1,171 @@
+"""Measure a model on labelled images: numbers for scripts, pictures and one page for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.metrics import classification_report
+
+from classifier import data, page, plots
+from classifier.data import Example
+from classifier.decode import decode
+from classifier.errors import DataError
+from classifier.metrics import Measures, measure
+from classifier.model import ModelCard
+from classifier.outcome import Prediction
+from classifier.predict import Predictor
+from classifier.transforms import Resize
+
+Numbers = NDArray[np.float64]
+
+_BATCH = 32
+_MOST_MISTAKES = 16
+_THUMBNAIL = 256  # pixels
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out; the arrays have one entry for each of `examples`."""
+
+    examples: Sequence[Example]
+    labels: Numbers
+    probability: Numbers
+    measures: Measures
+
+
+def evaluate(
+    predictor: Predictor,
+    source: Path,
+    out: Path,
+    *,
+    split: str = "",
+    skip_bad: bool = False,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Evaluation:
+    """Score labelled images and write metrics.json, plots, a report and a page into `out`.
+
+    Parameters
+    ----------
+    predictor
+        The model.
+    source
+        Folder of classes or manifest; see `classifier.data.load`.
+    split
+        Only the images of this split; all when empty.
+    skip_bad
+        Leave out what cannot be decoded; otherwise it ends the evaluation.
+    progress
+        Called with the number of images done and of all.
+
+    Raises
+    ------
+    DataError
+        When there is nothing to measure, or an image cannot be decoded.
+    """
+    examples = [example for example in data.load(source) if not split or example.split == split]
+    if len({example.label for example in examples}) < 2:
+        raise DataError(f"The split {split!r} of {source} lacks a class; evaluation needs both.")
+    scored = list(_score(predictor, examples, progress))
+    bad = [example.path for example, prediction in scored if prediction.probability is None]
+    if bad and not skip_bad:
+        raise DataError(f"{bad[0]} and {len(bad) - 1} more have no score; leave them out with --skip-bad.")
+    kept = [(e, p.probability) for e, p in scored if p.probability is not None]
+    examples = [example for example, _ in kept]
+    labels = np.array([example.label for example in examples], np.float64)
+    probability = np.array([p for _, p in kept], np.float64)
+    measures = measure(labels, probability, [e.patient for e in examples], predictor.card.threshold)
+    evaluation = Evaluation(examples, labels, probability, measures)
+    out.mkdir(parents=True, exist_ok=True)
+    _write(evaluation, predictor.card, source, out)
+    return evaluation
+
+
+def _score(
+    predictor: Predictor, examples: Sequence[Example], progress: Callable[[int, int], None]
+) -> Iterator[tuple[Example, Prediction]]:
+    for start in range(0, len(examples), _BATCH):
+        batch = examples[start : start + _BATCH]
+        yield from zip(batch, predictor.predict([example.path for example in batch]), strict=True)
+        progress(start + len(batch), len(examples))
+
+
+def _write(evaluation: Evaluation, card: ModelCard, source: Path, out: Path) -> None:
+    _write_metrics(evaluation, out / "metrics.json")
+    report = _report(evaluation)
+    (out / "report.txt").write_text(report, encoding="utf-8")
+    labels, probability, measures = evaluation.labels, evaluation.probability, evaluation.measures
+    figures = {
+        "roc": plots.roc(labels, probability, measures),
+        "precision_recall": plots.precision_recall(labels, probability, measures),
+        "calibration": plots.calibration(labels, probability, measures),
+        "confusion": plots.confusion(measures),
+        "mistakes": _mistakes(evaluation),
+    }
+    for name, figure in figures.items():
+        plots.save(figure, out / f"{name}.png")
+    paths = [out / f"{name}.png" for name in figures]
+    page.write(
+        out / "index.html",
+        f"{card.name} {card.version} on {source.name}",
+        f"{measures.n} images, SHA-256 of the model {card.sha256}. Research use only.",
+        [
+            page.Section("Measures", rows=_rows(measures), figures=paths[:4]),
+            page.Section("By class", preformatted=report),
+            page.Section("Worst mistakes", "Surest wrong answers first.", figures=paths[4:]),
+        ],
+    )
+
+
+def _write_metrics(evaluation: Evaluation, path: Path) -> None:
+    content = evaluation.measures.as_dict()
+    content["per_file"] = [
+        {"path": str(example.path), "label": example.label, "probability": probability}
+        for example, probability in zip(evaluation.examples, evaluation.probability.tolist(), strict=True)
+    ]
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _report(evaluation: Evaluation) -> str:
+    positive = evaluation.probability >= evaluation.measures.threshold
+    text: str = classification_report(
+        evaluation.labels, positive, target_names=["normal", "pneumonia"], digits=4, zero_division=0
+    )
+    return text
+
+
+def _rows(measures: Measures) -> dict[str, str]:
+    low, high = measures.auroc_ci95
+    rows = {
+        "Images": f"{measures.n}, {measures.n_positive} with pneumonia",
+        "AUROC": f"{measures.auroc:.4f} (95 % interval {low:.4f} to {high:.4f}, bootstrap of patients)",
+        "Threshold": f"{measures.threshold:g}",
+    }
+    for name in ("sensitivity", "specificity", "precision", "npv", "f1", "accuracy", "balanced_accuracy"):
+        value = getattr(measures, name)
+        title = "NPV" if name == "npv" else name.replace("_", " ").capitalize()
+        rows[title] = "undefined" if value is None else f"{value:.4f}"
+    rows["Average precision"] = f"{measures.average_precision:.4f}"
+    rows["Brier score"] = f"{measures.brier:.4f}"
+    rows["Expected calibration error"] = f"{measures.ece:.4f}"
+    return rows
+
+
+def _mistakes(evaluation: Evaluation) -> Figure:
+    """Draw the images whose answers are furthest on the wrong side of the threshold."""
+    wrong = [
+        (example, probability)
+        for example, probability in zip(evaluation.examples, evaluation.probability.tolist(), strict=True)
+        if (probability >= evaluation.measures.threshold) != (example.label == 1)
+    ]
+    wrong.sort(key=lambda pair: -abs(pair[1] - pair[0].label))
+    shown = wrong[:_MOST_MISTAKES]
+    images = [Resize(_THUMBNAIL)(decode(example.path))[0].numpy() for example, _ in shown]
+    truth = ("normal", "pneumonia")
+    titles = [f"{e.path.name[:28]}\n{truth[e.label]}, answer {p:.4f}" for e, p in shown]
+    return plots.grid(images, titles)

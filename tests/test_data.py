@@ -1,0 +1,123 @@
+"""Labelled images: folders and manifests are read as people mean them, and no patient is on both sides."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from classifier import data
+from classifier.errors import DataError
+from classifier.images import decode_all
+from tests.conftest import radiograph, save
+
+
+def picture(path: Path, grey: int = 100, seed: int = 0) -> Path:
+    """Write a small noisy PNG and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 60, (48, 40))
+    Image.fromarray((noise + grey).astype(np.uint8)).save(path)
+    return path
+
+
+def folder(root: Path, patients: int = 20, images: int = 2) -> Path:
+    """Make a set of two classes; the sick are brighter."""
+    for number in range(patients):
+        for image in range(images):
+            seed = number * images + image
+            picture(root / "NORMAL" / f"IM-{number:04}-{image:04}.png", 60, seed)
+            picture(root / "PNEUMONIA" / f"person{number}_virus_{image}.png", 140, seed)
+    return root
+
+
+def test_the_patient_is_read_from_file_names_and_from_dicom(tmp_path: Path) -> None:
+    assert data.patient_of(Path("person1001_bacteria_2932.jpeg")) == "person1001"
+    assert data.patient_of(Path("IM-0115-0001.jpeg")) == data.patient_of(Path("NORMAL2-IM-0115-0001.jpeg"))
+    assert data.patient_of(Path("anything.png")) == "anything"
+    assert data.patient_of(save(radiograph(study="7"), tmp_path / "x.dcm")) == "PID-7"
+
+
+def test_a_folder_of_classes_is_split_by_patient_in_both_classes(tmp_path: Path) -> None:
+    examples = data.load(folder(tmp_path))
+    made = data.split(examples, 0.25, seed=1)
+    counts = Counter((e.split, e.label) for e in made)
+    assert counts == {("train", 0): 30, ("train", 1): 30, ("val", 0): 10, ("val", 1): 10}
+    sides = {side: {e.patient for e in made if e.split == side} for side in ("train", "val")}
+    assert not sides["train"] & sides["val"]
+
+
+def test_the_split_depends_on_the_seed_and_not_on_the_order(tmp_path: Path) -> None:
+    examples = data.load(folder(tmp_path))
+    one, again = data.split(examples, 0.25, seed=1), data.split(examples[::-1], 0.25, seed=1)
+    assert data.digest(one) == data.digest(again)
+    assert data.digest(one) != data.digest(data.split(examples, 0.25, seed=2))
+
+
+def test_a_test_set_is_kept_apart_and_the_rest_is_split_anew(tmp_path: Path) -> None:
+    for name in ("train", "val", "test"):
+        folder(tmp_path / name, patients=3)
+    splits = Counter(example.split for example in data.load(tmp_path))
+    assert splits == {"": 24, "test": 12}
+
+
+def test_a_manifest_that_was_written_is_read_back(tmp_path: Path) -> None:
+    made = data.split(data.load(folder(tmp_path / "set")), 0.25, seed=1)
+    data.write_manifest(tmp_path / "split.csv", made)
+    assert data.load(tmp_path / "split.csv") == made
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ("path,patient\na.png,1\n", "no column 'label'"),
+        ("path,label\na.png,maybe\nb.png,1\n", r"Line 2 of .* has the label 'maybe', which is none"),
+        ("path,label\nnone.png,0\n", "has the path 'none.png', which is none"),
+        ("path,label,split\na.png,0,later\n", "has the split 'later', which is none"),
+        (
+            "path,label,patient,split\na.png,0,P,train\nb.png,1,P,val\n",
+            "Patient P is in the splits train and val",
+        ),
+        ("path,label\na.png,0\n", "holds NORMAL only"),
+        ("path,label\n", "no JPEG, PNG or DICOM"),
+    ],
+)
+def test_a_manifest_that_would_spoil_a_measurement_is_refused(
+    rows: str, sentence: str, tmp_path: Path
+) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png")
+    (tmp_path / "set.csv").write_text(rows)
+    with pytest.raises(DataError, match=sentence):
+        data.load(tmp_path / "set.csv")
+
+
+def test_folders_that_are_no_classes_or_empty_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="There is no folder or manifest"):
+        data.load(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no JPEG, PNG or DICOM file"):
+        data.load(tmp_path)
+    picture(tmp_path / "NORMAL" / "a.png")
+    with pytest.raises(DataError, match="holds NORMAL only"):
+        data.load(tmp_path)
+    picture(tmp_path / "kittens" / "a.png")
+    with pytest.raises(DataError, match="kittens is no class"):
+        data.load(tmp_path)
+
+
+def test_too_few_patients_for_two_splits_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="lacks a class"):
+        data.split(data.load(folder(tmp_path, patients=1)), 0.5, seed=0)
+
+
+def test_a_corrupt_image_is_named_and_left_out_only_on_request(tmp_path: Path) -> None:
+    examples = data.load(folder(tmp_path, patients=3))
+    (tmp_path / "NORMAL" / "IM-0001-0000.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    with pytest.raises(DataError, match=r"IM-0001-0000\.png .* --skip-bad"):
+        decode_all(examples, 32, workers=1)
+    kept, images = decode_all(examples, 32, workers=1, skip_bad=True)
+    assert len(kept) == len(images) == len(examples) - 1
+    assert images.shape[1:] == (1, 32, 32)
+    assert all(example.path.name != "IM-0001-0000.png" for example in kept)

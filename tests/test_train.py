@@ -1,0 +1,209 @@
+"""Training, on a set so small and easy that it takes seconds: what it leaves behind, and how it ends."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from classifier import train as training
+from classifier.augment import Augment, Strength
+from classifier.data import load as load_data
+from classifier.errors import TrainingError
+from classifier.evaluate import evaluate
+from classifier.explore import explore
+from classifier.images import decode_all
+from classifier.model import load
+from classifier.predict import Predictor
+from classifier.recipes import DEFAULT, PUBLISHED, Recipe, changed
+from classifier.train import Options, train
+from tests.test_data import folder, picture
+
+RECIPE = changed(DEFAULT, image_size=32, epochs=2, batch_size=16, learning_rate=2e-3)
+OPTIONS = Options(val_share=0.25, device="cpu", workers=1, description="Made-up pictures.")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder(tmp_path_factory.mktemp("set"), patients=16)
+
+
+@pytest.fixture(scope="module")
+def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    out = tmp_path_factory.mktemp("runs") / "one"
+    train(images, out, RECIPE, OPTIONS)
+    return out
+
+
+def history(run: Path) -> list[dict[str, str]]:
+    with (run / "history.csv").open(newline="") as file:
+        timing = ("images_per_second", "seconds")
+        return [{k: v for k, v in row.items() if k not in timing} for row in csv.DictReader(file)]
+
+
+def test_a_run_leaves_a_model_with_its_card_its_split_and_its_history(run: Path, images: Path) -> None:
+    _, card = load(run / "model.safetensors")
+    assert card.data.startswith("Made-up pictures. 48 training images")
+    assert "16 validation images of 8 patients" in card.threshold_source
+    assert {metric.name for metric in card.metrics} == {"AUROC", "sensitivity", "specificity", "accuracy"}
+    assert all((m.images, m.patients) == (16, 8) for m in card.metrics)
+    assert len(load_data(run / "split.csv")) == 64
+    assert [row["epoch"] for row in history(run)] == ["1", "2"]
+    assert json.loads((run / "config.json").read_text())["recipe"]["image_size"] == 32
+    assert json.loads((run / "environment.json").read_text())["torch"] == torch.__version__
+    (answer,) = Predictor.load(run / "model.safetensors", "cpu").predict([next(images.rglob("*.png"))])
+    assert answer.probability is not None
+
+
+def test_the_same_seed_gives_the_same_history_and_another_one_does_not(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    train(images, tmp_path / "again", RECIPE, OPTIONS)
+    assert history(tmp_path / "again") == history(run)
+    train(images, tmp_path / "other", changed(RECIPE, epochs=1), Options(**{**vars(OPTIONS), "seed": 1}))
+    assert history(tmp_path / "other")[0] != history(run)[0]
+
+
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(run: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "classifier", "train", str(images), "--out", str(out), "--epochs", "2"]
+    command += ["--image-size", "32", "--batch-size", "16", "--learning-rate", "2e-3", "--val-share", "0.25"]
+    command += ["--device", "cpu", "--workers", "1", "--description", "Made-up pictures."]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (out / "last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    done = len(history(out)) if (out / "history.csv").exists() else 0
+    assert (out / "last.pt").exists()
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert done <= 2
+    assert history(out) == history(run)
+    assert (out / "curves.png").is_file()
+
+
+def test_a_second_run_does_not_overwrite_the_first(run: Path, images: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="--resume"):
+        train(images, run, RECIPE, OPTIONS)
+    with pytest.raises(TrainingError, match="other data or settings"):
+        train(images, run, changed(RECIPE, epochs=3), Options(**{**vars(OPTIONS), "resume": True}))
+    with pytest.raises(TrainingError, match="no run to resume"):
+        train(images, tmp_path / "new", RECIPE, Options(**{**vars(OPTIONS), "resume": True}))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="lower --learning-rate"):
+        train(
+            images,
+            tmp_path / "run",
+            changed(RECIPE, learning_rate=1e30, schedule="plateau", epochs=3),
+            OPTIONS,
+        )
+
+
+def test_a_full_disk_leaves_the_earlier_state_whole(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "full"
+    train(images, out, changed(RECIPE, epochs=1, schedule="plateau"), OPTIONS)
+    before = (out / "last.pt").read_bytes()
+
+    def full(state: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    recipe: Recipe = changed(RECIPE, epochs=1, schedule="plateau")
+    state = training._Run(
+        recipe, OPTIONS, out, *decode_all(load_data(out / "split.csv"), 37, workers=1)
+    )
+    state.history = [training.Epoch(1, 0, 0, 0, 0, 0, 0, 0)]
+    with pytest.raises(TrainingError, match="make space, then --resume"):
+        state._save_state()
+    assert (out / "last.pt").read_bytes() == before
+    assert not list(out.glob(".*.tmp"))
+
+
+def test_imagenet_weights_that_cannot_be_had_say_which_file_goes_where(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    with pytest.raises(TrainingError, match=r"put densenet121-\w+\.pth from pytorch.org into .*hub"):
+        train(images, tmp_path / "run", changed(PUBLISHED, image_size=32, epochs=1), OPTIONS)
+
+
+def test_the_published_recipe_trains_the_last_two_blocks_and_the_head_only(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    weights = run / "model.safetensors"
+    train(
+        images, tmp_path / "run", changed(PUBLISHED, image_size=32, epochs=1, weights=str(weights)), OPTIONS
+    )
+    before, after = (
+        load(weights)[0].state_dict(),
+        load(tmp_path / "run" / "model.safetensors")[0].state_dict(),
+    )
+    moved = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"denseblock3", "transition3", "denseblock4", "norm5", "1"}
+
+
+def test_augmentation_changes_every_image_and_keeps_its_range() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(8, 1, 56, 56, generator=generator)
+    first = Augment(48, Strength())(images, torch.Generator().manual_seed(1))
+    again = Augment(48, Strength())(images, torch.Generator().manual_seed(1))
+    assert first.shape == (8, 1, 48, 48)
+    assert torch.equal(first, again)
+    assert float(first.min()) >= 0
+    assert float(first.max()) <= 1
+    assert not torch.isnan(first).any()
+    assert len({float(image.mean()) for image in first}) == 8
+
+
+def test_an_evaluation_writes_exactly_the_promised_keys_and_one_page(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    predictor = Predictor.load(run / "model.safetensors", "cpu", None)
+    found = evaluate(predictor, images, tmp_path / "result")
+    content = json.loads((tmp_path / "result" / "metrics.json").read_text())
+    assert list(content) == [
+        *("n", "n_positive", "threshold", "accuracy", "balanced_accuracy", "sensitivity", "specificity"),
+        *("precision", "npv", "f1", "auroc", "auroc_ci95", "average_precision", "brier", "ece"),
+        *("confusion_matrix", "per_file"),
+    ]
+    assert content["n"] == len(content["per_file"]) == 64
+    assert set(content["per_file"][0]) == {"path", "label", "probability"}
+    (tn, fp), (fn, tp) = content["confusion_matrix"]
+    assert content["accuracy"] == pytest.approx((tn + tp) / (tn + fp + fn + tp))
+    assert found.measures.auroc_ci95[0] <= found.measures.auroc <= found.measures.auroc_ci95[1]
+    html = (tmp_path / "result" / "index.html").read_text()
+    assert html.count("data:image/png;base64,") == 5
+    assert "://" not in html
+    assert "pneumonia" in (tmp_path / "result" / "report.txt").read_text()
+
+
+def test_exploring_finds_what_would_spoil_a_measurement(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", patients=4)
+    copy = root / "PNEUMONIA" / "person0_virus_9.png"
+    copy.write_bytes((root / "PNEUMONIA" / "person0_virus_0.png").read_bytes())
+    picture(root / "PNEUMONIA" / "IM-0001-0009.png", 140, 99)
+    (root / "NORMAL" / "IM-0009-0000.png").write_bytes(b"no picture")
+    findings = explore(root, tmp_path / "look")
+    assert findings.classes == {"NORMAL": 9, "PNEUMONIA": 10}
+    assert [Path(name).name for name in findings.unreadable] == ["IM-0009-0000.png"]
+    assert [len(group) for group in findings.exact_duplicates] == [2]
+    assert findings.patients_in_two_classes == ["IM-0001"]
+    assert json.loads((tmp_path / "look" / "findings.json").read_text())["images"] == 19
+    assert (tmp_path / "look" / "index.html").read_text().count("data:image/png;base64,") == 5
