@@ -383,13 +383,20 @@ def test_a_study_is_reported_only_when_it_is_quiet(bench: Bench) -> None:
     assert len(images_in(only(bench.reports()))) == 2
 
 
-def test_a_score_does_not_hasten_the_report_of_a_study_that_is_not_quiet(bench: Bench) -> None:
-    bench.receive(radiograph(), quiet_seconds=A_WHILE)
-    bench.report()
+@pytest.mark.parametrize("is_lost", [False, True], ids=["scored", "failed"])
+def test_a_score_does_not_hasten_the_report_of_a_study_that_is_not_quiet(bench: Bench, is_lost: bool) -> None:
+    place = bench.spool.path(bench.receive(radiograph(), quiet_seconds=A_WHILE))
+    content = place.read_bytes()
+    if is_lost:
+        place.unlink()
     bench.score()
+    place.write_bytes(content)
     bench.report()
     assert bench.reports() == []
     assert bench.states(Kind.REPORT) == ["ready"]
+    bench.hurry()
+    bench.report()
+    assert reasons_in(only(bench.reports())) == ["SCORING_FAILED"] * is_lost
 
 
 def test_a_study_is_reported_after_the_last_score_and_at_once(bench: Bench) -> None:

@@ -381,19 +381,22 @@ def test_a_report_may_go_nowhere(database: Database) -> None:
     assert pending(database) == []
 
 
-def test_a_revision_is_made_once_and_the_last_one_counts(database: Database) -> None:
-    receive(database, new())
+def test_a_revision_is_made_once_and_the_last_one_of_its_study_counts(database: Database) -> None:
+    for study in "12":
+        receive(database, new(study=study))
     images: dict[int, int | None] = {instance_id(database): None}
     with database.read() as session:
         assert queries.last_report(session, study_id(database)) is None
+    report(database, {instance_id(database, study="2"): None}, "2", revision=3)
     report(database, images, revision=1)
-    newest = report(database, images, revision=2)
+    newest = report(database, {instance_id(database): score(database)}, revision=2)
     with pytest.raises(WriteConflict):
         report(database, images, revision=2)
     with database.read() as session:
         last = queries.last_report(session, study_id(database))
     assert last is not None
     assert (last.revision, last.sop_instance_uid) == (2, newest)
+    assert dict(last.images) == {instance_id(database): rows(database, Score)[0].id}
 
 
 def test_deliveries_come_in_the_order_asked_for(database: Database) -> None:

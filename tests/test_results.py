@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
 from contextlib import closing
 from datetime import timedelta, timezone
 from typing import Any
@@ -56,10 +55,12 @@ def give_up(database: Database, kind: Kind, *refs: int, error: str = "Broken", l
 
 
 def settle(database: Database, position: int, state: str) -> None:
-    """End the delivery at a position as its worker does, job and all."""
+    """End the delivery at a position as its worker does; with success, all jobs of its destination end."""
     delivery = pending(database)[position]
     if state == "failed":
         give_up(database, Kind.DELIVER, delivery.id, lane=delivery.destination)
+    else:
+        finish(database, Kind.DELIVER, lane=delivery.destination)
     with database.write() as session:
         queries.record_delivery(session, delivery.id, state=state)
 
@@ -323,58 +324,56 @@ def test_a_study_and_the_digests_of_all_objects_are_known(database: Database) ->
         assert results.digests(session) == {one.digest for one in came}
 
 
-def fail_one_of_each(database: Database, studies: Sequence[str] = "12") -> None:
-    """Give up a score, the report and the first delivery of each study."""
-    for study in studies:
-        receive(database, new(study=study))
-        report(database, {instance_id(database, study=study): None}, study, destinations=["PACS"])
+def fail_much(database: Database) -> None:
+    """Give up the scores of two studies of two images and one, their reports, and one delivery of each."""
+    for study, images in (("1", 2), ("2", 1)):
+        for number in range(images):
+            receive(database, new(number, study))
+        first = instance_id(database, 0, study)
+        report(database, {first: None}, study, destinations=["PACS", "ARCHIVE"])
     give_up(database, Kind.SCORE, *[ref for ref, _ in jobs(database, Kind.SCORE)], error="Not scored")
     give_up(database, Kind.REPORT, *[ref for ref, _ in jobs(database, Kind.REPORT)], error="Not reported")
-    for position in range(len(studies)):
-        settle(database, position, "failed")
+    for position, state in enumerate(["failed", "delivered"] * 2):
+        settle(database, position, state)
 
 
-def test_failures_tell_what_failed_of_which_study_and_why(database: Database) -> None:
-    fail_one_of_each(database, "1")
-    study = uid("1", "study")
-    assert {(f.kind, f.lane, f.study_instance_uid, f.error) for f in failures(database)} == {
-        ("score", "", study, "Not scored"),
-        ("report", "", study, "Not reported"),
-        ("deliver", "PACS", study, "Broken"),
-    }
-
-
-def test_the_newest_failures_are_told_whatever_their_kind(database: Database) -> None:
-    fail_one_of_each(database)
-    newest = [(f.kind, f.study_instance_uid) for f in failures(database)]
+def test_failures_tell_what_failed_of_which_study_and_why_the_newest_first(database: Database) -> None:
+    fail_much(database)
     one, two = uid("1", "study"), uid("2", "study")
-    assert newest[:3] == [("deliver", two), ("report", two), ("score", two)]
-    assert newest[3:] == [("deliver", one), ("report", one), ("score", one)]
-    assert [(f.kind, f.study_instance_uid) for f in failures(database, limit=2)] == newest[:2]
-
-
-def states(database: Database) -> list[str]:
-    return [row.state for row in rows(database, Job)]
+    told = [(f.kind, f.lane, f.study_instance_uid, f.error) for f in failures(database)]
+    assert told == [
+        ("deliver", "PACS", two, "Broken"),
+        ("report", "", two, "Not reported"),
+        ("score", "", two, "Not scored"),
+        ("deliver", "PACS", one, "Broken"),
+        ("score", "", one, "Not scored"),
+        ("report", "", one, "Not reported"),
+        ("score", "", one, "Not scored"),
+    ]
+    assert failures(database, limit=2) == failures(database)[:2]
 
 
 def test_a_retry_makes_everything_that_failed_ready_again(database: Database) -> None:
-    fail_one_of_each(database)
-    receive(database, new(study="3"))
-    finish(database, Kind.SCORE)
-    assert states(database) == ["failed"] * 6 + ["done", "ready"]
-    assert retry(database) == 6
-    assert states(database) == ["ready"] * 6 + ["done", "ready"]
+    fail_much(database)
+    failed = [row.id for row in rows(database, Job) if row.state == "failed"]
+    assert retry(database) == len(failed) == 7
     assert failures(database) == []
-    assert {(row.attempts, row.token, row.error) for row in rows(database, Job)[:6]} == {(0, None, None)}
+    revived = [row for row in rows(database, Job) if row.id in failed]
+    assert {(row.state, row.attempts, row.token, row.error) for row in revived} == {("ready", 0, None, None)}
+    assert [state for _, state in jobs(database, Kind.DELIVER)] == ["ready", "done"] * 2
+    assert [row.state for row in rows(database, Delivery)] == ["pending", "delivered"] * 2
     assert retry(database) == 0
 
 
-def test_a_retry_of_one_study_leaves_the_others_alone(database: Database) -> None:
-    fail_one_of_each(database)
-    assert retry(database, "2") == 3
-    assert {failure.study_instance_uid for failure in failures(database)} == {uid("1", "study")}
-    assert [row.state for row in rows(database, Delivery)] == ["failed", "pending"]
+@pytest.mark.parametrize(("study", "revived", "other"), [("1", 4, "2"), ("2", 3, "1")])
+def test_a_retry_of_one_study_leaves_the_others_alone(
+    database: Database, study: str, revived: int, other: str
+) -> None:
+    fail_much(database)
     assert retry(database, "3") == 0
+    assert retry(database, study) == revived
+    left = [failure.study_instance_uid for failure in failures(database)]
+    assert left == [uid(other, "study")] * (7 - revived)
 
 
 def test_a_retry_gives_a_delivery_its_full_time_again(database: Database) -> None:

@@ -125,9 +125,7 @@ def test_a_full_disk_leaves_the_earlier_state_whole(
 
     monkeypatch.setattr(torch, "save", full)
     recipe: Recipe = changed(RECIPE, epochs=1, schedule="plateau")
-    state = training._Run(
-        recipe, OPTIONS, out, *decode_all(load_data(out / "split.csv"), 37, workers=1)
-    )
+    state = training._Run(recipe, OPTIONS, out, *decode_all(load_data(out / "split.csv"), 37, workers=1))
     state.history = [training.Epoch(1, 0, 0, 0, 0, 0, 0, 0)]
     with pytest.raises(TrainingError, match="make space, then --resume"):
         state._save_state()
