@@ -15,7 +15,7 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
 from db.models import Delivery, Instance, Job, Model, Report, ReportImage, Score, Study
-from db.queue import Kind, enqueue, insert_or, later, wake
+from db.queue import Kind, enqueue, insert_or, later, revive, wake
 from db.rows import (
     NewInstance,
     NewReport,
@@ -42,10 +42,12 @@ def add_instance(session: Session, new: NewInstance, quiet_seconds: float) -> Re
     sqlalchemy.exc.IntegrityError
         When the same object is being recorded elsewhere; run the transaction again.
     """
-    known = session.scalars(
-        select(Instance.digest).where(Instance.sop_instance_uid == new.sop_instance_uid)
-    ).all()
+    rows = session.execute(
+        select(Instance.digest, Instance.id).where(Instance.sop_instance_uid == new.sop_instance_uid)
+    )
+    known = {row.digest: row.id for row in rows}
     if new.digest in known:
+        revive(session, Kind.SCORE, known[new.digest])
         return Received.AGAIN
     quiet_at = later(session, quiet_seconds)
     study_id = _touch_study(session, new, quiet_at)
@@ -107,7 +109,12 @@ def instances(session: Session, ids: Sequence[int]) -> list[StoredInstance]:
 def add_score(session: Session, score: NewScore) -> None:
     """Record a score, and let the report of its study be made, or made anew."""
     session.execute(insert(Score).values(**asdict(score)))
-    study = select(Instance.study_id).where(Instance.id == score.instance_id)
+    wake_report(session, score.instance_id)
+
+
+def wake_report(session: Session, instance_id: int) -> None:
+    """Let the report of an instance's study be made, or made anew, when the study is quiet."""
+    study = select(Instance.study_id).where(Instance.id == instance_id)
     quiet_at = select(Study.quiet_at).where(Study.id == Job.ref).scalar_subquery()
     wake(session, Kind.REPORT, study, quiet_at)
 
@@ -132,6 +139,7 @@ def _instance(row: Instance, score: Score | None, model: Model | None, state: st
         id=row.id,
         sop_instance_uid=row.sop_instance_uid,
         sop_class_uid=row.sop_class_uid,
+        series_instance_uid=row.series_instance_uid,
         copy=row.copy,
         digest=row.digest,
         job_state=state,

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from db.models import Job
 
 MAX_ATTEMPTS = 5
+_DIED = f"The worker died {MAX_ATTEMPTS} times at this"
 _SUSPECT = 2  # attempts from which on a job is claimed alone, so that it cannot take others with it
 
 
@@ -63,6 +64,16 @@ def enqueue(
     session.execute(statement.on_conflict_do_update(index_elements=[Job.kind, Job.ref], set_=fresh))
 
 
+def revive(session: Session, kind: Kind, ref: int) -> None:
+    """Make a job that was given up ready anew; the sender came back with what it needs."""
+    session.execute(
+        update(Job)
+        .where(Job.kind == kind, Job.ref == ref, Job.state == "failed")
+        .values(state="ready", visible_at=later(session, 0), attempts=0, token=None, error=None)
+        .execution_options(synchronize_session=False)
+    )
+
+
 def wake(session: Session, kind: Kind, refs: Any, visible_at: Any) -> None:
     """Make jobs ready from `visible_at` on; whoever is at work on them can no longer finish them."""
     session.execute(
@@ -92,7 +103,8 @@ def claim(
     due = select(Job.id).where(Job.kind == kind, Job.lane == lane, Job.state == "ready", is_due)
     due = due.order_by(Job.visible_at, Job.id).with_for_update(skip_locked=True)
     is_suspect = Job.attempts >= _SUSPECT
-    for picked in (due.where(~is_suspect).limit(limit), due.where(is_suspect).limit(1)):
+    # Suspects first: with steady work they would never have their turn, and each has few turns left
+    for picked in (due.where(is_suspect).limit(1), due.where(~is_suspect).limit(limit)):
         rows = _take(session, picked, token, later(session, lease_seconds))
         if rows:
             mine = [Claimed(row.id, row.ref, row.attempts) for row in rows if row.state == "ready"]
@@ -113,7 +125,7 @@ def _take(session: Session, picked: Any, token: str, until: ColumnElement[float]
             attempts=Job.attempts + 1,
             token=token,
             state=case((is_hopeless, "failed"), else_="ready"),
-            error=case((is_hopeless, f"The worker died {MAX_ATTEMPTS} times at this"), else_=Job.error),
+            error=case((is_hopeless, func.coalesce(Job.error, _DIED)), else_=Job.error),
         )
         .returning(Job.id, Job.ref, Job.attempts, Job.state)
         .execution_options(synchronize_session=False)
@@ -132,11 +144,21 @@ def fail(session: Session, token: str, job_ids: Sequence[int], error: str) -> se
 
 
 def postpone(
-    session: Session, token: str, job_ids: Sequence[int], seconds: float, error: str | None
+    session: Session,
+    token: str,
+    job_ids: Sequence[int],
+    seconds: float,
+    error: str | None,
+    *,
+    is_attempt: bool = False,
 ) -> set[int]:
-    """Put jobs off in good order, without counting an attempt; return those that were still the holder's."""
+    """Put jobs off; return those that were still the holder's.
+
+    Unless it `is_attempt`, that was in good order and does not count towards `MAX_ATTEMPTS`.
+    """
+    attempts = Job.attempts if is_attempt else Job.attempts - 1
     return _settle(
-        session, token, job_ids, visible_at=later(session, seconds), attempts=Job.attempts - 1, error=error
+        session, token, job_ids, visible_at=later(session, seconds), attempts=attempts, error=error
     )
 
 

@@ -44,6 +44,7 @@ class StoredInstance:
     id: int
     sop_instance_uid: str
     sop_class_uid: str
+    series_instance_uid: str
     copy: int
     digest: str
     job_state: str | None

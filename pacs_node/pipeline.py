@@ -7,12 +7,14 @@ often and in whose name is the business of `worker`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from pydicom.dataset import Dataset
 from sqlalchemy.orm import Session
 
 from classifier import errors as classifier_errors
@@ -36,7 +38,12 @@ _log = log.get(__name__)
 _DUPLICATE = Reason("DUPLICATE_UID", "Another object came under the same UID before", failed=False)
 _FAILED = Reason("SCORING_FAILED", "Scoring failed, see the log of the node", failed=True)
 _FAILURES = {classifier_errors.Reason.UNREADABLE, classifier_errors.Reason.NO_FINITE_SCORE}
-_RETRY_SECONDS = 30.0  # after a fault of the machine, such as a file system that is away
+_RETRY_SECONDS = 30.0  # after a fault of the machine, such as a file system that is away; doubles each time
+_LONGEST_RETRY = 480.0
+_STUDY_LEVEL = (
+    *("SpecificCharacterSet", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
+    *("StudyDescription", "StudyInstanceUID", "StudyID", "TimezoneOffsetFromUTC"),
+)
 _LONGEST_PATIENCE = 60.0  # a report that waits for scores is woken by them; this is for when that went wrong
 _REVISION_PAUSE = 1.0  # until an earlier revision has arrived
 
@@ -54,7 +61,7 @@ class ScoreStage:
 
     kind = Kind.SCORE
     lane = ""
-    longest_wait_seconds = _RETRY_SECONDS
+    longest_wait_seconds = _LONGEST_RETRY
 
     def __init__(
         self, database: Database, spool: Spool, scorer: Scorer, model: StoredModel, batch_size: int
@@ -69,7 +76,12 @@ class ScoreStage:
         """Score the instances of the jobs."""
         with self._database.read() as session:
             instances = queries.instances(session, [job.ref for job in jobs])
-        return [self._outcome(*pair) for pair in zip(instances, self._predict(instances), strict=True)]
+        outcomes = zip(jobs, instances, self._predict(instances), strict=True)
+        return [self._outcome(*outcome) for outcome in outcomes]
+
+    def give_up(self, session: Session, ref: int) -> None:
+        """Let the report say that scoring failed."""
+        queries.wake_report(session, ref)
 
     def _predict(self, instances: Sequence[StoredInstance]) -> list[Prediction | OSError]:
         originals = [instance for instance in instances if not instance.copy]
@@ -85,14 +97,15 @@ class ScoreStage:
                 return [error]
         return [outcome for path in paths for outcome in self._predict_files([path])]
 
-    def _outcome(self, instance: StoredInstance, prediction: Prediction | OSError) -> Outcome:
+    def _outcome(self, job: Claimed, instance: StoredInstance, prediction: Prediction | OSError) -> Outcome:
         uid = instance.sop_instance_uid
         if isinstance(prediction, FileNotFoundError):
             _log.error("file missing from spool", sop_instance_uid=uid, digest=instance.digest)
-            return GivenUp(f"The file {instance.digest}.dcm is missing from the spool")
+            why = f"The file {instance.digest}.dcm is missing from the spool"
+            return GivenUp(why, partial(queries.wake_report, instance_id=instance.id))
         if isinstance(prediction, OSError):
             _log.warning("file not read", sop_instance_uid=uid, cause=str(prediction.strerror))
-            return Later(_RETRY_SECONDS, f"The file cannot be read: {prediction.strerror}")
+            return _unreadable(job, prediction)
         _log.info(
             "instance scored",
             sop_instance_uid=uid,
@@ -131,7 +144,7 @@ class ReportStage:
         node: Node,
         settings: Settings,
     ) -> None:
-        self.longest_wait_seconds = max(settings.study.quiet_seconds, _LONGEST_PATIENCE)
+        self.longest_wait_seconds = max(settings.study.quiet_seconds, _LONGEST_PATIENCE, _LONGEST_RETRY)
         self._database = database
         self._spool = spool
         self._node = node
@@ -140,15 +153,18 @@ class ReportStage:
 
     def run(self, jobs: Sequence[Claimed], is_mine: Callable[[], bool]) -> Sequence[Outcome]:  # noqa: ARG002
         """Report the studies of the jobs."""
-        return [self._report(job.ref) for job in jobs]
+        return [self._report(job) for job in jobs]
 
-    def _report(self, study_id: int) -> Outcome:
+    def give_up(self, session: Session, ref: int) -> None:
+        """Nothing more to record: the job says it all."""
+
+    def _report(self, job: Claimed) -> Outcome:
         with self._database.read() as session:
             study = _Study(
-                id=study_id,
-                uid=queries.study_uid(session, study_id),
-                images=_reportable(queries.study_instances(session, study_id)),
-                last=queries.last_report(session, study_id),
+                id=job.ref,
+                uid=queries.study_uid(session, job.ref),
+                images=_reportable(queries.study_instances(session, job.ref)),
+                last=queries.last_report(session, job.ref),
                 model=queries.newest_model(session),
             )
         if study.waits_for_scores:
@@ -157,11 +173,11 @@ class ReportStage:
             return Done(_nothing)
         try:
             new = self._build(study)
-        except (InvalidReport, UnreadableHeader, FileNotFoundError) as error:
+        except (InvalidReport, UnreadableHeader) as error:
             _log.error("report failed", study=study.uid, cause=str(error))
             return GivenUp(f"No report can be made: {error}")
         except OSError as error:
-            return Later(_RETRY_SECONDS, f"A file cannot be read: {error.strerror}")
+            return _unreadable(job, error)
         _log.info(
             "report made", study=study.uid, revision=new.revision, sop_instance_uid=new.sop_instance_uid
         )
@@ -169,7 +185,8 @@ class ReportStage:
 
     def _build(self, study: _Study) -> NewReport:
         made_at = datetime.now(UTC).replace(microsecond=0)
-        images = [self._result(image, study.model) for image in study.images]
+        headers = self._headers(study.images)
+        images = [_result(image, headers[image.id], study.model) for image in study.images]
         report = build(images, self._node, made_at, study.revision, study.predecessor)
         return NewReport(
             study_id=study.id,
@@ -184,16 +201,16 @@ class ReportStage:
             give_up_at=made_at + self._give_up_after,
         )
 
-    def _result(self, image: StoredInstance, newest: StoredModel | None) -> ImageResult:
-        header = read_header(self._spool.path(image.digest))
-        score = image.score
-        if score is not None:
-            reason = None if score.reason is None else _reason(score.reason)
-            by = algorithm(score.model, score.threshold)
-            return ImageResult(header, score.decision, score.probability, reason, by)
-        if newest is None:
-            raise InvalidReport("no model was ever in use here")
-        return ImageResult(header, Decision.NOT_SCORED.value, None, _FAILED, algorithm(newest))
+    def _headers(self, images: Sequence[StoredInstance]) -> dict[int, Dataset]:
+        """Read the headers of a study; for a file that was lost, take what the database knows of it."""
+        found: dict[int, Dataset] = {}
+        for image in images:
+            with suppress(FileNotFoundError):
+                found[image.id] = read_header(self._spool.path(image.digest))
+        if not found:
+            raise InvalidReport("all files of the study are missing from the spool")
+        patient = found[min(found)]
+        return {image.id: found.get(image.id) or _stand_in(image, patient) for image in images}
 
 
 @dataclass(frozen=True)
@@ -237,7 +254,7 @@ class DeliverStage:
         self, database: Database, destination: Destination, ae_title: str, settings: DeliverSettings
     ) -> None:
         self.lane = destination.name
-        self.longest_wait_seconds = settings.max_retry_seconds
+        self.longest_wait_seconds = max(settings.retry_seconds, settings.max_retry_seconds)
         self._database = database
         self._destination = destination
         self._ae_title = ae_title
@@ -256,6 +273,11 @@ class DeliverStage:
         if free:
             outcomes |= self._send(free, is_mine)
         return [outcomes[delivery.id] for delivery in pending]
+
+    def give_up(self, session: Session, ref: int) -> None:
+        """Say so in the delivery too."""
+        why = "Sending was given up after too many attempts; see the log"
+        queries.record_delivery(session, ref, state="failed", error=why, updated_at=datetime.now(UTC))
 
     def _send(self, pending: Sequence[PendingDelivery], is_mine: Callable[[], bool]) -> dict[int, Outcome]:
         outcomes: dict[int, Outcome] = {}
@@ -342,6 +364,36 @@ def algorithm(model: StoredModel, threshold: float | None = None) -> Algorithm:
     """
     threshold = model.threshold if threshold is None else threshold
     return Algorithm(model.name, model.version, model.sha256, threshold, model.preprocessing)
+
+
+def _result(image: StoredInstance, header: Dataset, newest: StoredModel | None) -> ImageResult:
+    score = image.score
+    if score is not None:
+        reason = None if score.reason is None else _reason(score.reason)
+        by = algorithm(score.model, score.threshold)
+        return ImageResult(header, score.decision, score.probability, reason, by)
+    if newest is None:
+        raise InvalidReport("no model was ever in use here")
+    return ImageResult(header, Decision.NOT_SCORED.value, None, _FAILED, algorithm(newest))
+
+
+def _stand_in(image: StoredInstance, patient: Dataset) -> Dataset:
+    """Return the header of an image whose file was lost: its UIDs, and another one's patient and study."""
+    header = Dataset()
+    for element in patient.group_dataset(0x0010):
+        header[element.tag] = patient.get_item(element.tag)
+    for keyword in _STUDY_LEVEL:
+        if keyword in patient:
+            header[keyword] = patient.get_item(keyword)
+    header.SOPClassUID, header.SOPInstanceUID = image.sop_class_uid, image.sop_instance_uid
+    header.SeriesInstanceUID = image.series_instance_uid
+    return header
+
+
+def _unreadable(job: Claimed, error: OSError) -> Later:
+    """Try a file again, ever later; one that stays unreadable must not hold up its study for ever."""
+    pause = min(_LONGEST_RETRY, _RETRY_SECONDS * 2 ** (job.attempts - 1))
+    return Later(pause, f"The file cannot be read: {error.strerror}", is_attempt=True)
 
 
 def _reportable(instances: Sequence[StoredInstance]) -> list[StoredInstance]:

@@ -38,11 +38,15 @@ class Done:
 
 @dataclass(frozen=True)
 class Later:
-    """The work could not be done yet, in good order; `write` records the try."""
+    """The work could not be done yet; `write` records the try.
+
+    In good order, it may be put off for ever. With `is_attempt` it counts like a worker that died.
+    """
 
     seconds: float
     why: str
     write: Write | None = None
+    is_attempt: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,10 @@ class Stage(Protocol):
         `is_mine` asks the database whether the lease still holds, for the moment before something that cannot
         be undone. While the database is away, the answer is no.
         """
+        ...
+
+    def give_up(self, session: Session, ref: int) -> None:
+        """Record that a job was given up after too many attempts, in the transaction that says so."""
         ...
 
 
@@ -145,12 +153,14 @@ class Worker:
                 lease_seconds=self._lease,
                 horizon_seconds=max(self._lease, stage.longest_wait_seconds) + 1,
             )
+            for job in claim.given_up:
+                stage.give_up(session, job.ref)
         for job in claim.given_up:
-            _log.error("job given up", kind=stage.kind.value, ref=job.ref, cause="its workers died")
+            _log.error("job given up", kind=stage.kind.value, ref=job.ref, cause="too many attempts")
         if claim.jobs:
             with _Heartbeat(self._database, claim.token, self._lease):
                 outcomes = stage.run(claim.jobs, lambda: self._is_mine(claim.token, len(claim.jobs)))
-            self._settle(claim.token, claim.jobs, outcomes)
+                self._settle(claim.token, claim.jobs, outcomes)
         return bool(claim.jobs or claim.given_up)
 
     def _is_mine(self, token: str, number: int) -> bool:
@@ -195,7 +205,9 @@ def _finish(session: Session, token: str, job: Claimed, outcome: Outcome) -> boo
         return bool(queue.finish(session, token, [job.id]))
     if isinstance(outcome, GivenUp):
         return bool(queue.fail(session, token, [job.id], outcome.why))
-    return bool(queue.postpone(session, token, [job.id], outcome.seconds, outcome.why))
+    return bool(
+        queue.postpone(session, token, [job.id], outcome.seconds, outcome.why, is_attempt=outcome.is_attempt)
+    )
 
 
 class _Heartbeat:

@@ -294,7 +294,7 @@ def test_a_peer_whose_name_is_not_known_is_down(monkeypatch: pytest.MonkeyPatch)
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with pytest.raises(DestinationDown, match="cannot be reached: .*Name or service not known"):
+    with pytest.raises(DestinationDown, match=r"cannot be reached: .*Name or service not known"):
         send(Destination(ae_title="PACS", host="pacs.hospital", port=104))
 
 
@@ -603,6 +603,7 @@ def test_a_revision_does_not_wait_for_one_that_killed_its_workers(bench: Bench) 
             bench.hurry()
     assert [read.InstanceNumber for read in other.read()] == [2, 3]
     assert only(bench.failures()).error == "The worker died 5 times at this"
+    assert [state for state, _ in states(bench)] == ["failed", "delivered", "delivered"]
 
 
 @one_database

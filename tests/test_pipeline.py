@@ -22,7 +22,7 @@ from classifier.errors import Reason
 from classifier.outcome import Decision, Prediction
 from db import queries
 from db.models import Delivery, Job, Report, Score, Study
-from db.queue import Kind, enqueue
+from db.queue import MAX_ATTEMPTS, Kind, enqueue
 from db.results import Failure, Filter, counts, failures, results, retry
 from db.rows import NewInstance, NewScore, Received, StoredModel
 from db.session import Database
@@ -293,7 +293,6 @@ def test_a_missing_file_fails_its_job_and_the_report_says_that_scoring_failed(
     bench.score()
     assert bench.states(Kind.SCORE) == ["failed", "done"]
     assert only(bench.failures()).error == f"The file {lost.name} is missing from the spool"
-    shutil.move(tmp_path / "elsewhere", lost)
     bench.report()
     report = only(bench.reports())
     assert reasons_in(report) == ["SCORING_FAILED"]
@@ -328,7 +327,7 @@ def test_a_file_that_cannot_be_read_is_tried_later_and_costs_the_others_nothing(
     bench.score()
     assert bench.states(Kind.SCORE) == ["done", "ready", "done"]
     waiting = bench.jobs(Kind.SCORE)[1]
-    assert (waiting.attempts, waiting.error) == (0, "The file cannot be read: Is a directory")
+    assert (waiting.attempts, waiting.error) == (1, "The file cannot be read: Is a directory")
     assert bench.scores() == [("positive", None)] * 2
     bench.report()
     assert bench.reports() == []
@@ -339,6 +338,35 @@ def test_a_file_that_cannot_be_read_is_tried_later_and_costs_the_others_nothing(
     assert bench.scores() == [("positive", None)] * 3
     bench.report()
     assert len(images_in(only(bench.reports()))) == 3
+
+
+def test_a_file_that_stays_unreadable_does_not_hold_up_its_study_for_ever(bench: Bench) -> None:
+    place = bench.spool.path(bench.receive(radiograph(number=1)))
+    bench.receive(radiograph(number=2))
+    content = place.read_bytes()
+    place.unlink()
+    place.mkdir()
+    for _ in range(MAX_ATTEMPTS + 1):
+        bench.score()
+        bench.hurry()
+    assert bench.states(Kind.SCORE) == ["failed", "done"]
+    assert only(bench.failures()).error == "The file cannot be read: Is a directory"
+    place.rmdir()
+    place.write_bytes(content)
+    bench.report()
+    assert reasons_in(only(bench.reports())) == ["SCORING_FAILED"]
+
+
+def test_a_study_whose_file_was_lost_after_scoring_is_reported_whole(bench: Bench, tmp_path: Path) -> None:
+    places = [bench.spool.path(bench.receive(radiograph(number=number))) for number in (1, 2)]
+    bench.score()
+    places[0].unlink()
+    bench.report()
+    report = only(bench.reports())
+    assert find(report.content, "Certainty of Finding") == ["87.31 %"] * 2
+    assert len(images_in(report)) == 2
+    assert parsed(report).PatientName == "Test^Alice"
+    assert_valid(report.content, tmp_path)
 
 
 class Crash(Exception):
@@ -363,7 +391,7 @@ def test_an_image_that_kills_the_scoring_process_is_given_up_and_the_report_says
             bench.score()
         bench.hurry()
     assert bench.states(Kind.SCORE) == ["done", "failed", "done"]
-    bench.report()
+    bench.report()  # at once, and not when its patience ends
     report = only(bench.reports())
     assert reasons_in(report) == ["SCORING_FAILED"]
     assert find(report.content, "Certainty of Finding") == ["87.31 %"] * 2
@@ -584,7 +612,7 @@ def garble(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "why"), [(remove, "No such file or directory"), (garble, "The data set does not parse")]
+    ("spoil", "why"), [(remove, "all files of the study"), (garble, "The data set does not parse")]
 )
 def test_without_the_header_of_an_image_the_report_fails_and_says_why(
     bench: Bench, spoil: Callable[[Path], None], why: str
@@ -614,8 +642,8 @@ def test_a_header_that_cannot_be_read_now_is_read_later(bench: Bench) -> None:
     place.mkdir()
     bench.report()
     waiting = only(bench.jobs(Kind.REPORT))
-    assert (waiting.state, waiting.attempts) == ("ready", 0)
-    assert waiting.error == "A file cannot be read: Is a directory"
+    assert (waiting.state, waiting.attempts) == ("ready", 1)
+    assert waiting.error == "The file cannot be read: Is a directory"
     place.rmdir()
     place.write_bytes(content)
     bench.hurry()

@@ -193,6 +193,15 @@ def test_the_same_object_again_changes_nothing(database: Database) -> None:
     assert [rows(database, entity) for entity in (Study, Instance, Job)] == before
 
 
+def test_the_same_object_again_revives_the_scoring_that_was_given_up(database: Database) -> None:
+    receive(database, new(), quiet=0)
+    with database.write() as session:
+        session.execute(update(Job).where(Job.kind == Kind.SCORE).values(state="failed", attempts=6))
+    assert receive(database, new()) is Received.AGAIN
+    [scoring] = [row for row in rows(database, Job) if row.kind == Kind.SCORE]
+    assert (scoring.state, scoring.attempts) == ("ready", 0)
+
+
 def test_another_object_under_the_same_uid_is_kept_beside_the_first(database: Database) -> None:
     came = [receive(database, new(content=content)) for content in "abacb"]
     assert came == ["new", "conflict", "again", "conflict", "again"]

@@ -227,6 +227,18 @@ def test_a_job_put_off_in_good_order_again_and_again_never_fails(database: Datab
         change(database, 1, visible_at=0)
 
 
+def test_a_job_put_off_for_a_fault_of_its_own_fails_in_the_end_with_the_reason(database: Database) -> None:
+    put(database, 1)
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        claim = take(database)
+        assert [job.attempts for job in claim.jobs] == [attempt]
+        ids = [job.id for job in claim.jobs]
+        with database.write() as session:
+            queue.postpone(session, claim.token, ids, 0, "The file cannot be read", is_attempt=True)
+    assert [job.ref for job in take(database).given_up] == [1]
+    assert (row(database, 1).state, row(database, 1).error) == ("failed", "The file cannot be read")
+
+
 def test_a_job_that_kills_every_worker_fails_with_an_error(database: Database) -> None:
     put(database, 1)
     die(database, 1, MAX_ATTEMPTS)
@@ -253,7 +265,7 @@ def test_a_job_that_kills_every_worker_takes_no_other_job_along(database: Databa
 def test_jobs_that_outlived_two_workers_are_claimed_alone(database: Database) -> None:
     put(database, 1, 2, 3, 4)
     change(database, 1, 3, attempts=2)
-    assert [refs(take(database)) for _ in range(4)] == [[2, 4], [1], [3], []]
+    assert [refs(take(database)) for _ in range(4)] == [[1], [3], [2, 4], []]
 
 
 def test_a_job_that_outlived_one_worker_is_still_claimed_with_others(database: Database) -> None:

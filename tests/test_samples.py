@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import struct
 import subprocess
 import warnings
 from dataclasses import replace
@@ -273,6 +274,13 @@ def test_a_truncated_picture_is_named(suffix: str, folder: Path) -> None:
     whole = picture(folder / f"cut.{suffix}").read_bytes()
     (folder / f"cut.{suffix}").write_bytes(whole[: len(whole) // 2])
     assert skipped(folder)[f"cut.{suffix}"].startswith("a picture that does not decode: ")
+
+
+def test_a_picture_with_malformed_exif_is_named(folder: Path) -> None:
+    """Pillow raises `struct.error` when it turns such a picture upright."""
+    entries = struct.pack("<HHIf", 0x0100, 11, 1, 1.5) + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    picture(folder / "odd.jpeg", exif=b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4))
+    assert skipped(folder)["odd.jpeg"].startswith("a picture that does not decode: ")
 
 
 def test_a_picture_too_wide_for_dicom_is_named(folder: Path) -> None:

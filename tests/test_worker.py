@@ -36,11 +36,15 @@ class Stage:
     def __init__(self, work: Work, batch_size: int = 8) -> None:
         self.batch_size = batch_size
         self.claims: list[list[int]] = []
+        self.given_up: list[int] = []
         self._work = work
 
     def run(self, jobs: Sequence[Claimed], is_mine: IsMine) -> Sequence[Outcome]:
         self.claims.append([job.ref for job in jobs])
         return [self._work(job, is_mine) for job in jobs]
+
+    def give_up(self, session: Session, ref: int) -> None:  # noqa: ARG002
+        self.given_up.append(ref)
 
 
 class Line:
