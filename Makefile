@@ -21,7 +21,7 @@ run: $(VENV)/.installed
 	@$(BIN)/pacs-node serve
 
 test: $(VENV)/.installed-dev peers lint
-	$(BIN)/pytest $(TESTS)
+	$(BIN)/pytest -n auto --dist loadfile $(TESTS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

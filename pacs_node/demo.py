@@ -144,7 +144,7 @@ def _samples(images: Path | None, folder: Path, console: Console) -> Sequence[Sa
             return write_samples(folder / "images")
     found = read_images(images, folder / "images")
     for path, why in found.skipped:
-        console.print(f"Left out {path}: {why}", style="yellow", markup=False)
+        console.print(f"Left out {path}: {why}", style="yellow", markup=False, soft_wrap=True)
     if not found.samples:
         raise UserError(f"There is no DICOM, JPEG or PNG image in {images}; name another folder.")
     return found.samples

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,15 @@ from tests.conftest import radiograph, save
 
 SAME = 1e-4  # what kernels, threads and the size of a batch may change
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Let torch compute in one thread: several would wait for each other where other tests run beside."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +131,11 @@ def test_two_processes_with_one_and_two_threads_give_the_same(
     )
     command = [sys.executable, "-c", script, *map(str, files)]
     there = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         here = probabilities(shipped.predict(files))
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)
     assert there == pytest.approx(here, abs=SAME)
 
 
