@@ -179,7 +179,7 @@ def train(
     description: Annotated[str, typer.Option(help="Of the data, for the card.")] = "",
     population: Annotated[str, typer.Option(help="Whom the data stand for, for the card.")] = "Not stated.",
     licence: Annotated[str, typer.Option(help="Of the data, for the card.")] = "Not stated.",
-    config: Annotated[Path | None, typer.Option(help="File with [classifier.train].")] = None,
+    config: Annotated[Path | None, typer.Option(help="File with the section classifier.train.")] = None,
 ) -> None:
     """Train a model for the node. It can be stopped at any time; --resume goes on."""
     from classifier.commands import run_training, settings  # noqa: PLC0415

@@ -202,6 +202,17 @@ class Delivery(Base):
     updated_at: Mapped[datetime]
 
 
+class Process(Base):
+    """One role on one host, and when it gave its last sign of life."""
+
+    __tablename__ = "process"
+
+    role: Mapped[str] = mapped_column(WORD, primary_key=True)
+    host: Mapped[str] = mapped_column(String(255), primary_key=True)
+    started_at: Mapped[datetime]
+    seen_at: Mapped[float] = mapped_column(Float)  # database clock
+
+
 class Job(Base):
     """One piece of work; the queue is this table.
 

@@ -11,10 +11,10 @@ from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
-from db.models import Delivery, Instance, Job, Model, Report, ReportImage, Score, Study
+from db.models import Delivery, Instance, Job, Model, Process, Report, ReportImage, Score, Study
 from db.queue import Kind, enqueue, insert_or, later, revive, wake
 from db.rows import (
     NewInstance,
@@ -225,6 +225,21 @@ def add_report(session: Session, new: NewReport) -> None:
             .returning(Delivery.id)
         ).scalar_one()
         enqueue(session, Kind.DELIVER, delivery_id, lane=destination)
+
+
+# Living
+
+
+def record_sign(session: Session, role: str, host: str, started_at: datetime) -> None:
+    """Record that a process is at work now."""
+    values = {"started_at": started_at, "seen_at": later(session, 0)}
+    statement = insert_or(session, Process).values(role=role, host=host, **values)
+    session.execute(statement.on_conflict_do_update(index_elements=[Process.role, Process.host], set_=values))
+
+
+def forget_sign(session: Session, role: str, host: str) -> None:
+    """Record that a process ended in good order."""
+    session.execute(delete(Process).where(Process.role == role, Process.host == host))
 
 
 # Delivering

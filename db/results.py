@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Select, column, func, or_, select, table, update
 from sqlalchemy.orm import Session
 
-from db.models import Delivery, Instance, Job, Report, Score, Study, Utc
+from db.models import Delivery, Instance, Job, Process, Report, Score, Study, Utc
 from db.queue import Kind, later
 
 RESULT_COLUMNS = (
@@ -139,6 +139,40 @@ def oldest_waiting(session: Session) -> Waiting | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Undelivered:
+    """Reports that one destination has yet to get, and what it said to the last one that was tried."""
+
+    destination: str
+    reports: int
+    tries: int  # the most for one report
+    since: datetime  # when the oldest of them was made
+    error: str | None
+
+
+def undelivered(session: Session) -> list[Undelivered]:
+    """Return what waits for each destination."""
+    pending = Delivery.state == "pending"
+    statement = (
+        select(
+            Delivery.destination,
+            func.count(),
+            func.max(Delivery.tries),
+            func.min(Report.made_at, type_=Utc()),
+        )
+        .join(Report, Report.id == Delivery.report_id)
+        .where(pending)
+        .group_by(Delivery.destination)
+        .order_by(Delivery.destination)
+    )
+    found = []
+    for name, number, tries, since in session.execute(statement).all():
+        last = select(Delivery.error).where(pending, Delivery.destination == name, Delivery.tries > 0)
+        error = session.scalars(last.order_by(Delivery.updated_at.desc()).limit(1)).first()
+        found.append(Undelivered(destination=name, reports=number, tries=tries, since=since, error=error))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failure:
     """One job that was given up."""
 
@@ -209,3 +243,25 @@ def study_exists(session: Session, study_instance_uid: str) -> bool:
 def digests(session: Session) -> set[str]:
     """Return the digests of all recorded objects."""
     return set(session.scalars(select(Instance.digest)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sign:
+    """The last sign of life of one process."""
+
+    role: str
+    host: str
+    started_at: datetime
+    age_seconds: float
+
+
+def signs(session: Session) -> list[Sign]:
+    """Return the last sign of each process that ever ran, by role and host."""
+    age = (later(session, 0) - Process.seen_at).label("age")
+    statement = select(Process.role, Process.host, Process.started_at, age).order_by(
+        Process.role, Process.host
+    )
+    return [
+        Sign(role=role, host=host, started_at=started_at, age_seconds=max(0.0, float(seconds)))
+        for role, host, started_at, seconds in session.execute(statement)
+    ]

@@ -40,6 +40,16 @@ class Format(StrEnum):
     JSON = "json"
 
 
+class Answer(StrEnum):
+    """What an image was answered with."""
+
+    POSITIVE = "positive"
+    NEGATIVE = "negative"
+    UNDETERMINED = "undetermined"
+    NOT_SCORED = "not_scored"
+    WAITING = "waiting"
+
+
 class StatusFormat(StrEnum):
     """How the status is printed."""
 
@@ -151,16 +161,16 @@ def echo(
 )
 def results(
     *,
-    patient: Annotated[str | None, typer.Option(help="Patient ID or name; * stands for anything.")] = None,
+    patient: Annotated[
+        str | None, typer.Option(help="Patient ID or name, whole; with * for anything, upper or lower case.")
+    ] = None,
     accession: Annotated[str | None, typer.Option(help="Accession number.")] = None,
     study: Annotated[str | None, typer.Option(help="Study Instance UID.")] = None,
     since: Annotated[
         str | None, typer.Option(help="Received since: a date or time (ISO 8601), or an age: 30m, 2h, 7d.")
     ] = None,
     until: Annotated[str | None, typer.Option(help="Received before; as --since.")] = None,
-    decision: Annotated[
-        str | None, typer.Option(help="positive, negative, undetermined, not_scored or waiting.")
-    ] = None,
+    decision: Annotated[Answer | None, typer.Option(help="Only these.")] = None,
     min_probability: Annotated[float | None, typer.Option(min=0, max=1, help="Lowest probability.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most rows.")] = 100,
     output: Annotated[Format, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
@@ -232,9 +242,17 @@ def retry(
     give_up_at = datetime.now(UTC) + timedelta(hours=settings.deliver.give_up_hours)
     with _database(settings).write() as session:
         if study_uid is not None and not asked.study_exists(session, study_uid):
-            raise UserError(f"There is no study {study_uid}; see `pacs-node results`.")
+            raise UserError(f"There is no study {study_uid}; `pacs-node results --format csv` names them.")
         number = asked.retry(session, study_uid, give_up_at)
     Console().print(f"{number} {'job' if number == 1 else 'jobs'} will be tried again.", highlight=False)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from pacs_node import __version__  # noqa: PLC0415
+
+    Console().print(f"pacs-node {__version__}", highlight=False)
 
 
 def main() -> None:

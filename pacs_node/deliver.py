@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, _config
+from pynetdicom import _config
 from pynetdicom.association import Association
 
 from pacs_node.config import DeliverSettings, Destination
 from pacs_node.errors import DestinationBusy, DestinationDown, DestinationRefused, Retryable
 from pacs_node.report import REPORT_CLASSES, Report, as_class
 from pacs_node.report_encoding import implicit
+from pacs_node.scu import application_entity, rejection
 
 _DUPLICATE_SOP_INSTANCE = 0x0111  # PS3.7 C.5.7: it has the object already
 _CLASS_NOT_SUPPORTED = 0x0122
@@ -130,7 +131,7 @@ def open_link(destination: Destination, calling_ae_title: str, settings: Deliver
 
 def _associate(destination: Destination, calling_ae_title: str, settings: DeliverSettings) -> Association:
     _config.STORE_SEND_CHUNKED_DATASET = True  # the bytes of the file as they are
-    ae = AE(calling_ae_title)
+    ae = application_entity(calling_ae_title)
     ae.connection_timeout = ae.acse_timeout = settings.connect_seconds
     ae.dimse_timeout = ae.network_timeout = settings.answer_seconds
     for sop_class in REPORT_CLASSES:
@@ -144,7 +145,7 @@ def _associate(destination: Destination, calling_ae_title: str, settings: Delive
     if association.is_established:
         return association
     if association.is_rejected:
-        raise DestinationDown(f"{where} rejected the association; does it know the AE title {ae.ae_title}?")
+        raise DestinationDown(f"{where} rejected the association: {rejection(association)}.")
     if association.rejected_contexts and not association.accepted_contexts:
         raise DestinationRefused(f"{where} takes no class of structured report; enable one there.")
     raise DestinationDown(f"{where} cannot be reached.")

@@ -92,6 +92,8 @@ def status_values(found: Snapshot) -> dict[str, Any]:
         "jobs": _nested(counts.jobs),
         "deliveries": _nested(counts.deliveries),
         "oldest_waiting": None if waiting is None else vars(waiting),
+        "undelivered": [vars(late) for late in found.undelivered],
+        "processes": [vars(sign) for sign in found.signs],
         "free_bytes": found.free_bytes,
         "model": None if model is None else vars(model),
         "failures": [vars(failure) for failure in found.failures],
@@ -112,9 +114,10 @@ def print_status(found: Snapshot, console: Console) -> None:
     console.print(_facts_table(found))
     for failure in found.failures:
         lane = f" to {failure.lane}" if failure.lane else ""
-        console.print(f"Failed: {failure.kind}{lane}, study {failure.study_instance_uid}: {failure.error}")
+        what = f"Failed: {failure.kind}{lane}, study {failure.study_instance_uid}: {failure.error}"
+        console.print(what, markup=False, highlight=False)
     for problem in found.problems:
-        console.print(problem, style="red", highlight=False)
+        console.print(problem, style="red", highlight=False, markup=False)
     if not found.problems:
         console.print("All is well.", style="green")
 
@@ -124,9 +127,10 @@ def _work_table(found: Snapshot) -> Table:
     jobs = found.counts.jobs
     for kind, name in _WORK.items():
         table.add_row(name, *(str(jobs.get((kind, state), 0)) for state in _STATES))
-    for (destination, state), number in found.counts.deliveries.items():
-        column = {"pending": 1, "delivered": 2, "failed": 3}[state]
-        table.add_row(f"  to {destination}", *(str(number) if i == column else "" for i in (1, 2, 3)))
+    counted = found.counts.deliveries
+    for destination in dict.fromkeys(name for name, _ in counted):
+        states = ("pending", "delivered", "failed")
+        table.add_row(f"  to {destination}", *(str(counted.get((destination, s), 0)) for s in states))
     return table
 
 
@@ -135,7 +139,12 @@ def _facts_table(found: Snapshot) -> Table:
     counts, model = found.counts, found.model
     table.add_row("Stored", f"{counts.studies} studies, {counts.instances} objects")
     table.add_row("Answered", f"{counts.scores} scores, {counts.reports} reports")
-    table.add_row("Oldest waiting", _waiting(found))
+    table.add_row("Oldest image without score", _waiting(found))
+    for late in found.undelivered:
+        since = f"{late.since.astimezone():%Y-%m-%d %H:%M}"
+        table.add_row(f"Waits for {late.destination}", f"{late.reports} reports, the oldest since {since}")
+    for sign in found.signs:
+        table.add_row(f"Process {sign.role}", f"on {sign.host}, last sign {sign.age_seconds:.0f} s ago")
     table.add_row("Model", f"{model.name} {model.version}, {model.sha256[:16]}" if model else "none yet")
     table.add_row("Free for the spool", "no spool" if found.free_bytes is None else _size(found.free_bytes))
     return table

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from db import queries, results
-from db.results import Counts, Failure, Waiting
+from db.results import Counts, Failure, Sign, Undelivered, Waiting
 from db.rows import StoredModel
 from db.session import Database
 from pacs_node.config import Settings
 from pacs_node.spool import Spool
 
+ROLES = ("receive", "score", "deliver")
+
 _MOST_FAILURES = 20
+_SILENT_SECONDS = 60.0
+_PATIENT_TRIES = 3  # of a delivery, before a person should look
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Snapshot:
     waiting: Waiting | None
     failures: list[Failure]
     model: StoredModel | None
+    signs: list[Sign]
+    undelivered: list[Undelivered]
     free_bytes: int | None
     floor_bytes: int
     unconfigured: list[str]
@@ -40,9 +46,20 @@ class Snapshot:
     def problems(self) -> list[str]:
         """What a person should look at, one sentence each; none when all is well."""
         found = []
+        for role in ROLES:
+            ages = [sign.age_seconds for sign in self.signs if sign.role == role]
+            if not ages:
+                found.append(f"No process does {role}; start `pacs-node serve`.")
+            elif min(ages) > _SILENT_SECONDS:
+                found.append(
+                    f"The last sign of {role} is {min(ages):.0f} s old; see the log of `pacs-node serve`."
+                )
+        for late in self.undelivered:
+            if late.tries >= _PATIENT_TRIES:
+                found.append(f"{late.reports} reports wait for {late.destination}. {late.error}")
         failed = sum(number for (_, state), number in self.counts.jobs.items() if state == "failed")
         if failed:
-            found.append(f"{failed} failed: see the reasons, then `pacs-node retry --failed`.")
+            found.append(f"{failed} jobs failed: see the reasons, then `pacs-node retry --failed`.")
         if self.free_bytes is not None and self.free_bytes < self.floor_bytes:
             found.append("The spool is almost full: images are refused until there is space.")
         for name in self.unconfigured:
@@ -63,6 +80,8 @@ def snapshot(settings: Settings, database: Database, at: datetime) -> Snapshot:
         waiting = results.oldest_waiting(session)
         failures = results.failures(session, _MOST_FAILURES)
         model = queries.newest_model(session)
+        signs = results.signs(session)
+        undelivered = results.undelivered(session)
     known = {destination.name for destination in settings.destinations}
     pending = {name for (name, state), number in counts.deliveries.items() if state == "pending" and number}
     spool = Spool(settings.spool.path)
@@ -72,6 +91,8 @@ def snapshot(settings: Settings, database: Database, at: datetime) -> Snapshot:
         waiting=waiting,
         failures=failures,
         model=model,
+        signs=signs,
+        undelivered=undelivered,
         free_bytes=spool.free_bytes() if spool.root.is_dir() else None,
         floor_bytes=settings.receive.min_free_mebibytes * 2**20,
         unconfigured=sorted(pending - known),

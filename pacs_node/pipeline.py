@@ -35,9 +35,17 @@ from pacs_node.worker import Done, GivenUp, Later, Outcome
 
 _log = log.get(__name__)
 
-_DUPLICATE = Reason("DUPLICATE_UID", "Another object came under the same UID before", failed=False)
-_FAILED = Reason("SCORING_FAILED", "Scoring failed, see the log of the node", failed=True)
+_DUPLICATE = Reason(
+    "DUPLICATE_UID", "Another object came under the same UID before", failed=False, leaves_open=True
+)
+_FAILED = Reason("SCORING_FAILED", "Scoring failed, see the log of the node", failed=True, leaves_open=True)
 _FAILURES = {classifier_errors.Reason.UNREADABLE, classifier_errors.Reason.NO_FINITE_SCORE}
+_OPEN = _FAILURES | {
+    classifier_errors.Reason.TOO_LARGE,
+    classifier_errors.Reason.CONSTANT_IMAGE,
+    classifier_errors.Reason.NO_VIEW,
+    classifier_errors.Reason.NO_BODY_PART,
+}
 _RETRY_SECONDS = 30.0  # after a fault of the machine, such as a file system that is away; doubles each time
 _LONGEST_RETRY = 480.0
 _STUDY_LEVEL = (
@@ -111,7 +119,7 @@ class ScoreStage:
             sop_instance_uid=uid,
             decision=prediction.decision.value,
             probability=prediction.probability,
-            reason=prediction.reason or None,
+            reason=_DUPLICATE.code if instance.copy else prediction.reason,
         )
         return Done(partial(queries.add_score, score=self._score(instance, prediction)))
 
@@ -289,6 +297,7 @@ class DeliverStage:
         except DestinationRefused as error:
             return {delivery.id: self._refused(delivery, error) for delivery in pending}
         except Retryable as error:
+            _log.warning("destination put off", destination=self.lane, reports=len(pending), cause=str(error))
             return {delivery.id: self._retry(delivery, error) for delivery in pending}
         # The rest did not fail: with the shorter pause, they come before the one that broke the association.
         rest = [delivery.id for delivery in pending if delivery.id not in outcomes]
@@ -302,6 +311,7 @@ class DeliverStage:
         except DestinationRefused as error:
             return self._refused(delivery, error)
         except Retryable as error:
+            self._tell("delivery put off", delivery, cause=str(error))
             return self._retry(delivery, error)
 
     def _delivered(self, delivery: PendingDelivery, sent: Sent) -> Done:
@@ -330,7 +340,6 @@ class DeliverStage:
         pause = min(
             self._settings.max_retry_seconds, self._settings.retry_seconds * 2 ** min(delivery.tries, 20)
         )
-        self._tell("delivery put off", delivery, seconds=pause, cause=str(error))
         return Later(pause, str(error), self._try(delivery, error, state="pending"))
 
     def _try(self, delivery: PendingDelivery, error: Exception, state: str) -> Callable[[Session], None]:
@@ -405,7 +414,7 @@ def _reason(code: str) -> Reason:
     if code == _DUPLICATE.code:
         return _DUPLICATE
     known = classifier_errors.Reason(code)
-    return Reason(known.value, known.meaning, failed=known in _FAILURES)
+    return Reason(known.value, known.meaning, failed=known in _FAILURES, leaves_open=known in _OPEN)
 
 
 def _not_scored(reason: Reason) -> Prediction:

@@ -47,6 +47,7 @@ from pacs_node import log
 from pacs_node.config import Settings
 from pacs_node.errors import PortInUse, Refused
 from pacs_node.header import Identity, UnreadableHeader, identity, read_header
+from pacs_node.scu import application_entity
 from pacs_node.spool import Arriving, Spool, digest
 
 _log = log.get(__name__)
@@ -197,7 +198,7 @@ class Receiver:
 
 
 def _application_entity(settings: Settings) -> AE:
-    ae = AE(settings.node.ae_title)
+    ae = application_entity(settings.node.ae_title)
     receive = settings.receive
     ae.maximum_associations = receive.max_associations
     ae.maximum_pdu_size = receive.max_pdu_bytes

@@ -80,12 +80,15 @@ def content(images: Sequence[ImageResult], sources: Sequence[Source], node: Node
 def study_decision(images: Sequence[ImageResult]) -> str:
     """Return the answer for the study.
 
-    Positive if any image is; else undetermined if any image is or if none was scored; else negative.
+    Positive if any image is. Else undetermined if any image is, if none was scored, or if one that was not
+    may have shown what the others do not. Else negative.
     """
     decisions = {image.decision for image in images}
     if "positive" in decisions:
         return "positive"
-    return "undetermined" if "undetermined" in decisions or "negative" not in decisions else "negative"
+    is_open = any(image.reason is not None and image.reason.leaves_open for image in images)
+    is_negative = "negative" in decisions and "undetermined" not in decisions and not is_open
+    return "negative" if is_negative else "undetermined"
 
 
 def uses_private_codes(images: Sequence[ImageResult]) -> bool:

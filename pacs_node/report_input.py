@@ -144,6 +144,9 @@ class Reason:
         At most 64 ASCII characters (LO).
     failed
         Summary of Detections is Failed when true, Not Attempted when false (CID 6042).
+    leaves_open
+        The image may be a frontal chest radiograph all the same, so that a study without a positive is not
+        negative because of it.
 
     Raises
     ------
@@ -154,6 +157,7 @@ class Reason:
     code: str
     meaning: str
     failed: bool
+    leaves_open: bool = False
 
     def __post_init__(self) -> None:
         _check("reason code", self.code, 16)

@@ -6,8 +6,10 @@ scoring process loads torch: a crash of CUDA leaves associations answering.
 
 from __future__ import annotations
 
+import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
@@ -25,6 +27,8 @@ from pacs_node.spool import Spool
 from pacs_node.worker import Stage, Worker
 
 _log = log.get(__name__)
+
+SIGN_SECONDS = 10.0
 
 Ready = Callable[[], None]
 Role = Callable[[Settings, threading.Event, Ready], None]
@@ -73,6 +77,28 @@ def deliver(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
 
 
 ROLES: dict[str, Role] = {"receive": receive, "score": score, "deliver": deliver}
+
+
+@contextmanager
+def giving_signs(settings: Settings, role: str) -> Iterator[None]:
+    """Tell the database every few seconds that this process is at work, for `status` to see."""
+    database, host = Database(settings.database.url), socket.gethostname()
+    started_at, ended = datetime.now(UTC), threading.Event()
+
+    def give() -> None:
+        while True:
+            with suppress(DatabaseError), database.write() as session:
+                queries.record_sign(session, role, host, started_at)
+            if ended.wait(SIGN_SECONDS):
+                return
+
+    thread = threading.Thread(target=give, daemon=True)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
+    with suppress(DatabaseError), database.write() as session:
+        queries.forget_sign(session, role, host)
 
 
 def _open(settings: Settings) -> tuple[Database, Spool]:

@@ -10,11 +10,13 @@ from typing import Any
 
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
+from pydicom.uid import UID
 from pynetdicom import AE, _config
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import
 
 from pacs_node.errors import PeerError, UserError
+from pacs_node.report_encoding import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 _MOST_CONTEXTS = 128  # PS3.8 9.3.2.2: odd numbers from 1 to 255
 _TIMEOUT = 30.0  # seconds
@@ -131,6 +133,36 @@ def files_in(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
+def application_entity(ae_title: str) -> AE:
+    """Return an application entity that names this implementation (PS3.7 D.3.3.2).
+
+    Raises
+    ------
+    UserError
+        When the AE title is none.
+    """
+    try:
+        ae = AE(ae_title)
+    except ValueError as error:
+        raise UserError(f"{ae_title!r} is no AE title; it has 1 to 16 characters.") from error
+    ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
+    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+    return ae
+
+
+def rejection(association: Association) -> str:
+    """Return why a peer rejected an association, and what to do about it (PS3.8 9.3.4)."""
+    primitive: Any = association.acceptor.primitive
+    source, reason = getattr(primitive, "result_source", None), getattr(primitive, "diagnostic", None)
+    if (source, reason) == (1, 7):
+        return "it has another AE title; correct the one that is called"
+    if (source, reason) == (1, 3):
+        return f"it does not know the AE title {association.requestor.ae_title}; add it there"
+    if getattr(primitive, "result", None) == 2:
+        return "it is busy for now"
+    return str(getattr(primitive, "reason_str", "it gave no reason")).lower()
+
+
 def _inspected(path: Path) -> _File | Answer:
     try:
         meta: Any = read_file_meta_info(path)
@@ -163,7 +195,7 @@ def _said(answer: Any) -> str:
 
 
 def _associate(peer: Peer, calling_ae_title: str, contexts: Sequence[tuple[str, str]]) -> Association:
-    ae = AE(calling_ae_title)
+    ae = application_entity(calling_ae_title)
     ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = _TIMEOUT
     for sop_class, syntax in contexts:
         ae.add_requested_context(sop_class, syntax)
@@ -174,7 +206,7 @@ def _associate(peer: Peer, calling_ae_title: str, contexts: Sequence[tuple[str, 
     if association.is_established:
         return association
     if association.is_rejected:
-        raise PeerError(f"{peer} rejected the association; does it know the AE title {calling_ae_title}?")
+        raise PeerError(f"{peer} rejected the association: {rejection(association)}.")
     if association.rejected_contexts:
         raise PeerError(f"{peer} takes none of the SOP classes and transfer syntaxes of these files.")
     raise PeerError(f"{peer} cannot be reached; check host, port and that it is running.")

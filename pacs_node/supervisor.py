@@ -14,15 +14,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from db.errors import DatabaseError
 from db.session import Database
 from pacs_node import __version__, log
 from pacs_node.config import Settings
-from pacs_node.errors import DatabaseUnusable
-from pacs_node.roles import ROLES
+from pacs_node.errors import DatabaseUnusable, ModelUnusable
+from pacs_node.roles import ROLES, giving_signs
 from pacs_node.spool import Spool
 
 _log = log.get(__name__)
@@ -120,7 +120,7 @@ def serve(settings: Settings, config: Path | None, roles: Sequence[str]) -> int:
     DatabaseUnusable, SpoolUnusable
     """
     with stop_on_signals() as stopped:
-        _prepare(settings)
+        _prepare(settings, roles)
         _log.info("starting", version=__version__, roles=",".join(roles))
         processes = [_Process(role, config) for role in roles]
         try:
@@ -134,7 +134,12 @@ def serve(settings: Settings, config: Path | None, roles: Sequence[str]) -> int:
             _log.info("stopped")
 
 
-def _prepare(settings: Settings) -> None:
+def _prepare(settings: Settings, roles: Sequence[str]) -> None:
+    model = settings.classifier.model
+    if "score" in roles and model is not None and not model.is_file():
+        raise ModelUnusable(
+            f"Cannot read the model {model}: there is no such file; correct [classifier] model."
+        )
     Spool(settings.spool.path).prepare()
     try:
         database = Database(settings.database.url)
@@ -159,10 +164,16 @@ def _watch(processes: Sequence[_Process], stopped: threading.Event) -> int:
 
 def run_role(settings: Settings, role: str, control: socket.socket | None) -> None:
     """Be the process of one role; end with the supervisor."""
-    with stop_on_signals() as stopped:
+    with stop_on_signals() as stopped, ExitStack() as stack:
         if control is not None:
             threading.Thread(target=_end_with, args=(control,), daemon=True).start()
-        ROLES[role](settings, stopped, lambda: None if control is None else control.sendall(b"R"))
+
+        def ready() -> None:
+            stack.enter_context(giving_signs(settings, role))
+            if control is not None:
+                control.sendall(b"R")
+
+        ROLES[role](settings, stopped, ready)
 
 
 def _end_with(control: socket.socket) -> None:

@@ -34,8 +34,8 @@ NEWER = Algorithm("DenseNet121-CXR", "2025.07", "7a" * 32, 0.4, "resize 224x224,
 NODE = Node(software_version="0.1.0", station_name="CXRAI01")
 PRODUCT = Node(software_version="0.1.0", station_name="CXRAI01", purpose="PRODUCT")
 LATERAL = Reason("NOT_FRONTAL", "Not a frontal chest X-ray", failed=False)
-UNREADABLE = Reason("UNREADABLE", "Pixel data could not be read", failed=True)
-DUPLICATE = Reason("DUPLICATE_UID", "Another object came under the same UID", failed=False)
+UNREADABLE = Reason("UNREADABLE", "Pixel data could not be read", failed=True, leaves_open=True)
+DUPLICATE = Reason("DUPLICATE_UID", "Another object came under the same UID", failed=False, leaves_open=True)
 
 
 def scored(header: Dataset, probability: float = 0.8731, algorithm: Algorithm = ALGORITHM) -> ImageResult:
@@ -276,6 +276,8 @@ def hd_groups(made: Report) -> Any:
         ("negative undetermined", "Undetermined"),
         ("negative not_scored", "Absent"),
         ("not_scored not_scored", "Undetermined"),
+        ("negative unreadable", "Undetermined"),
+        ("positive unreadable", "Present"),
     ],
 )
 def test_the_answer_for_the_study(decisions: str, answer: str) -> None:
@@ -284,6 +286,7 @@ def test_the_answer_for_the_study(decisions: str, answer: str) -> None:
         "negative": scored(radiograph(number=2), 0.1),
         "undetermined": ImageResult(radiograph(number=3), "undetermined", 0.5, None, ALGORITHM),
         "not_scored": not_scored(radiograph(number=4)),
+        "unreadable": not_scored(radiograph(number=5), UNREADABLE),
     }
     images = [made[name] for name in decisions.split()]
     assert find(report(*images).content, "Pneumonia")[-1].endswith(answer)

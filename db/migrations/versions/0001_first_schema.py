@@ -147,6 +147,14 @@ def _create_reported() -> None:
 
 def _create_job() -> None:
     op.create_table(
+        "process",
+        sa.Column("role", sa.String(32), nullable=False),
+        sa.Column("host", sa.String(255), nullable=False),
+        sa.Column("started_at", _MOMENT, nullable=False),
+        sa.Column("seen_at", sa.Float, nullable=False),
+        sa.PrimaryKeyConstraint("role", "host", name="pk_process"),
+    )
+    op.create_table(
         "job",
         sa.Column("id", _KEY, nullable=False),
         sa.Column("kind", sa.String(32), nullable=False),
