@@ -60,6 +60,11 @@ def add_instance(session: Session, new: NewInstance, quiet_seconds: float) -> Re
     return Received.CONFLICT if known else Received.NEW
 
 
+def has_instances(session: Session) -> bool:
+    """Tell whether anything was ever received."""
+    return session.execute(select(Instance.id).limit(1)).first() is not None
+
+
 def _touch_study(session: Session, new: NewInstance, quiet_at: Any) -> int:
     """Insert the study or move its quiet time; either way its row is locked until the commit."""
     values = {

@@ -61,9 +61,9 @@ def read_header(path: Path) -> Dataset:
             if syntax == DeflatedExplicitVRLittleEndian:
                 return _read_deflated(path, start)
             return dcmread(path, stop_before_pixels=True, defer_size=_MOST_VALUE)
-    except OSError:
-        raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk; pydicom raises bare ones for bad bytes
         # Parsing hostile bytes raises nearly anything: struct.error, KeyError, RecursionError, ...
         raise UnreadableHeader(f"The data set does not parse ({type(error).__name__})") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from db import queries, results
 from db.results import Counts, Failure, Sign, Undelivered, Waiting
@@ -16,6 +16,7 @@ ROLES = ("receive", "score", "deliver")
 
 _MOST_FAILURES = 20
 _SILENT_SECONDS = 60.0
+_LONG_WAIT = timedelta(minutes=10)
 _PATIENT_TRIES = 3  # of a delivery, before a person should look
 
 
@@ -54,6 +55,8 @@ class Snapshot:
                 found.append(
                     f"The last sign of {role} is {min(ages):.0f} s old; see the log of `pacs-node serve`."
                 )
+        if self.waiting and self.at - self.waiting.received_at > _LONG_WAIT:
+            found.append(f"An image waits for its score since {self.waiting.received_at.astimezone():%H:%M}.")
         for late in self.undelivered:
             if late.tries >= _PATIENT_TRIES:
                 found.append(f"{late.reports} reports wait for {late.destination}. {late.error}")

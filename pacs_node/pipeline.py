@@ -6,7 +6,7 @@ often and in whose name is the business of `worker`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -31,7 +31,7 @@ from pacs_node.errors import DestinationRefused, Retryable
 from pacs_node.header import UnreadableHeader, read_header
 from pacs_node.report import Algorithm, ImageResult, InvalidReport, Node, Predecessor, Reason, build
 from pacs_node.spool import Spool
-from pacs_node.worker import Done, GivenUp, Later, Outcome
+from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled
 
 _log = log.get(__name__)
 
@@ -53,7 +53,6 @@ _STUDY_LEVEL = (
     *("StudyDescription", "StudyInstanceUID", "StudyID", "TimezoneOffsetFromUTC"),
 )
 _LONGEST_PATIENCE = 60.0  # a report that waits for scores is woken by them; this is for when that went wrong
-_REVISION_PAUSE = 1.0  # until an earlier revision has arrived
 
 
 class Scorer(Protocol):
@@ -80,12 +79,12 @@ class ScoreStage:
         self._scorer = scorer
         self._model = model
 
-    def run(self, jobs: Sequence[Claimed], is_mine: Callable[[], bool]) -> Sequence[Outcome]:  # noqa: ARG002
+    def run(self, jobs: Sequence[Claimed], may_go_on: Callable[[], bool]) -> Iterator[Settled]:  # noqa: ARG002
         """Score the instances of the jobs."""
         with self._database.read() as session:
             instances = queries.instances(session, [job.ref for job in jobs])
-        outcomes = zip(jobs, instances, self._predict(instances), strict=True)
-        return [self._outcome(*outcome) for outcome in outcomes]
+        scored = zip(jobs, instances, self._predict(instances), strict=True)
+        yield [(job, self._outcome(job, instance, prediction)) for job, instance, prediction in scored]
 
     def give_up(self, session: Session, ref: int) -> None:
         """Let the report say that scoring failed."""
@@ -107,7 +106,7 @@ class ScoreStage:
 
     def _outcome(self, job: Claimed, instance: StoredInstance, prediction: Prediction | OSError) -> Outcome:
         uid = instance.sop_instance_uid
-        if isinstance(prediction, FileNotFoundError):
+        if isinstance(prediction, FileNotFoundError) and self._spool.is_there:
             _log.error("file missing from spool", sop_instance_uid=uid, digest=instance.digest)
             why = f"The file {instance.digest}.dcm is missing from the spool"
             return GivenUp(why, partial(queries.wake_report, instance_id=instance.id))
@@ -159,9 +158,10 @@ class ReportStage:
         self._destinations = [d.name for d in settings.destinations if "report" in d.send]
         self._give_up_after = timedelta(hours=settings.deliver.give_up_hours)
 
-    def run(self, jobs: Sequence[Claimed], is_mine: Callable[[], bool]) -> Sequence[Outcome]:  # noqa: ARG002
+    def run(self, jobs: Sequence[Claimed], may_go_on: Callable[[], bool]) -> Iterator[Settled]:  # noqa: ARG002
         """Report the studies of the jobs."""
-        return [self._report(job) for job in jobs]
+        for job in jobs:
+            yield [(job, self._report(job))]
 
     def give_up(self, session: Session, ref: int) -> None:
         """Nothing more to record: the job says it all."""
@@ -268,43 +268,43 @@ class DeliverStage:
         self._ae_title = ae_title
         self._settings = settings
 
-    def run(self, jobs: Sequence[Claimed], is_mine: Callable[[], bool]) -> Sequence[Outcome]:
-        """Send the reports of the jobs, each study's revisions in their order."""
+    def run(self, jobs: Sequence[Claimed], may_go_on: Callable[[], bool]) -> Iterator[Settled]:
+        """Send the reports of the jobs, each study's revisions in their order; each is recorded when sent."""
         with self._database.read() as session:
             pending = queries.deliveries(session, [job.ref for job in jobs])
-        outcomes: dict[int, Outcome] = {
-            delivery.id: Later(_REVISION_PAUSE, "Waits for the earlier revision")
-            for delivery in pending
-            if delivery.waits_for_earlier
-        }
-        free = [delivery for delivery in pending if delivery.id not in outcomes]
+        work = list(zip(jobs, pending, strict=True))
+        waiting = Later(self._settings.retry_seconds, "Waits for the earlier revision")
+        yield [(job, waiting) for job, delivery in work if delivery.waits_for_earlier]
+        free = [pair for pair in work if not pair[1].waits_for_earlier]
         if free:
-            outcomes |= self._send(free, is_mine)
-        return [outcomes[delivery.id] for delivery in pending]
+            yield from self._send(free, may_go_on)
 
     def give_up(self, session: Session, ref: int) -> None:
         """Say so in the delivery too."""
         why = "Sending was given up after too many attempts; see the log"
         queries.record_delivery(session, ref, state="failed", error=why, updated_at=datetime.now(UTC))
 
-    def _send(self, pending: Sequence[PendingDelivery], is_mine: Callable[[], bool]) -> dict[int, Outcome]:
-        outcomes: dict[int, Outcome] = {}
+    def _send(
+        self, work: Sequence[tuple[Claimed, PendingDelivery]], may_go_on: Callable[[], bool]
+    ) -> Iterator[Settled]:
+        left = list(work)
         try:
             with open_link(self._destination, self._ae_title, self._settings) as link:
-                for delivery in pending:
-                    if link.is_open:
-                        outcomes[delivery.id] = self._send_one(delivery, link, is_mine)
+                while left and link.is_open:
+                    job, delivery = left.pop(0)
+                    yield [(job, self._send_one(delivery, link, may_go_on))]
         except DestinationRefused as error:
-            return {delivery.id: self._refused(delivery, error) for delivery in pending}
+            yield [(job, self._refused(delivery, error)) for job, delivery in left]
+            return
         except Retryable as error:
-            _log.warning("destination put off", destination=self.lane, reports=len(pending), cause=str(error))
-            return {delivery.id: self._retry(delivery, error) for delivery in pending}
+            _log.warning("destination put off", destination=self.lane, reports=len(left), cause=str(error))
+            yield [(job, self._retry(delivery, error)) for job, delivery in left]
+            return
         # The rest did not fail: with the shorter pause, they come before the one that broke the association.
-        rest = [delivery.id for delivery in pending if delivery.id not in outcomes]
-        return outcomes | dict.fromkeys(rest, Later(self._settings.retry_seconds, "The association broke"))
+        yield [(job, Later(self._settings.retry_seconds, "The association broke")) for job, _ in left]
 
-    def _send_one(self, delivery: PendingDelivery, link: Link, is_mine: Callable[[], bool]) -> Outcome:
-        if not is_mine():
+    def _send_one(self, delivery: PendingDelivery, link: Link, may_go_on: Callable[[], bool]) -> Outcome:
+        if not may_go_on():
             return Later(0, "Another worker may have taken over, and sends it")
         try:
             return self._delivered(delivery, link.send(delivery.content))

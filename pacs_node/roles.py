@@ -19,7 +19,7 @@ from db.rows import StoredModel
 from db.session import Database
 from pacs_node import __version__, log
 from pacs_node.config import Settings
-from pacs_node.errors import ConfigError, DatabaseUnusable, ModelUnusable
+from pacs_node.errors import ConfigError, ModelUnusable
 from pacs_node.pipeline import DeliverStage, ReportStage, Scorer, ScoreStage, algorithm
 from pacs_node.receive import Receiver
 from pacs_node.report import InvalidReport, Node
@@ -37,11 +37,12 @@ Role = Callable[[Settings, threading.Event, Ready], None]
 def receive(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
     """Answer associations."""
     database, spool = _open(settings)
-    leftovers = spool.clear_incoming()
-    if leftovers:
-        _log.warning("incomplete objects removed", number=leftovers)
+    leftovers = spool.leftovers()
     receiver = Receiver(settings, database, spool)
     port = receiver.start()
+    for path in leftovers:  # only now: a node that runs here already would have kept the port
+        _log.warning("incomplete object removed", file=path.name)
+        path.unlink(missing_ok=True)
     _log.info("listening", ae_title=settings.node.ae_title, host=settings.node.host, port=port)
     ready()
     stopped.wait()
@@ -102,14 +103,23 @@ def giving_signs(settings: Settings, role: str) -> Iterator[None]:
 
 
 def _open(settings: Settings) -> tuple[Database, Spool]:
-    try:
-        database = Database(settings.database.url)
-        database.require_current()
-    except DatabaseError as error:
-        raise DatabaseUnusable(str(error)) from error
-    spool = Spool(settings.spool.path)
-    spool.prepare()
-    return database, spool
+    database = Database(settings.database.url)
+    database.require_current()
+    return database, open_spool(settings, database)
+
+
+def open_spool(settings: Settings, database: Database) -> Spool:
+    """Return the spool, ready for use.
+
+    Raises
+    ------
+    SpoolUnusable, db.errors.DatabaseError
+    """
+    with database.read() as session:
+        is_empty = not queries.has_instances(session)
+    spool = Spool(settings.spool.path, settings.node.port)
+    spool.prepare(may_be_new=is_empty)
+    return spool
 
 
 def _load_model(settings: Settings, database: Database) -> tuple[Scorer, StoredModel]:
@@ -137,8 +147,6 @@ def _load_model(settings: Settings, database: Database) -> tuple[Scorer, StoredM
             model = replace(model, id=queries.register_model(session, row, datetime.now(UTC)))
     except (ClassifierError, InvalidReport) as error:
         raise ModelUnusable(str(error)) from error
-    except DatabaseError as error:
-        raise DatabaseUnusable(str(error)) from error
     _log.info(
         "model loaded", model=card.name, version=card.version, sha256=card.sha256, device=predictor.device
     )

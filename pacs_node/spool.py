@@ -2,7 +2,8 @@
 
 ::
 
-    spool/incoming/HOST/       being received; whatever a crash leaves here was never answered with Success
+    spool/.pacs-node           says that this is a spool, and not the folder where one should be mounted
+    spool/incoming/HOST-PORT/  being received; whatever a crash leaves here was never answered with Success
     spool/objects/ab/abcd….dcm received; named by the SHA-256 of transfer syntax UID and encoded data set
 """
 
@@ -31,21 +32,38 @@ class Spool:
     ----------
     root
         Its path; on a local disk, or on a shared one when several machines work together.
+    port
+        Of the receiver whose objects arrive here.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, port: int = 0) -> None:
         self.root = root
-        self.incoming = root / "incoming" / socket.gethostname()
+        self.incoming = root / "incoming" / f"{socket.gethostname()}-{port}"
         self.objects = root / "objects"
+        self._marker = root / ".pacs-node"
 
-    def prepare(self) -> None:
+    @property
+    def is_there(self) -> bool:
+        """Whether the spool is here, and not only the folder where it should be mounted."""
+        return self._marker.is_file()
+
+    def prepare(self, *, may_be_new: bool = True) -> None:
         """Make the folders and try to write.
+
+        Parameters
+        ----------
+        may_be_new
+            Whether nothing was received yet; otherwise a folder that is no spool must not become one.
 
         Raises
         ------
         SpoolUnusable
             When that fails.
         """
+        if not may_be_new and not self.is_there:
+            raise SpoolUnusable(
+                f"{self.root} is no spool, but the database knows objects in one; is its disk mounted?"
+            )
         probe = self.incoming / f".probe-{os.getpid()}"
         try:
             self.incoming.mkdir(parents=True, exist_ok=True)
@@ -53,7 +71,7 @@ class Spool:
             for number in range(256):  # made and flushed now, so that `keep` has no race to make them
                 (self.objects / f"{number:02x}").mkdir(exist_ok=True)
             probe.write_bytes(b"probe")
-            probe.unlink()
+            probe.replace(self._marker)
             for folder in (self.root.parent, self.root, self.incoming.parent, self.incoming, self.objects):
                 _fsync(folder)
         except OSError as error:
@@ -61,12 +79,9 @@ class Spool:
                 f"Cannot write the spool {self.root}: {error.strerror}; correct [spool] path or its rights."
             ) from error
 
-    def clear_incoming(self) -> int:
-        """Remove what a crash left half received; return how many. Only before this host receives."""
-        leftovers = [path for path in self.incoming.iterdir() if path.is_file()]
-        for path in leftovers:
-            path.unlink(missing_ok=True)
-        return len(leftovers)
+    def leftovers(self) -> list[Path]:
+        """Return what a crash left half received; asked before this receiver receives anything."""
+        return [path for path in self.incoming.iterdir() if path.is_file()]
 
     def arriving(self) -> Arriving:
         """Return a new file for an object that begins to arrive."""

@@ -17,19 +17,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from db.errors import DatabaseError
+from db.errors import DatabaseDown, DatabaseError
 from db.session import Database
 from pacs_node import __version__, log
 from pacs_node.config import Settings
 from pacs_node.errors import DatabaseUnusable, ModelUnusable
-from pacs_node.roles import ROLES, giving_signs
-from pacs_node.spool import Spool
+from pacs_node.roles import ROLES, giving_signs, open_spool
 
 _log = log.get(__name__)
 
 USER_ERROR = 2  # exit code: the person at the keyboard can mend it
 _POLL_SECONDS = 0.1
-_GRACE_SECONDS = 60  # to finish what is at hand
+_GRACE_SECONDS = 30  # to finish what is at hand
 _MOST_BACK_OFF = 30.0
 _HEALTHY_SECONDS = 60  # a process that lived so long starts its next life without pause
 
@@ -128,7 +127,9 @@ def serve(settings: Settings, config: Path | None, roles: Sequence[str]) -> int:
         finally:
             for process in processes:
                 process.terminate()
-            deadline = time.monotonic() + _GRACE_SECONDS
+            # One report may be on its way: longer than the destination may take
+            patience = settings.deliver.connect_seconds + settings.deliver.answer_seconds
+            deadline = time.monotonic() + patience + _GRACE_SECONDS
             for process in processes:
                 process.join(deadline)
             _log.info("stopped")
@@ -140,10 +141,10 @@ def _prepare(settings: Settings, roles: Sequence[str]) -> None:
         raise ModelUnusable(
             f"Cannot read the model {model}: there is no such file; correct [classifier] model."
         )
-    Spool(settings.spool.path).prepare()
     try:
         database = Database(settings.database.url)
         database.upgrade()
+        open_spool(settings, database)
         database.close()
     except DatabaseError as error:
         raise DatabaseUnusable(str(error)) from error
@@ -173,7 +174,11 @@ def run_role(settings: Settings, role: str, control: socket.socket | None) -> No
             if control is not None:
                 control.sendall(b"R")
 
-        ROLES[role](settings, stopped, ready)
+        try:
+            ROLES[role](settings, stopped, ready)
+        except DatabaseDown as error:  # that may pass: end like a process that died, and be started again
+            _log.error("database failed", role=role, cause=str(error))
+            sys.exit(1)
 
 
 def _end_with(control: socket.socket) -> None:

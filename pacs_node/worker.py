@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,6 +58,7 @@ class GivenUp:
 
 
 Outcome = Done | Later | GivenUp
+Settled = Sequence[tuple[Claimed, Outcome]]
 
 
 class Stage(Protocol):
@@ -78,11 +79,12 @@ class Stage(Protocol):
     batch_size: int
     longest_wait_seconds: float
 
-    def run(self, jobs: Sequence[Claimed], is_mine: Callable[[], bool]) -> Sequence[Outcome]:
-        """Do the work, outside of any transaction; return one outcome for each job, in their order.
+    def run(self, jobs: Sequence[Claimed], may_go_on: Callable[[], bool]) -> Iterator[Settled]:
+        """Do the work, outside of any transaction; yield jobs with their outcomes, each job once.
 
-        `is_mine` asks the database whether the lease still holds, for the moment before something that cannot
-        be undone. While the database is away, the answer is no.
+        What is yielded together is recorded at once and together, before the work goes on. `may_go_on` is for
+        the moment before something that cannot be undone: it asks the database whether the lease still holds.
+        While the database is away, or when the worker is told to stop, the answer is no.
         """
         ...
 
@@ -158,13 +160,21 @@ class Worker:
         for job in claim.given_up:
             _log.error("job given up", kind=stage.kind.value, ref=job.ref, cause="too many attempts")
         if claim.jobs:
-            with _Heartbeat(self._database, claim.token, self._lease):
-                outcomes = stage.run(claim.jobs, lambda: self._is_mine(claim.token, len(claim.jobs)))
-                self._settle(claim.token, claim.jobs, outcomes)
+            self._work(claim.token, claim.jobs)
         return bool(claim.jobs or claim.given_up)
 
-    def _is_mine(self, token: str, number: int) -> bool:
-        # An error here would cost the outcomes that the stage has already: what was sent would be sent again.
+    def _work(self, token: str, jobs: Sequence[Claimed]) -> None:
+        left = {job.id for job in jobs}
+        with _Heartbeat(self._database, token, self._lease):
+            for settled in self._stage.run(jobs, lambda: self._may_go_on(token, len(left))):
+                if settled:
+                    self._settle(token, settled)
+                    left.difference_update(job.id for job, _ in settled)
+
+    def _may_go_on(self, token: str, number: int) -> bool:
+        if self._stopped.is_set():
+            return False
+        # An error here would cost the outcome of what is being done
         try:
             with self._database.write() as session:
                 return queue.renew(session, token, self._lease) == number
@@ -172,12 +182,12 @@ class Worker:
             _log.warning("lease not renewed", cause=str(error))
             return False
 
-    def _settle(self, token: str, jobs: Sequence[Claimed], outcomes: Sequence[Outcome]) -> None:
+    def _settle(self, token: str, settled: Settled) -> None:
         """Record the outcomes; keep them while the database is away: what was sent must not be sent again."""
         failures, last_tries = 0, _SETTLE_TRIES
         while True:
             try:
-                return self._write(token, jobs, outcomes)
+                return self._write(token, settled)
             except DatabaseDown as error:
                 failures += 1
                 if self._stopped.is_set():
@@ -187,11 +197,11 @@ class Worker:
                     time.sleep(_SETTLE_PAUSE)
                 self._back_off(failures, error)
 
-    def _write(self, token: str, jobs: Sequence[Claimed], outcomes: Sequence[Outcome]) -> None:
+    def _write(self, token: str, settled: Settled) -> None:
         """Write everything in one transaction, for those jobs alone that are still this worker's."""
         lost = []
         with self._database.write() as session:
-            for job, outcome in zip(jobs, outcomes, strict=True):
+            for job, outcome in settled:
                 if not _finish(session, token, job, outcome):
                     lost.append(job.ref)
                 elif outcome.write is not None:

@@ -303,8 +303,8 @@ def test_a_peer_whose_name_can_be_none_is_down() -> None:
         send(Destination(ae_title="PACS", host="a" * 70, port=104))
 
 
-def test_a_peer_that_rejects_the_association_is_down_and_the_ae_title_is_named() -> None:
-    with peer(name="ELSEWHERE") as other, pytest.raises(DestinationDown, match="PACS_NODE"):
+def test_a_peer_that_rejects_the_association_is_down_and_the_reason_is_named() -> None:
+    with peer(name="ELSEWHERE") as other, pytest.raises(DestinationDown, match="it has another AE title"):
         send(destination(other.destination.port))
     assert other.received == []
 
@@ -635,9 +635,23 @@ def test_nothing_is_sent_for_another_worker(bench: Bench) -> None:
     jobs = [Claimed(job.id, job.ref, 1) for job in bench.jobs(Kind.DELIVER)]
     with peer() as other:
         held = iter([True, False])
-        outcomes = stage(bench, other.destination).run(jobs, lambda: next(held))
+        settled = list(stage(bench, other.destination).run(jobs, lambda: next(held)))
     assert other.studies() == ["PID-1"]
-    assert [type(outcome) for outcome in outcomes] == [Done, Later]
+    assert [type(outcome) for group in settled for _, outcome in group] == [Done, Later]
+
+
+@one_database
+def test_each_report_is_recorded_when_it_was_sent_and_not_when_all_are(bench: Bench) -> None:
+    seen: list[list[tuple[str, int]]] = []
+
+    def watch(_event: evt.Event) -> int:
+        seen.append(states(bench))
+        return 0x0000
+
+    reported(bench, "1", "2", "3")
+    with peer(watch) as other:
+        deliver(bench, other.destination)
+    assert [[state for state, _ in found].count("delivered") for found in seen] == [0, 1, 2]
 
 
 @one_database

@@ -380,3 +380,13 @@ def test_the_padding_of_a_uid_is_no_part_of_it(value: bytes) -> None:
 def test_a_uid_of_64_characters_is_taken() -> None:
     value = "1." + "2" * 62
     assert identity(radiograph(StudyInstanceUID=value)).study_instance_uid == value
+
+
+def test_a_broken_sequence_item_is_bad_bytes_and_no_fault_of_the_disk(tmp_path: Path) -> None:
+    header = radiograph()
+    path = save(header, tmp_path / "image.dcm")
+    content = path.read_bytes()
+    at = content.index(b"\xfe\xff\x00\xe0")  # the first item of the first sequence
+    path.write_bytes(content[:at] + b"\xfe\xff\x0d\xe0" + content[at + 4 : at + 10])
+    with pytest.raises(UnreadableHeader):
+        identity(read_header(path))

@@ -237,6 +237,15 @@ def test_a_killed_scoring_process_comes_back_and_nothing_is_lost(
     assert _process(site, "role score") != victim
 
 
+def test_a_spool_that_is_not_mounted_is_not_taken_for_a_new_one(site: Site, sent: list[Sample]) -> None:
+    config = site.folder / "elsewhere.toml"
+    text = site.config.read_text().replace(f"port = {site.port}", f"port = {free_port()}", 1)
+    config.write_text(f'[spool]\npath = "{site.folder / "not-mounted"}"\n{text}')
+    done = command("serve", "--config", config)
+    assert done.returncode == 2
+    assert "is its disk mounted?" in done.stderr
+
+
 def test_results_status_and_retry_answer_people_and_scripts(site: Site, sent: list[Sample]) -> None:
     patient = sent[0].patient
     table = command("results", "--patient", patient, "--config", site.config, COLUMNS="120")

@@ -122,6 +122,21 @@ def test_no_process_outlives_a_supervisor_that_was_killed(folder: Path) -> None:
         )
 
 
+def test_status_says_when_no_process_is_at_work(folder: Path) -> None:
+    with NodeProcess(folder / "config.toml", folder / "node.log", "receive,deliver") as node:
+        node.wait_until_ready()
+        wait_for(lambda: "No process does receive" not in status(folder), "the first sign of life")
+        assert "No process does score" in status(folder)
+    assert "No process does receive" in status(folder)
+
+
+def status(folder: Path) -> str:
+    """Return what `status` says; something is wrong, so its exit code is 1."""
+    done = command("status", "--config", folder / "config.toml", COLUMNS="120")
+    assert done.returncode == 1
+    return done.stdout
+
+
 def test_help_shows_examples_and_comes_at_once() -> None:
     started = time.monotonic()
     for name in ("serve", "demo", "send", "echo", "results", "status", "retry"):

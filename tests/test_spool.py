@@ -31,7 +31,8 @@ def arrive(spool: Spool, name: str = "arriving.dcm", **tags: Any) -> Path:
 
 
 def files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    """Return the files below a folder, but not the one that says that it is a spool."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".pacs-node")
 
 
 # Keeping
@@ -205,17 +206,26 @@ def test_preparing_makes_the_folders_and_can_be_repeated(tmp_path: Path) -> None
     assert spool.free_bytes() > 0
 
 
-def test_what_a_crash_left_half_received_is_removed_and_nothing_else(spool: Spool) -> None:
+def test_what_a_crash_left_half_received_is_found_and_nothing_else(spool: Spool) -> None:
     received = arrive(spool)
-    kept = spool.keep(received, digest(received, ExplicitVRLittleEndian))
+    spool.keep(received, digest(received, ExplicitVRLittleEndian))
     other_host = spool.incoming.parent / "other-host" / "arriving.dcm"
     other_host.parent.mkdir()
     other_host.write_bytes(b"half")
-    for number in range(3):
-        (spool.incoming / f"{number}.dcm").write_bytes(b"half")
-    assert spool.clear_incoming() == 3
-    assert files_in(spool.root) == sorted([other_host, kept])
-    assert spool.clear_incoming() == 0
+    half = [spool.incoming / f"{number}.dcm" for number in range(3)]
+    for path in half:
+        path.write_bytes(b"half")
+    assert sorted(spool.leftovers()) == half
+
+
+def test_a_folder_that_is_no_spool_does_not_become_one_when_objects_are_known(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "mount")
+    with pytest.raises(SpoolUnusable, match="is its disk mounted"):
+        spool.prepare(may_be_new=False)
+    before = spool.is_there
+    spool.prepare()
+    assert (before, spool.is_there) == (False, True)
+    Spool(tmp_path / "mount").prepare(may_be_new=False)
 
 
 def test_all_folders_of_objects_are_there_and_flushed_before_anything_is_received(

@@ -20,7 +20,7 @@ from db.models import Job, Model
 from db.queue import Claimed, Kind, enqueue
 from db.session import Database
 from pacs_node import worker as worker_module
-from pacs_node.worker import Done, GivenUp, Later, Outcome, Worker, Write
+from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled, Worker, Write
 
 IsMine = Callable[[], bool]
 Work = Callable[[Claimed, IsMine], Outcome]
@@ -39,9 +39,9 @@ class Stage:
         self.given_up: list[int] = []
         self._work = work
 
-    def run(self, jobs: Sequence[Claimed], is_mine: IsMine) -> Sequence[Outcome]:
+    def run(self, jobs: Sequence[Claimed], may_go_on: IsMine) -> Iterator[Settled]:
         self.claims.append([job.ref for job in jobs])
-        return [self._work(job, is_mine) for job in jobs]
+        yield [(job, self._work(job, may_go_on)) for job in jobs]
 
     def give_up(self, session: Session, ref: int) -> None:  # noqa: ARG002
         self.given_up.append(ref)
