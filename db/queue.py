@@ -18,6 +18,9 @@ from sqlalchemy.orm import Session
 from db.models import Job
 
 MAX_ATTEMPTS = 5
+LONGEST_WAIT_SECONDS = 3000.0
+"""No job may be put off for longer, by whatever machine and for whatever reason."""
+
 _DIED = f"The worker died {MAX_ATTEMPTS} times at this"
 _SUSPECT = 2  # attempts from which on a job is claimed alone, so that it cannot take others with it
 
@@ -84,9 +87,7 @@ def wake(session: Session, kind: Kind, refs: Any, visible_at: Any) -> None:
     )
 
 
-def claim(
-    session: Session, kind: Kind, lane: str, *, limit: int, lease_seconds: float, horizon_seconds: float
-) -> Claim:
+def claim(session: Session, kind: Kind, lane: str, *, limit: int, lease_seconds: float) -> Claim:
     """Take the jobs that have waited longest.
 
     Parameters
@@ -95,11 +96,10 @@ def claim(
         At most so many; a job that outlived several workers comes alone.
     lease_seconds
         After this time another worker may take them.
-    horizon_seconds
-        No job is ever put off for longer. One that seems to be was put off before the clock jumped back.
     """
     token = uuid.uuid4().hex
-    is_due = (Job.visible_at <= _now(session)) | (Job.visible_at > later(session, horizon_seconds))
+    # A job that seems to be put off for longer than any is was put off before the clock jumped back.
+    is_due = (Job.visible_at <= _now(session)) | (Job.visible_at > later(session, LONGEST_WAIT_SECONDS))
     due = select(Job.id).where(Job.kind == kind, Job.lane == lane, Job.state == "ready", is_due)
     due = due.order_by(Job.visible_at, Job.id).with_for_update(skip_locked=True)
     is_suspect = Job.attempts >= _SUSPECT

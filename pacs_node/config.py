@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from classifier.config import TrainSettings
+from db.queue import LONGEST_WAIT_SECONDS
 from pacs_node.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "PACS_NODE_"
@@ -34,7 +35,8 @@ AETitle = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")
 ]
 Port = Annotated[int, Field(ge=1, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=86400)]
+# What is longer than `db.queue.LONGEST_WAIT_SECONDS` would be taken for a clock that jumped back.
+Seconds = Annotated[float, Field(gt=0, le=LONGEST_WAIT_SECONDS)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[ -\[\]-~]+$")]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[ -~]+$")]
 
@@ -81,7 +83,7 @@ class DatabaseSettings(_Section):
 class StudySettings(_Section):
     """When a study counts as complete."""
 
-    quiet_seconds: Annotated[float, Field(ge=0, le=86400)] = 10
+    quiet_seconds: Annotated[float, Field(ge=0, le=LONGEST_WAIT_SECONDS)] = 10
 
 
 class ClassifierSettings(_Section):
@@ -105,7 +107,7 @@ class WorkSettings(_Section):
     """How workers share the queue."""
 
     poll_seconds: Annotated[float, Field(gt=0, le=10)] = 0.05
-    lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 60
+    lease_seconds: Annotated[float, Field(ge=1, le=LONGEST_WAIT_SECONDS)] = 60
 
 
 class DeliverSettings(_Section):

@@ -68,7 +68,6 @@ class ScoreStage:
 
     kind = Kind.SCORE
     lane = ""
-    longest_wait_seconds = _LONGEST_RETRY
 
     def __init__(
         self, database: Database, spool: Spool, scorer: Scorer, model: StoredModel, batch_size: int
@@ -151,7 +150,6 @@ class ReportStage:
         node: Node,
         settings: Settings,
     ) -> None:
-        self.longest_wait_seconds = max(settings.study.quiet_seconds, _LONGEST_PATIENCE, _LONGEST_RETRY)
         self._database = database
         self._spool = spool
         self._node = node
@@ -262,7 +260,6 @@ class DeliverStage:
         self, database: Database, destination: Destination, ae_title: str, settings: DeliverSettings
     ) -> None:
         self.lane = destination.name
-        self.longest_wait_seconds = max(settings.retry_seconds, settings.max_retry_seconds)
         self._database = database
         self._destination = destination
         self._ae_title = ae_title

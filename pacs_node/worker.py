@@ -70,14 +70,11 @@ class Stage(Protocol):
         Which jobs it does.
     batch_size
         How many at once, at most.
-    longest_wait_seconds
-        For how long its jobs are ever put off; one that waits longer was put off before a clock jumped back.
     """
 
     kind: Kind
     lane: str
     batch_size: int
-    longest_wait_seconds: float
 
     def run(self, jobs: Sequence[Claimed], may_go_on: Callable[[], bool]) -> Iterator[Settled]:
         """Do the work, outside of any transaction; yield jobs with their outcomes, each job once.
@@ -153,7 +150,6 @@ class Worker:
                 stage.lane,
                 limit=stage.batch_size,
                 lease_seconds=self._lease,
-                horizon_seconds=max(self._lease, stage.longest_wait_seconds) + 1,
             )
             for job in claim.given_up:
                 stage.give_up(session, job.ref)

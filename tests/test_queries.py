@@ -143,7 +143,7 @@ def finish(database: Database, kind: Kind, lane: str = "") -> None:
     """Finish all jobs of a kind, due or not."""
     with database.write() as session:
         session.execute(text("UPDATE job SET visible_at = 0 WHERE kind = :kind"), {"kind": kind})
-        claim = queue.claim(session, kind, lane, limit=99, lease_seconds=60, horizon_seconds=600)
+        claim = queue.claim(session, kind, lane, limit=99, lease_seconds=60)
         queue.finish(session, claim.token, [job.id for job in claim.jobs])
 
 
@@ -226,7 +226,7 @@ def test_a_new_image_moves_the_quiet_time_of_its_study_and_of_no_other(database:
 def test_an_image_that_comes_while_a_report_is_made_takes_the_job_from_its_worker(database: Database) -> None:
     receive(database, new(), quiet=0)
     with database.write() as session:
-        claim = queue.claim(session, Kind.REPORT, "", limit=1, lease_seconds=60, horizon_seconds=600)
+        claim = queue.claim(session, Kind.REPORT, "", limit=1, lease_seconds=60)
     receive(database, new(2), quiet=60)
     with database.write() as session:
         assert not queue.finish(session, claim.token, [claim.jobs[0].id])
@@ -304,7 +304,7 @@ def test_a_score_has_the_report_of_its_study_made_when_the_study_is_quiet(databa
 def test_a_score_revives_the_report_that_was_given_up(database: Database) -> None:
     receive(database, new(), quiet=0)
     with database.write() as session:
-        claim = queue.claim(session, Kind.REPORT, "", limit=1, lease_seconds=60, horizon_seconds=600)
+        claim = queue.claim(session, Kind.REPORT, "", limit=1, lease_seconds=60)
         queue.fail(session, claim.token, [claim.jobs[0].id], "Broken")
     score(database)
     assert jobs(database, Kind.REPORT) == [(study_id(database), "ready")]
@@ -451,7 +451,7 @@ def test_a_revision_does_not_wait_for_one_whose_job_was_given_up(database: Datab
         session.execute(update(Job).where(earlier).values(attempts=queue.MAX_ATTEMPTS))
     for _ in range(2):
         with database.write() as session:
-            queue.claim(session, Kind.DELIVER, "PACS", limit=1, lease_seconds=60, horizon_seconds=600)
+            queue.claim(session, Kind.DELIVER, "PACS", limit=1, lease_seconds=60)
     assert [state for _, state in jobs(database, Kind.DELIVER)] == ["failed", "ready"]
     assert not any(waits(database).values())
 

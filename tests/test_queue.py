@@ -18,7 +18,7 @@ from db.queue import MAX_ATTEMPTS, Claim, Kind
 from db.session import Database
 from tests.test_session import only_postgresql, opened
 
-LEASE, HORIZON = 60.0, 600.0
+LEASE, HORIZON = 60.0, queue.LONGEST_WAIT_SECONDS
 HANDS: dict[str, Callable[[Session, str, Sequence[int]], Any]] = {
     "finish": queue.finish,
     "fail": lambda session, token, ids: queue.fail(session, token, ids, "Broken"),
@@ -41,7 +41,7 @@ def take(
     database: Database, limit: int = 10, lease: float = LEASE, kind: Kind = Kind.SCORE, lane: str = ""
 ) -> Claim:
     with database.write() as session:
-        return queue.claim(session, kind, lane, limit=limit, lease_seconds=lease, horizon_seconds=HORIZON)
+        return queue.claim(session, kind, lane, limit=limit, lease_seconds=lease)
 
 
 def hand(database: Database, what: str, claim: Claim) -> Any:
@@ -118,7 +118,7 @@ def test_workers_at_the_same_time_never_share_a_job(database: Database, database
 def test_what_another_worker_is_just_claiming_is_skipped_without_waiting(database: Database) -> None:
     put(database, 1, 2)
     with database.write() as session:
-        queue.claim(session, Kind.SCORE, "", limit=1, lease_seconds=LEASE, horizon_seconds=HORIZON)
+        queue.claim(session, Kind.SCORE, "", limit=1, lease_seconds=LEASE)
         started = time.monotonic()
         assert refs(take(database)) == [2]
         assert time.monotonic() - started < 5
@@ -140,7 +140,7 @@ def test_a_lease_counts_from_the_claim_and_not_from_the_begin_of_its_transaction
         session.execute(select(literal(1)))
         time.sleep(0.2)
         claimed_at = time.time()
-        queue.claim(session, Kind.SCORE, "", limit=1, lease_seconds=5, horizon_seconds=HORIZON)
+        queue.claim(session, Kind.SCORE, "", limit=1, lease_seconds=5)
     assert row(database, 1).visible_at == pytest.approx(claimed_at + 5, abs=0.1)
 
 

@@ -48,7 +48,7 @@ def give_up(database: Database, kind: Kind, *refs: int, error: str = "Broken", l
     """Give jobs up, as a worker does when trying again cannot help."""
     with database.write() as session:
         session.execute(update(Job).where(Job.kind == kind).values(visible_at=0))
-        claim = queue.claim(session, kind, lane, limit=99, lease_seconds=60, horizon_seconds=600)
+        claim = queue.claim(session, kind, lane, limit=99, lease_seconds=60)
         mine = [job.id for job in claim.jobs if job.ref in refs]
         assert len(queue.fail(session, claim.token, mine, error)) == len(refs)
         queue.postpone(session, claim.token, [job.id for job in claim.jobs], 0, None)
@@ -112,7 +112,7 @@ def test_an_image_without_score_is_waiting(database: Database) -> None:
 def test_an_image_that_is_put_off_says_why_it_waits(database: Database) -> None:
     receive(database, new())
     with database.write() as session:
-        claim = queue.claim(session, Kind.SCORE, "", limit=1, lease_seconds=60, horizon_seconds=600)
+        claim = queue.claim(session, Kind.SCORE, "", limit=1, lease_seconds=60)
         queue.postpone(session, claim.token, [claim.jobs[0].id], 30, "The file cannot be read")
     row = only(database)
     assert (row["decision"], row["reason"], row["detail"]) == ("waiting", None, "The file cannot be read")

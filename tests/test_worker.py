@@ -31,7 +31,6 @@ class Stage:
 
     kind = Kind.SCORE
     lane = ""
-    longest_wait_seconds = 60.0
 
     def __init__(self, work: Work, batch_size: int = 8) -> None:
         self.batch_size = batch_size
