@@ -6,6 +6,7 @@ ends and another worker takes over. If it only seemed dead, its token no longer 
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -24,6 +25,7 @@ from pacs_node import log
 _log = log.get(__name__)
 
 _MOST_BACK_OFF = 10.0  # seconds, while the database is away
+_HUNG_SECONDS = 3600.0  # longer than any stage may take for what it settles together
 _SETTLE_TRIES, _SETTLE_PAUSE = 5, 2.0  # seconds; after `stop`
 
 Write = Callable[[Session], None]
@@ -161,10 +163,11 @@ class Worker:
 
     def _work(self, token: str, jobs: Sequence[Claimed]) -> None:
         left = {job.id for job in jobs}
-        with _Heartbeat(self._database, token, self._lease):
+        with _Heartbeat(self._database, token, self._lease) as heartbeat:
             for settled in self._stage.run(jobs, lambda: self._may_go_on(token, len(left))):
                 if settled:
                     self._settle(token, settled)
+                    heartbeat.postpone_alarm()
                     left.difference_update(job.id for job, _ in settled)
 
     def _may_go_on(self, token: str, number: int) -> bool:
@@ -217,7 +220,11 @@ def _finish(session: Session, token: str, job: Claimed, outcome: Outcome) -> boo
 
 
 class _Heartbeat:
-    """Renews a lease while a stage is at work; stops with the process, which is the point."""
+    """Renews a lease while a stage is at work; stops with the process, which is the point.
+
+    A stage that hangs, in a decoder or a driver, would keep its jobs for ever. So the whole process ends when
+    nothing was settled for an hour: it is started again, and the jobs have one attempt less.
+    """
 
     def __init__(self, database: Database, token: str, lease_seconds: float) -> None:
         self._database = database
@@ -225,9 +232,15 @@ class _Heartbeat:
         self._lease = lease_seconds
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
+        self.postpone_alarm()
 
-    def __enter__(self) -> None:
+    def postpone_alarm(self) -> None:
+        """Take note that the stage gets on."""
+        self._alarm_at = time.monotonic() + _HUNG_SECONDS
+
+    def __enter__(self) -> _Heartbeat:
         self._thread.start()
+        return self
 
     def __exit__(self, *_exception: object) -> None:
         self._ended.set()
@@ -235,6 +248,9 @@ class _Heartbeat:
 
     def _beat(self) -> None:
         while not self._ended.wait(self._lease / 3):
+            if time.monotonic() > self._alarm_at:
+                _log.critical("stage hangs", seconds=_HUNG_SECONDS)
+                os._exit(1)
             try:
                 with self._database.write() as session:
                     if not queue.renew(session, self._token, self._lease):

@@ -450,3 +450,20 @@ def test_a_worker_that_is_told_to_stop_ends_although_the_database_stays_away(
         until(line.is_cut.is_set)
     assert (job(database).state, job(database).attempts) == ("ready", 1)
     assert written(database) == []
+
+
+def test_a_process_whose_stage_hangs_ends_so_that_others_get_its_jobs(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(worker_module, "_HUNG_SECONDS", 0.3)
+    monkeypatch.setattr("os._exit", ended.append)
+
+    def hang(claimed: Claimed, may_go_on: IsMine) -> Outcome:
+        while not ended:
+            time.sleep(0.01)
+        return done(claimed, may_go_on)
+
+    put_in(database, 1)
+    assert Worker(database, Stage(hang), 0.01, 0.3).work_once()
+    assert ended[0] == 1
