@@ -42,7 +42,7 @@ def settings(config: Path | None, given: dict[str, object]) -> TrainSettings:
     elif config is not None:
         raise ClassifierError(f"There is no file {config}; check --config.")
     try:
-        return TrainSettings(**{**content, **{k: v for k, v in given.items() if v is not None}})  # type: ignore[arg-type]
+        return TrainSettings.model_validate(content | {k: v for k, v in given.items() if v is not None})
     except ValidationError as error:
         first = error.errors()[0]
         raise ClassifierError(f"Correct {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error

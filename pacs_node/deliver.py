@@ -16,11 +16,18 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import _config
 from pynetdicom.association import Association
 
+from pacs_node.association import application_entity, associate, store
 from pacs_node.config import DeliverSettings, Destination
-from pacs_node.errors import DestinationBusy, DestinationDown, DestinationRefused, Retryable
+from pacs_node.errors import (
+    DestinationBusy,
+    DestinationDown,
+    DestinationRefused,
+    NotAssociated,
+    Retryable,
+    TakesNothing,
+)
 from pacs_node.report import REPORT_CLASSES, Report, as_class
 from pacs_node.report_encoding import implicit
-from pacs_node.scu import application_entity, rejection
 
 _DUPLICATE_SOP_INSTANCE = 0x0111  # PS3.7 C.5.7: it has the object already
 _CLASS_NOT_SUPPORTED = 0x0122
@@ -91,11 +98,11 @@ class Link:
             with tempfile.NamedTemporaryFile(suffix=".dcm") as file:
                 file.write(content)
                 file.flush()
-                answer = self._association.send_c_store(Path(file.name))
+                answer = store(self._association, Path(file.name))
         except OSError as error:
             raise Retryable(f"The temporary folder cannot be used: {error.strerror}.") from error
-        except RuntimeError as error:  # pynetdicom's, for an association that has ended
-            raise DestinationDown(f"{self._name} ended the association.") from error
+        except NotAssociated as error:
+            raise DestinationDown(f"{self._name} {error}.") from error
         if "Status" not in answer:
             raise DestinationDown(f"{self._name} broke off, or gave no answer to C-STORE in time.")
         return int(answer.Status)
@@ -139,13 +146,8 @@ def _associate(destination: Destination, calling_ae_title: str, settings: Delive
             ae.add_requested_context(sop_class, syntax)
     where = f"{destination.name} ({destination.ae_title}@{destination.host}:{destination.port})"
     try:
-        association = ae.associate(destination.host, destination.port, ae_title=destination.ae_title)
-    except (OSError, UnicodeError) as error:  # what looking up the host's name raises
-        raise DestinationDown(f"{where} cannot be reached: {error}.") from error
-    if association.is_established:
-        return association
-    if association.is_rejected:
-        raise DestinationDown(f"{where} rejected the association: {rejection(association)}.")
-    if association.rejected_contexts and not association.accepted_contexts:
-        raise DestinationRefused(f"{where} takes no class of structured report; enable one there.")
-    raise DestinationDown(f"{where} cannot be reached.")
+        return associate(ae, destination.host, destination.port, destination.ae_title)
+    except TakesNothing as error:
+        raise DestinationRefused(f"{where} takes no class of structured report; enable one there.") from error
+    except NotAssociated as error:
+        raise DestinationDown(f"{where} {error}.") from error

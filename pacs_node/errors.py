@@ -15,6 +15,8 @@
     │   └── DestinationBusy      the peer answered C-STORE with a failure status that may pass
     ├── Terminal             trying again cannot help: the job fails, visibly
     │   └── DestinationRefused   the peer will not take any report class, or says the object is wrong
+    ├── NotAssociated        no association came about; `deliver` and `scu` say what that means to them
+    │   └── TakesNothing         the peer accepts none of the presentation contexts
     └── Refused              a received SOP instance is refused, with the DIMSE status to answer
 """
 
@@ -83,6 +85,14 @@ class DestinationRefused(Terminal):
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class NotAssociated(PacsNodeError):
+    """No association came about; ``str()`` is a half sentence that follows the name of the peer."""
+
+
+class TakesNothing(NotAssociated):
+    """The peer accepts none of the presentation contexts."""
 
 
 class Refused(PacsNodeError):

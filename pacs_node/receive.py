@@ -44,10 +44,10 @@ from db.errors import DatabaseError, WriteConflict
 from db.rows import NewInstance, Received
 from db.session import Database
 from pacs_node import log
+from pacs_node.association import application_entity
 from pacs_node.config import Settings
 from pacs_node.errors import PortInUse, Refused
 from pacs_node.header import Identity, UnreadableHeader, identity, read_header
-from pacs_node.scu import application_entity
 from pacs_node.spool import Arriving, Spool, digest
 
 _log = log.get(__name__)

@@ -10,13 +10,12 @@ from typing import Any
 
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
-from pydicom.uid import UID
-from pynetdicom import AE, _config
+from pynetdicom import _config
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import
 
-from pacs_node.errors import PeerError, UserError
-from pacs_node.report_encoding import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from pacs_node.association import application_entity, associate, store
+from pacs_node.errors import NotAssociated, PeerError, TakesNothing, UserError
 
 _MOST_CONTEXTS = 128  # PS3.8 9.3.2.2: odd numbers from 1 to 255
 _TIMEOUT = 30.0  # seconds
@@ -133,36 +132,6 @@ def files_in(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def application_entity(ae_title: str) -> AE:
-    """Return an application entity that names this implementation (PS3.7 D.3.3.2).
-
-    Raises
-    ------
-    UserError
-        When the AE title is none.
-    """
-    try:
-        ae = AE(ae_title)
-    except ValueError as error:
-        raise UserError(f"{ae_title!r} is no AE title; it has 1 to 16 characters.") from error
-    ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
-    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    return ae
-
-
-def rejection(association: Association) -> str:
-    """Return why a peer rejected an association, and what to do about it (PS3.8 9.3.4)."""
-    primitive: Any = association.acceptor.primitive
-    source, reason = getattr(primitive, "result_source", None), getattr(primitive, "diagnostic", None)
-    if (source, reason) == (1, 7):
-        return "it has another AE title; correct the one that is called"
-    if (source, reason) == (1, 3):
-        return f"it does not know the AE title {association.requestor.ae_title}; add it there"
-    if getattr(primitive, "result", None) == 2:
-        return "it is busy for now"
-    return str(getattr(primitive, "reason_str", "it gave no reason")).lower()
-
-
 def _inspected(path: Path) -> _File | Answer:
     try:
         meta: Any = read_file_meta_info(path)
@@ -179,15 +148,18 @@ def _send_batch(files: Sequence[_File], peer: Peer, calling_ae_title: str) -> It
     for file in files:
         if file.context not in accepted:
             yield Answer(file.path, None, "the peer does not take its SOP class in this transfer syntax")
-        elif not association.is_established:
-            yield Answer(file.path, None, "the peer ended the association")
         else:
-            answer = association.send_c_store(file.path)
-            yield Answer(
-                file.path, answer.get("Status"), str(answer.get("ErrorComment", "")) or _said(answer)
-            )
+            yield _send_one(file, association)
     if association.is_established:
         association.release()
+
+
+def _send_one(file: _File, association: Association) -> Answer:
+    try:
+        answer = store(association, file.path)
+    except NotAssociated as error:
+        return Answer(file.path, None, f"the peer {error}")
+    return Answer(file.path, answer.get("Status"), str(answer.get("ErrorComment", "")) or _said(answer))
 
 
 def _said(answer: Any) -> str:
@@ -200,13 +172,10 @@ def _associate(peer: Peer, calling_ae_title: str, contexts: Sequence[tuple[str, 
     for sop_class, syntax in contexts:
         ae.add_requested_context(sop_class, syntax)
     try:
-        association = ae.associate(peer.host, peer.port, ae_title=peer.ae_title)
-    except (OSError, UnicodeError) as error:  # what looking up the host's name raises
-        raise PeerError(f"{peer} cannot be reached: {error}.") from error
-    if association.is_established:
-        return association
-    if association.is_rejected:
-        raise PeerError(f"{peer} rejected the association: {rejection(association)}.")
-    if association.rejected_contexts:
-        raise PeerError(f"{peer} takes none of the SOP classes and transfer syntaxes of these files.")
-    raise PeerError(f"{peer} cannot be reached; check host, port and that it is running.")
+        return associate(ae, peer.host, peer.port, peer.ae_title)
+    except TakesNothing as error:
+        raise PeerError(
+            f"{peer} takes none of the SOP classes and transfer syntaxes of these files."
+        ) from error
+    except NotAssociated as error:
+        raise PeerError(f"{peer} {error}.") from error

@@ -285,7 +285,10 @@ def test_a_failure_that_may_pass_is_busy(status: int) -> None:
 
 
 def test_a_peer_that_is_not_there_is_down() -> None:
-    with pytest.raises(DestinationDown, match=r"^PACS \(PACS@127\.0\.0\.1:\d+\) cannot be reached\.$"):
+    with pytest.raises(
+        DestinationDown,
+        match=r"^PACS \(PACS@127\.0\.0\.1:\d+\) cannot be reached; check host, port and that it is running\.",
+    ):
         send(destination(free_port()))
 
 
@@ -445,7 +448,7 @@ def test_a_peer_that_is_down_gets_all_that_waited_once_it_is_back(bench: Bench) 
     deliver(bench, to)
     assert states(bench) == [("pending", 1)] * 3
     assert {delivery.error for delivery in bench.deliveries()} == {
-        f"PACS (PACS@127.0.0.1:{to.port}) cannot be reached."
+        f"PACS (PACS@127.0.0.1:{to.port}) cannot be reached; check host, port and that it is running."
     }
     bench.hurry()
     with peer() as other:

@@ -1,0 +1,81 @@
+"""Associations that the node requests: how they are opened, how one object is sent, and why either failed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
+from pynetdicom import AE
+from pynetdicom.association import Association
+
+from pacs_node.errors import NotAssociated, TakesNothing, UserError
+from pacs_node.report_encoding import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+
+
+def application_entity(ae_title: str) -> AE:
+    """Return an application entity that names this implementation (PS3.7 D.3.3.2).
+
+    Raises
+    ------
+    UserError
+        When the AE title is none.
+    """
+    try:
+        ae = AE(ae_title)
+    except ValueError as error:
+        raise UserError(f"{ae_title!r} is no AE title; it has 1 to 16 characters.") from error
+    ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
+    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+    return ae
+
+
+def associate(ae: AE, host: str, port: int, called_ae_title: str) -> Association:
+    """Open an association with the contexts and timeouts of `ae`.
+
+    Raises
+    ------
+    TakesNothing
+        When the peer accepts none of the presentation contexts.
+    NotAssociated
+        When there is no connection, or the peer rejects the association.
+    """
+    try:
+        association = ae.associate(host, port, ae_title=called_ae_title)
+    except (OSError, UnicodeError) as error:  # what looking up the host's name raises
+        raise NotAssociated(f"cannot be reached: {error}") from error
+    if association.is_established:
+        return association
+    if association.is_rejected:
+        raise NotAssociated(f"rejected the association: {_rejection(association)}")
+    if association.rejected_contexts and not association.accepted_contexts:
+        raise TakesNothing("accepts none of the presentation contexts")
+    raise NotAssociated("cannot be reached; check host, port and that it is running")
+
+
+def store(association: Association, path: Path) -> Dataset:
+    """Send one file by C-STORE; return the answer, empty where the association broke or none came in time.
+
+    Raises
+    ------
+    NotAssociated
+        When the association has ended before.
+    """
+    try:
+        return association.send_c_store(path)
+    except RuntimeError as error:  # pynetdicom's
+        raise NotAssociated("ended the association") from error
+
+
+def _rejection(association: Association) -> str:
+    """Return why a peer rejected an association, and what to do about it (PS3.8 9.3.4)."""
+    primitive: Any = association.acceptor.primitive
+    source, reason = getattr(primitive, "result_source", None), getattr(primitive, "diagnostic", None)
+    if (source, reason) == (1, 7):
+        return "it has another AE title; correct the one that is called"
+    if (source, reason) == (1, 3):
+        return f"it does not know the AE title {association.requestor.ae_title}; add it there"
+    if getattr(primitive, "result", None) == 2:
+        return "it is busy for now"
+    return str(getattr(primitive, "reason_str", "it gave no reason")).lower()
