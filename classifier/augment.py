@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
+from torchvision.transforms import v2
 
 _BLUR_RADIUS = 4  # pixels
 _CURVE_POINTS = 6
@@ -39,7 +41,7 @@ class Strength:
 
     rotation: float = 15
     shear: float = 6
-    zoom: float = 1.25
+    zoom: float = 1.3
     stretch: float = 1.2
     shift: float = 0.08
     flip: bool = True
@@ -53,6 +55,36 @@ class Strength:
     border: float = 0.08
     patch: float = 0.25
     patches: int = 3
+
+
+class Augmentation(Protocol):
+    """Changes images (B, 1, H, W) float32 in 0..1 at random and gives them their final size."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator, total: int, part: slice) -> Tensor:
+        """Change the images `part` of a batch of `total`."""
+        ...
+
+
+class Published:
+    """The augmentation of the published pipeline by torchvision's own transforms, image by image.
+
+    What it leaves open is chosen here: crops of 80 to 100 % of the area, brightness and contrast by a factor
+    of up to 1.2; saturation and hue of a grey image cannot change.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._change = v2.Compose(
+            [
+                v2.RandomResizedCrop(size, scale=(0.8, 1.0), antialias=True),
+                v2.RandomHorizontalFlip(),
+                v2.RandomRotation(20),
+                v2.ColorJitter(brightness=0.2, contrast=0.2),
+            ]
+        )
+
+    def __call__(self, images: Tensor, generator: torch.Generator, total: int, part: slice) -> Tensor:  # noqa: ARG002
+        """Change images; see `Augmentation`. torchvision draws from PyTorch's global generator."""
+        return torch.stack([self._change(image) for image in images])
 
 
 class Augment:
@@ -70,7 +102,7 @@ class Augment:
         self._size = size
         self._strength = strength
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, total: int, part: slice) -> Tensor:
         """Change images.
 
         Parameters
@@ -79,13 +111,16 @@ class Augment:
             (B, 1, H, W) float32 in 0..1.
         generator
             On the CPU: the same state gives the same changes on every device.
+        total, part
+            Size of the whole batch, and which of it `images` are: however many processes share a batch, each
+            image is changed in the same way.
 
         Returns
         -------
         Tensor
             (B, 1, size, size) float32 in 0..1.
         """
-        draw = _Draw(len(images), generator, images.device)
+        draw = _Draw(total, part, generator, images.device)
         changed = self._geometry(images, draw)
         for step in (
             *(self._sharpness, self._exposure, self._curve),
@@ -163,15 +198,16 @@ class Augment:
 
 
 class _Draw:
-    """Random numbers, one for each image of a batch, (B,) float32."""
+    """Random numbers, one for each image of this process's part of a batch, (B,) float32."""
 
-    def __init__(self, number: int, generator: torch.Generator, device: torch.device) -> None:
-        self._number = number
+    def __init__(self, total: int, part: slice, generator: torch.Generator, device: torch.device) -> None:
+        self._total = total
+        self._part = part
         self._generator = generator
         self._device = device
 
     def uniform(self) -> Tensor:
-        return torch.rand(self._number, generator=self._generator).to(self._device)
+        return torch.rand(self._total, generator=self._generator)[self._part].to(self._device)
 
     def symmetric(self, limit: float) -> Tensor:
         return (self.uniform() * 2 - 1) * limit
@@ -183,7 +219,8 @@ class _Draw:
         return (self.uniform() < 0.5).float() * 2 - 1
 
     def normal(self, shape: torch.Size) -> Tensor:
-        return torch.randn(shape, generator=self._generator).to(self._device)
+        whole = torch.randn((self._total, *shape[1:]), generator=self._generator)
+        return whole[self._part].to(self._device)
 
 
 def _planes(values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 _BATCH = 16
 _SUFFIXES = {".dcm", ".dicom", ".dic", ".ima", ".jpg", ".jpeg", ".png", ""}
-_COLOURS = {Decision.POSITIVE: "red", Decision.NEGATIVE: "green"}
+_COLOURS = {Decision.POSITIVE: "red", Decision.NEGATIVE: "green", Decision.UNDETERMINED: "yellow"}
 
 app = typer.Typer(
     help="Pneumonia classifier for frontal chest radiographs. Research use only.",
@@ -49,11 +50,25 @@ class Format(StrEnum):
     JSON = "json"
 
 
+class Exchange(StrEnum):
+    """Formats of other programs."""
+
+    ONNX = "onnx"
+    BUNDLE = "monai-bundle"
+
+
 class Rule(StrEnum):
     """What to do where the tags leave a question open."""
 
     REFUSE = "refuse"
     SCORE = "score"
+
+
+class Doubt(StrEnum):
+    """What to do with an image that the model does not know the like of."""
+
+    UNDETERMINED = "undetermined"
+    DECIDE = "decide"
 
 
 ModelArgument = Annotated[
@@ -85,13 +100,17 @@ def predict(
         Rule, typer.Option(help="Images whose tags tell no body part.")
     ] = Rule.REFUSE,
     unknown_view: Annotated[Rule, typer.Option(help="Images whose tags tell no view.")] = Rule.REFUSE,
+    unlike_training: Annotated[
+        Doubt, typer.Option(help="Images unlike the training images, or of patients of another age.")
+    ] = Doubt.UNDETERMINED,
 ) -> None:
     """Score images for pneumonia."""
     found = list(_find(files))
     from classifier.predict import Predictor  # noqa: PLC0415 - a wrong path is told before torch is loaded
 
     rules = Eligibility(_unknown(unknown_body_part), _unknown(unknown_view))
-    predictor = Predictor.load(_model_path(model), device, rules)
+    cautious = unlike_training is Doubt.UNDETERMINED
+    predictor = Predictor.load(_model_path(model), device, rules, cautious=cautious)
     results = list(zip(found, _predict_in_batches(predictor, found), strict=True))
     if output is Format.JSON:
         _print_json([{"file": str(file), **asdict(prediction)} for file, prediction in results])
@@ -104,7 +123,7 @@ def show(model: ModelArgument, output: FormatOption = Format.TABLE) -> None:
     """Print the card of a model: preprocessing, threshold, data, measurements, limits of use."""
     from classifier.model import load  # noqa: PLC0415
 
-    _, card = load(_model_path(model))
+    card = load(_model_path(model)).card
     if output is Format.JSON:
         _print_json(card.model_dump(mode="json"))
     else:
@@ -125,7 +144,8 @@ def pack(
 
     parsed = parse_card(_read_text(card))
     tail(parsed.preprocessing)
-    saved = save(out, load_weights(weights), parsed)
+    state, novelty = load_weights(weights)
+    saved = save(out, state, parsed, novelty)
     Console(stderr=True).print(f"Wrote {out}, SHA-256 {saved.sha256}", soft_wrap=True, markup=False)
 
 
@@ -153,7 +173,8 @@ def explore(
 @app.command(
     epilog="Examples:\n\nclassifier train radiographs/ --out run/\n\n"
     "classifier train radiographs/ --out run/ --resume\n\n"
-    "classifier train set.csv --out run/ --recipe published --weights imagenet"
+    "classifier train set.csv --out run/ --recipe published --weights imagenet\n\n"
+    "torchrun --nproc-per-node=2 -m classifier train radiographs/ --out run/"
 )
 def train(
     data: DataArgument,
@@ -168,6 +189,12 @@ def train(
     image_size: Annotated[int | None, typer.Option(help="Side in pixels.")] = None,
     val_share: Annotated[float | None, typer.Option(help="Share kept for validation, by patient.")] = None,
     sensitivity: Annotated[float | None, typer.Option(help="What the threshold must reach.")] = None,
+    band: Annotated[
+        float | None, typer.Option(help="Nearer than this to the threshold is undetermined.")
+    ] = None,
+    unlike_share: Annotated[
+        float | None, typer.Option(help="Share of the validation images beyond the novelty limit.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of split, weights and augmentation.")] = None,
     workers: Annotated[int | None, typer.Option(help="Decoding processes; 0 = one a processor.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, bf16 or fp32.")] = None,
@@ -179,10 +206,14 @@ def train(
     description: Annotated[str, typer.Option(help="Of the data, for the card.")] = "",
     population: Annotated[str, typer.Option(help="Whom the data stand for, for the card.")] = "Not stated.",
     licence: Annotated[str, typer.Option(help="Of the data, for the card.")] = "Not stated.",
+    ages: Annotated[
+        str | None, typer.Option(help="Of the population in years, such as 1-5; others are undetermined.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="File with the section classifier.train.")] = None,
 ) -> None:
     """Train a model for the node. It can be stopped at any time; --resume goes on."""
     from classifier.commands import run_training, settings  # noqa: PLC0415
+    from classifier.finish import About, Wanted  # noqa: PLC0415
     from classifier.train import Options  # noqa: PLC0415
 
     given = {key: value for key, value in locals().items() if key in TrainSettings.model_fields}
@@ -190,17 +221,13 @@ def train(
     options = Options(
         seed=chosen.seed,
         val_share=chosen.val_share,
-        sensitivity=chosen.sensitivity,
         device=chosen.device,
         precision=chosen.precision,
         workers=chosen.workers,
         resume=resume,
         skip_bad=skip_bad,
-        name=name,
-        version=version,
-        description=description,
-        population=population,
-        licence=licence,
+        wanted=Wanted(chosen.sensitivity, chosen.band, chosen.unlike_share),
+        about=About(name, version, population, licence, description, _ages(ages)),
     )
     run_training(data, out, chosen, options)
 
@@ -220,13 +247,31 @@ def evaluate(
     from classifier.evaluate import evaluate as measure  # noqa: PLC0415
     from classifier.predict import Predictor  # noqa: PLC0415
 
-    predictor = Predictor.load(_model_path(model), device, None)
+    predictor = Predictor.load(_model_path(model), device, None, cautious=False)
     with counting("Scoring") as progress:
         found = measure(predictor, data, out, split=split, skip_bad=skip_bad, progress=progress)
     sys.stdout.write((out / "report.txt").read_text(encoding="utf-8"))
     low, high = found.measures.auroc_ci95
     sys.stdout.write(f"AUROC {found.measures.auroc:.4f}, 95 % interval {low:.4f} to {high:.4f}\n")
     sys.stdout.write(f"Page: {out / 'index.html'}\n")
+
+
+@app.command(
+    epilog="Examples:\n\nclassifier export default --format onnx --out model.onnx\n\n"
+    "classifier export run/model.safetensors --format monai-bundle --out bundle/"
+)
+def export(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option(help="File, or folder of the bundle.")],
+    output: Annotated[Exchange, typer.Option("--format", help="What to make.")] = Exchange.ONNX,
+) -> None:
+    """Write a model, with all that follows decoding, for ONNX Runtime or as a MONAI bundle."""
+    from classifier.export import to_bundle, to_onnx  # noqa: PLC0415
+    from classifier.model import load  # noqa: PLC0415
+
+    write = to_onnx if output is Exchange.ONNX else to_bundle
+    write(load(_model_path(model)), out)
+    Console(stderr=True).print(f"Wrote {out}", soft_wrap=True, markup=False)
 
 
 def main() -> None:
@@ -247,6 +292,15 @@ def _sentence(error: ClassifierError | OSError) -> str:
 
 def _model_path(model: str) -> Path:
     return SHIPPED_MODEL if model == "default" else Path(model)
+
+
+def _ages(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,3})-(\d{1,3})", text)
+    if found is None or int(found[1]) > int(found[2]):
+        raise ClassifierError(f"The ages {text!r} are none; write the youngest and the oldest, such as 1-5.")
+    return int(found[1]), int(found[2])
 
 
 def _unknown(rule: Rule) -> Unknown:
@@ -297,7 +351,7 @@ def _print_json(content: Any) -> None:
 
 
 def _results_table(results: Sequence[tuple[Path, Prediction]]) -> Table:
-    table = Table(Column("File", overflow="fold"), "View", "Probability", "Decision", "Reason")
+    table = Table(Column("File", overflow="fold"), "View", "Probability", "Novelty", "Decision", "Reason")
     for file, prediction in results:
         cells = map(Text, (_printable(file), *_cells(prediction)))  # Text: brackets are no markup here
         table.add_row(*cells, style=_COLOURS.get(prediction.decision, "dim"))
@@ -309,10 +363,11 @@ def _printable(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def _cells(prediction: Prediction) -> tuple[str, str, str, str]:
+def _cells(prediction: Prediction) -> tuple[str, ...]:
     probability = "" if prediction.probability is None else f"{prediction.probability:.4f}"
+    novelty = "" if prediction.novelty is None else f"{prediction.novelty:.2f}"
     reason = f"{prediction.reason.meaning}. {prediction.detail}" if prediction.reason else prediction.detail
-    return prediction.view or "", probability, prediction.decision.replace("_", " "), reason
+    return prediction.view or "", probability, novelty, prediction.decision.replace("_", " "), reason
 
 
 def _card_table(card: ModelCard) -> Table:
@@ -328,13 +383,20 @@ def _card_rows(card: ModelCard) -> Iterator[tuple[str, str]]:
     yield "SHA-256", card.sha256
     yield "Preprocessing", card.preprocessing_text
     yield "Threshold", f"{card.threshold} ({card.threshold_source})"
+    if card.band:
+        yield "Band", f"undetermined nearer than {card.band:g} to the threshold"
     yield "Temperature", f"{card.temperature} ({card.temperature_source})"
+    yield "Novelty limit", f"{card.novelty_limit} ({card.novelty_source})" if card.novelty_limit else "none"
+    yield "Ages", f"{card.ages[0]} to {card.ages[1]} years" if card.ages else "not stated"
+    if card.recipe:
+        yield "Recipe", card.recipe
     yield "Data", card.data
     yield "Population", card.population
     yield "Licence", card.licence
     for metric in card.metrics:
         patients = f", {metric.patients} patients" if metric.patients else ""
+        interval = f", 95 % interval {metric.low} to {metric.high}" if metric.low is not None else ""
         where = f"{metric.images} images{patients}, {metric.data}; {metric.measured_by}"
-        yield metric.name, f"{metric.value} ({where})"
+        yield metric.name, f"{metric.value}{interval} ({where})"
     for limit in card.limits:
         yield "Limit", limit

@@ -22,6 +22,7 @@ from rich.progress import (
 
 from classifier import plots
 from classifier.config import TrainSettings
+from classifier.distributed import rank
 from classifier.errors import ClassifierError
 from classifier.recipes import RECIPES, Recipe, changed
 from classifier.train import HISTORY_FILE, MODEL_FILE, Epoch, Options, Watcher, train
@@ -51,7 +52,7 @@ def settings(config: Path | None, given: dict[str, object]) -> TrainSettings:
 def run_training(source: Path, out: Path, chosen: TrainSettings, options: Options) -> None:
     """Train with a progress bar, and draw the curves after each epoch."""
     recipe = _recipe(chosen)
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, quiet=rank() != 0)
     started = time.monotonic()
     history: list[Epoch] = []
     with _progress(console) as progress:
@@ -76,14 +77,18 @@ def run_training(source: Path, out: Path, chosen: TrainSettings, options: Option
                 f" AUROC {epoch.val_auroc:.4f}, accuracy {epoch.val_accuracy:.4f},"
                 f" {epoch.images_per_second:.1f} images/s{kept}"
             )
-            best = min(history, key=lambda e: e.val_loss)
-            plots.save(plots.curves(history, best.epoch), out / "curves.png")
+            if rank() == 0:
+                best = min(history, key=lambda e: e.val_loss)
+                plots.save(plots.curves(history, best.epoch), out / "curves.png")
 
         def on_decoded(done: int, total: int) -> None:
             progress.update(decoding, completed=done, total=total, visible=done < total)
 
+        def on_embedded(done: int, total: int) -> None:
+            progress.update(steps, description="Measuring", completed=done, total=total, visible=True)
+
         try:
-            train(source, out, recipe, options, Watcher(on_decoded, on_step, on_epoch))
+            train(source, out, recipe, options, Watcher(on_decoded, on_embedded, on_step, on_epoch))
         except KeyboardInterrupt:
             console.print("Stopped. Go on with --resume.")
             sys.exit(130)

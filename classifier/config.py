@@ -70,6 +70,8 @@ class TrainSettings(BaseModel):
     image_size: Annotated[int, Field(ge=32, le=1024)] | None = None
     val_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     sensitivity: Annotated[float, Field(gt=0, le=1)] = 0.99
+    band: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    unlike_share: Annotated[float, Field(ge=0, lt=1)] = 0.005
     seed: int = 0
     workers: Annotated[int, Field(ge=0)] = 0
     precision: Literal["auto", "bf16", "fp32"] = "auto"

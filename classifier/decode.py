@@ -23,7 +23,7 @@ from classifier.eligibility import check
 from classifier.errors import NotScorable, Reason
 from classifier.grayscale import require_contrast, to_grey
 from classifier.pixels import image_pixel, stored_values, translated, unreadable
-from classifier.tags import quiet
+from classifier.tags import age, quiet
 
 __all__ = ["PROJECTION_RADIOGRAPHS", "Eligibility", "Radiograph", "check", "decode", "read"]
 
@@ -44,10 +44,13 @@ class Radiograph:
         (1, rows, columns) float32, 0 black to 1 white.
     view
         What `check` returned; ``None`` when the tags were not checked.
+    age
+        Age of the patient in years, where the tags tell it.
     """
 
     pixels: NDArray[np.float32]
     view: str | None
+    age: float | None = None
 
 
 def decode(source: Source, rules: Eligibility | None = None) -> NDArray[np.float32]:
@@ -137,7 +140,7 @@ def _read_dataset(
     with translated("Reading the data set"):
         ds = dcmread(BytesIO(content)) if isinstance(content, bytes) else content
     stored, photometric = stored_values(ds, image)  # (rows, columns[, 3])
-    return Radiograph(to_grey(ds, stored, photometric, image.stored)[np.newaxis], view)
+    return Radiograph(to_grey(ds, stored, photometric, image.stored)[np.newaxis], view, age(header))
 
 
 def _read_picture(data: bytes, limit: int) -> NDArray[np.float32]:

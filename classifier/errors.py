@@ -1,4 +1,4 @@
-"""Every error of the classifier, and the reasons for which one image is not scored.
+"""Every error of the classifier, and the reasons for which one image has no answer.
 
 ::
 
@@ -38,7 +38,7 @@ class TrainingError(ClassifierError):
 
 
 class Reason(StrEnum):
-    """Why an image is not scored; the value goes to the database and into the report."""
+    """Why an image is not scored, or its answer undetermined; it goes to the database and the report."""
 
     NOT_RADIOGRAPH = "NOT_RADIOGRAPH"
     NOT_CHEST = "NOT_CHEST"
@@ -52,6 +52,9 @@ class Reason(StrEnum):
     CONSTANT_IMAGE = "CONSTANT_IMAGE"
     TOO_LARGE = "TOO_LARGE"
     NO_FINITE_SCORE = "NO_FINITE_SCORE"
+    UNLIKE_TRAINING = "UNLIKE_TRAINING"
+    OTHER_AGE = "OTHER_AGE"
+    NEAR_THRESHOLD = "NEAR_THRESHOLD"
 
     @property
     def meaning(self) -> str:
@@ -72,6 +75,9 @@ _MEANINGS = {
     Reason.CONSTANT_IMAGE: "Image has one grey value only",
     Reason.TOO_LARGE: "Image is larger than allowed",
     Reason.NO_FINITE_SCORE: "Network gave no finite score",
+    Reason.UNLIKE_TRAINING: "Image is unlike the training data",
+    Reason.OTHER_AGE: "Age is outside the training population",
+    Reason.NEAR_THRESHOLD: "Score is too near to the threshold",
 }
 
 

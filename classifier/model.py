@@ -11,17 +11,27 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    JsonValue,
+    ValidationError,
+    field_validator,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import nn
-from torchvision.models import densenet121
+from torch.nn.functional import adaptive_avg_pool2d, relu
+from torchvision.models import DenseNet
 
 from classifier.errors import CheckpointError
+from classifier.novelty import Novelty, split_tensors
 
 FORMAT: Literal["pacs-node classifier"] = "pacs-node classifier"
 FORMAT_VERSION: Literal[1] = 1
@@ -65,6 +75,13 @@ class ModelCard(_Frozen):
         Probability from which on the decision is positive, and how it was chosen.
     temperature, temperature_source
         The logit is divided by it before the sigmoid (Guo et al. 2017), and how it was chosen.
+    band
+        Probabilities nearer to the threshold than this are undetermined; 0 for none.
+    ages
+        Youngest and oldest of the training population in completed years, or none where that is not known.
+    novelty_limit, novelty_source
+        Distance from the training images, as `classifier.novelty` measures it, beyond which the answer is
+        undetermined; none for a model without the measure. And how the limit was chosen.
     data, population, licence, metrics, limits
         Training data, whom they stand for, terms of use, measurements, what the model must not be used for.
     sha256
@@ -82,6 +99,10 @@ class ModelCard(_Frozen):
     threshold_source: Text
     temperature: Annotated[FiniteFloat, Field(gt=0)]
     temperature_source: Text
+    band: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.0
+    ages: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
+    novelty_limit: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    novelty_source: str = ""
     data: Text
     population: Text
     licence: Text
@@ -89,13 +110,49 @@ class ModelCard(_Frozen):
     limits: tuple[Text, ...]
     sha256: Annotated[str, Field(exclude=True)] = ""
 
+    @field_validator("ages")
+    @classmethod
+    def _order(cls, ages: tuple[int, int] | None) -> tuple[int, int] | None:
+        if ages is not None and ages[0] > ages[1]:
+            raise ValueError("the youngest comes first")
+        return ages
+
     @property
     def preprocessing_text(self) -> str:
         """The preprocessing in one line, such as ``Resize(size=160), Normalise(mean=0.485, std=0.229)``."""
         return ", ".join(map(_step_text, self.preprocessing))
 
 
-def build(architecture: str) -> nn.Module:
+class Network(DenseNet):  # type: ignore[misc]  # torchvision has no types
+    """DenseNet121 (Huang et al. 2017) with one logit, that also gives its penultimate features.
+
+    The names of its weights are torchvision's, except for those of the head.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(growth_rate=32, block_config=(6, 12, 24, 16), num_init_features=64)
+        self.classifier = nn.Sequential(nn.Dropout(0.3), nn.Linear(1024, 1))
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the features that the head sees: (B, 3, H, W) to (B, 1024)."""
+        maps = relu(self.features(images), inplace=True)
+        return adaptive_avg_pool2d(maps, (1, 1)).flatten(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits: (B, 3, H, W) to (B, 1)."""
+        logits: torch.Tensor = self.classifier(self.embed(x))
+        return logits
+
+
+class Checkpoint(NamedTuple):
+    """What a model file holds: the network in evaluation mode, its card, and its novelty measure if any."""
+
+    model: Network
+    card: ModelCard
+    novelty: Novelty | None
+
+
+def build(architecture: str) -> Network:
     """Make a network with untrained weights.
 
     Parameters
@@ -144,7 +201,7 @@ def parse_card(text: str | bytes) -> ModelCard:
         raise CheckpointError(f"Correct {where!r} in the model card: {first['msg']}.") from error
 
 
-def load(path: Path) -> tuple[nn.Module, ModelCard]:
+def load(path: Path) -> Checkpoint:
     """Load a checkpoint.
 
     Parameters
@@ -154,10 +211,9 @@ def load(path: Path) -> tuple[nn.Module, ModelCard]:
 
     Returns
     -------
-    model
-        The network in evaluation mode, float32, on the CPU.
-    card
-        Its card, with the digest of exactly the bytes that were loaded.
+    Checkpoint
+        The network in evaluation mode, float32, on the CPU; the digest in the card is that of exactly the
+        bytes that were loaded.
 
     Raises
     ------
@@ -166,16 +222,17 @@ def load(path: Path) -> tuple[nn.Module, ModelCard]:
     """
     content = _read(path)
     card = parse_card(_card_text(content, path))
-    model = _assemble(card.architecture, _tensors(content, path), path)
-    return model, card.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
+    state, novelty = _split(_tensors(content, path), card, path)
+    model = _assemble(card.architecture, state, path)
+    return Checkpoint(model, _signed(card, content), novelty)
 
 
-def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Load the bare tensors of any safetensors file, with or without card."""
-    return _tensors(_read(path), path)
+def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], Novelty | None]:
+    """Load the weights, and the novelty measure if any, of any safetensors file, with or without card."""
+    return _split(_tensors(_read(path), path), None, path)
 
 
-def save(path: Path, state: State, card: ModelCard) -> ModelCard:
+def save(path: Path, state: State, card: ModelCard, novelty: Novelty | None = None) -> ModelCard:
     """Write a checkpoint, whole or not at all.
 
     Parameters
@@ -186,6 +243,8 @@ def save(path: Path, state: State, card: ModelCard) -> ModelCard:
         The state dict of `build(card.architecture)`.
     card
         What travels with it.
+    novelty
+        Fitted to this network's features; needed exactly where the card states a limit for it.
 
     Returns
     -------
@@ -197,23 +256,43 @@ def save(path: Path, state: State, card: ModelCard) -> ModelCard:
     CheckpointError
         When the state does not fit the architecture, or the file cannot be written.
     """
+    _require_match(novelty, card, path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     _assemble(card.architecture, tensors, path)
+    if novelty is not None:
+        tensors |= novelty.to("cpu").tensors()
     content = dump_tensors(tensors, {_CARD_KEY: card.model_dump_json()})
     try:
         _write_atomically(path, content)
     except OSError as error:
         raise CheckpointError(f"Cannot write {path}: {error.strerror}; choose another place.") from error
+    return _signed(card, content)
+
+
+_ARCHITECTURES: dict[str, Callable[[], Network]] = {"densenet121": Network}
+
+
+def _signed(card: ModelCard, content: bytes) -> ModelCard:
     return card.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
 
 
-def _densenet121() -> nn.Module:
-    model: nn.Module = densenet121(weights=None)
-    model.classifier = nn.Sequential(nn.Dropout(0.3), nn.Linear(1024, 1))
-    return model
+def _split(
+    tensors: State, card: ModelCard | None, path: Path
+) -> tuple[dict[str, torch.Tensor], Novelty | None]:
+    try:
+        state, novelty = split_tensors(tensors)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}; train or copy it again.") from error
+    if card is not None:
+        _require_match(novelty, card, path)
+    return state, novelty
 
 
-_ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {"densenet121": _densenet121}
+def _require_match(novelty: Novelty | None, card: ModelCard, path: Path) -> None:
+    if (novelty is None) != (card.novelty_limit is None):
+        raise CheckpointError(
+            f"{path} needs both a novelty measure and a limit for it in the card, or neither; pack it anew."
+        )
 
 
 def _read(path: Path) -> bytes:
@@ -242,7 +321,7 @@ def _card_text(content: bytes, path: Path) -> str:
     return text
 
 
-def _assemble(architecture: str, tensors: State, path: Path) -> nn.Module:
+def _assemble(architecture: str, tensors: State, path: Path) -> Network:
     floats = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
     if not all(bool(torch.isfinite(tensor).all()) for tensor in floats.values()):
         raise CheckpointError(f"{path} holds weights that are not finite; train or copy it again.")
@@ -254,7 +333,8 @@ def _assemble(architecture: str, tensors: State, path: Path) -> nn.Module:
         raise CheckpointError(
             f"The weights in {path} do not fit {architecture}; take the right file."
         ) from error
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

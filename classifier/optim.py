@@ -38,7 +38,7 @@ def network(recipe: Recipe) -> nn.Module:
         if recipe.frozen:
             raise TrainingError("Frozen layers need trained weights; use --weights imagenet or a model file.")
     else:
-        model.load_state_dict(load_weights(Path(recipe.weights)))
+        model.load_state_dict(load_weights(Path(recipe.weights))[0])
     if recipe.frozen:
         for name, parameter in model.named_parameters():
             parameter.requires_grad = name.startswith(_TRAINED_WHEN_FROZEN)

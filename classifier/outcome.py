@@ -28,10 +28,16 @@ class Prediction:
     decision
         Positive when `probability` is at least the threshold of the model.
     reason, detail
-        Why the image was not scored; ``None`` and an empty string otherwise.
+        Why the image was not scored, or why its answer is undetermined; ``None`` and an empty string
+        otherwise.
     view
         ``"PA"``, ``"AP"``, ``"frontal"`` or ``"unknown"``; ``None`` when the image was not scored and for
         files that carry no tags.
+    novelty
+        Distance from the training images divided by the limit of the model: beyond 1 the image is unlike
+        them. ``None`` when the image was not scored or the model has no such measure.
+    age
+        Age of the patient in years as the tags tell it, else ``None``.
     """
 
     probability: float | None
@@ -39,3 +45,5 @@ class Prediction:
     reason: Reason | None
     detail: str
     view: str | None
+    novelty: float | None = None
+    age: float | None = None

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from classifier.config import SHIPPED_MODEL, Eligibility
 from classifier.decode import read
 from classifier.errors import CheckpointError, DeviceError, NotScorable, Reason
-from classifier.model import ModelCard, load
+from classifier.model import Checkpoint, load
 from classifier.outcome import Decision, Prediction
 from classifier.transforms import Chain, chain
 
 __all__ = ["Decision", "Prediction", "Predictor", "choose_device"]
 
 _DEFAULT_RULES = Eligibility()
+_NOVELTY_DECIMALS = 3
 
 
 class _Ready(NamedTuple):
@@ -27,6 +27,14 @@ class _Ready(NamedTuple):
 
     tensor: torch.Tensor
     view: str | None
+    age: float | None
+
+
+class _Score(NamedTuple):
+    """What the network says of one image; a probability that is not finite is none."""
+
+    probability: float
+    novelty: float | None
 
 
 class Predictor:
@@ -42,21 +50,35 @@ class Predictor:
         The whole conversion from a file to the input of the network.
     model
         The network, in evaluation mode, channels last.
+    novelty
+        Its measure of how unlike the training images an image is, if it has one.
     """
 
     def __init__(
-        self, model: nn.Module, card: ModelCard, device: torch.device, rules: Eligibility | None
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        rules: Eligibility | None,
+        *,
+        cautious: bool = True,
     ) -> None:
-        self.card = card
+        model, self.card, novelty = checkpoint
         self.device = str(device)
-        self.chain: Chain = chain(card.preprocessing, rules)
-        self.model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.chain: Chain = chain(self.card.preprocessing, rules)
+        self.model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        self.novelty = None if novelty is None else novelty.to(device)
         self._rules = rules
+        self._cautious = cautious
         self._require_square_planes()
 
     @classmethod
     def load(
-        cls, path: Path | None = None, device: str = "auto", rules: Eligibility | None = _DEFAULT_RULES
+        cls,
+        path: Path | None = None,
+        device: str = "auto",
+        rules: Eligibility | None = _DEFAULT_RULES,
+        *,
+        cautious: bool = True,
     ) -> Predictor:
         """Load a checkpoint.
 
@@ -68,6 +90,9 @@ class Predictor:
             ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         rules
             Which DICOM objects are scored; ``None`` scores any that can be decoded.
+        cautious
+            Whether an image unlike the training images, or of a patient of another age than theirs, is
+            undetermined. If not, both are measured all the same.
 
         Raises
         ------
@@ -77,8 +102,7 @@ class Predictor:
             When the device does not exist.
         """
         chosen = choose_device(device)
-        model, card = load(path or SHIPPED_MODEL)
-        return cls(model, card, chosen, rules)
+        return cls(load(path or SHIPPED_MODEL), chosen, rules, cautious=cautious)
 
     def predict(self, sources: Sequence[Path]) -> list[Prediction]:
         """Score files in one batch.
@@ -100,45 +124,74 @@ class Predictor:
         """
         prepared = [self._prepare(source) for source in sources]
         scores = iter(self._score([image.tensor for image in prepared if isinstance(image, _Ready)]))
-        return [self._decide(next(scores), p.view) if isinstance(p, _Ready) else p for p in prepared]
+        return [self._decide(next(scores), p) if isinstance(p, _Ready) else p for p in prepared]
 
     def _prepare(self, source: Path) -> _Ready | Prediction:
         try:
             radiograph = read(source, self._rules)
         except NotScorable as refused:
             return Prediction(None, Decision.NOT_SCORED, refused.reason, refused.detail, None)
-        return _Ready(self.chain(radiograph.pixels, start=1), radiograph.view)
+        return _Ready(self.chain(radiograph.pixels, start=1), radiograph.view, radiograph.age)
 
-    def _score(self, tensors: Sequence[torch.Tensor]) -> Iterable[float]:
-        """Return one calibrated probability per tensor, not finite where the network gives none."""
+    def _score(self, tensors: Sequence[torch.Tensor]) -> list[_Score]:
+        """Return one score per tensor; its probability is calibrated."""
         if not tensors:
             return []
         batch = torch.stack(list(tensors))  # (B, 3, S, S) float32, normalised
         batch = batch.to(self.device, memory_format=torch.channels_last)
-        logits = self._logits(batch, half=self.device.startswith("cuda"))  # (B,) float32
+        features, logits = self._run(batch, half=self.device.startswith("cuda"))
         if not bool(torch.isfinite(logits).all()):
-            logits = self._logits(batch, half=False)  # float16 ends at 65504
+            features, logits = self._run(batch, half=False)  # float16 ends at 65504
         scores = torch.sigmoid(logits / self.card.temperature)
         scores[~torch.isfinite(logits)] = torch.nan  # the sigmoid of an overflow is 0 or 1
-        found: list[float] = scores.tolist()
-        return found
+        return list(map(_Score, scores.tolist(), self._novelties(features)))
 
     @torch.inference_mode()
-    def _logits(self, batch: torch.Tensor, *, half: bool) -> torch.Tensor:
+    def _run(self, batch: torch.Tensor, *, half: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return features (B, F) and logits (B,), float32."""
         # float16 rather than bfloat16: eight times finer, which four decimals need.
         with torch.autocast(batch.device.type, dtype=torch.float16, enabled=half):
-            logits: torch.Tensor = self.model(batch)  # (B, 1)
-        return logits.float().flatten()
+            features = self.model.embed(batch)
+            logits = self.model.classifier(features)  # (B, 1)
+        return features.float(), logits.float().flatten()
 
-    def _decide(self, score: float, view: str | None) -> Prediction:
-        if not np.isfinite(score):
+    def _novelties(self, features: torch.Tensor) -> Sequence[float | None]:
+        if self.novelty is None or self.card.novelty_limit is None:
+            return [None] * len(features)
+        distances: list[float] = (self.novelty(features) / self.card.novelty_limit).tolist()
+        return distances
+
+    def _decide(self, score: _Score, image: _Ready) -> Prediction:
+        if not np.isfinite(score.probability):
             detail = "The network overflows on this image"
-            return Prediction(None, Decision.NOT_SCORED, Reason.NO_FINITE_SCORE, detail, view)
-        probability = round(score, 4)
+            return Prediction(
+                None, Decision.NOT_SCORED, Reason.NO_FINITE_SCORE, detail, image.view, age=image.age
+            )
+        probability = round(score.probability, 4)
+        novelty = None if score.novelty is None else round(score.novelty, _NOVELTY_DECIMALS)
         is_positive = probability >= self.card.threshold
-        return Prediction(
-            probability, Decision.POSITIVE if is_positive else Decision.NEGATIVE, None, "", view
-        )
+        decision = Decision.POSITIVE if is_positive else Decision.NEGATIVE
+        reason, detail = self._doubt(probability, novelty, image.age)
+        if reason is not None:
+            decision = Decision.UNDETERMINED
+        return Prediction(probability, decision, reason, detail, image.view, novelty, image.age)
+
+    def _doubt(
+        self, probability: float, novelty: float | None, age: float | None
+    ) -> tuple[Reason | None, str]:
+        """Return why no decision can rest on the score, or nothing."""
+        card = self.card
+        if self._cautious and novelty is not None and novelty > 1:
+            detail = f"Its distance from the training images is {novelty:g} times the limit"
+            return Reason.UNLIKE_TRAINING, detail
+        if self._cautious and age is not None and card.ages is not None:
+            youngest, oldest = card.ages
+            if not youngest <= int(age) <= oldest:
+                detail = f"The model was trained on patients of {youngest} to {oldest} years"
+                return Reason.OTHER_AGE, detail
+        if abs(probability - card.threshold) < card.band:
+            return Reason.NEAR_THRESHOLD, f"Nearer than {card.band:g} to the threshold {card.threshold:g}"
+        return None, ""
 
     def _require_square_planes(self) -> None:
         """Try the preprocessing on a blank image: what does not fit must fail at the start."""

@@ -1,7 +1,8 @@
 """Train a network: epochs over augmented images, validation on patients it has not seen, the best epoch kept.
 
 The run is written to one folder and can be killed at any point: `last.pt` holds everything to go on from the
-last whole epoch, `model.safetensors` the best model so far with its card, ready for the node.
+last whole epoch, `model.safetensors` the best model so far with its card, ready for the node. When the last
+epoch is done, the novelty measure is fitted and all that the card states is measured anew, at full precision.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,24 +27,20 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from classifier import data
-from classifier.augment import Augment
-from classifier.calibrate import choose_threshold, fit_temperature, probabilities
+from classifier.augment import Augment, Augmentation, Published
 from classifier.data import Example
+from classifier.distributed import Group, joined, share_statistics
 from classifier.errors import TrainingError
+from classifier.finish import About, Wanted, card
 from classifier.images import decode_all
-from classifier.model import Metric, ModelCard, save
-from classifier.optim import ARCHITECTURE, averaged, freeze_statistics, network, optimizer, schedule
-from classifier.predict import choose_device
+from classifier.model import Network, load, save
+from classifier.novelty import fit
+from classifier.optim import averaged, freeze_statistics, network, optimizer, schedule
 from classifier.recipes import Recipe
 from classifier.transforms import Chain, tail
 
 MODEL_FILE, LAST_FILE, HISTORY_FILE = "model.safetensors", "last.pt", "history.csv"
 Numbers = NDArray[np.float64]
-
-LIMITS = (
-    "Research use only: not a medical device, not for diagnosis.",
-    "Known from its training population only; other sites, scanners and ages are untested.",
-)
 
 _CACHE_MARGIN = 7 / 6  # images are kept this much larger than the network sees them, for turns and zooms
 _VALIDATION_BATCH = 64
@@ -56,25 +54,21 @@ class Options:
     ----------
     val_share
         Share of the images whose patients are kept for validation.
-    sensitivity
-        What the operating threshold must reach on them.
     precision
         ``auto`` is bfloat16 autocast, on the CPU and on CUDA.
+    wanted, about
+        For the card.
     """
 
     seed: int = 0
     val_share: float = 0.1
-    sensitivity: float = 0.99
     device: str = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     workers: int = 0
     resume: bool = False
     skip_bad: bool = False
-    name: str = "densenet121"
-    version: str = "1"
-    population: str = "Not stated."
-    licence: str = "Not stated."
-    description: str = ""
+    wanted: Wanted = field(default_factory=Wanted)
+    about: About = field(default_factory=About)
 
 
 @dataclass(frozen=True)
@@ -96,6 +90,7 @@ class Watcher:
     """Who is told how it goes."""
 
     decoded: Callable[[int, int], None] = lambda _done, _total: None
+    embedded: Callable[[int, int], None] = lambda _done, _total: None
     stepped: Callable[[int, int, int, float, float], None] = lambda *_: None
     finished: Callable[[Epoch, bool], None] = lambda *_: None
 
@@ -126,48 +121,77 @@ def train(source: Path, out: Path, recipe: Recipe, options: Options, watcher: Wa
     ------
     DataError, TrainingError, CheckpointError, DeviceError
     """
-    examples = data.split(
-        [e for e in data.load(source) if e.split != "test"], options.val_share, options.seed
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    if not options.resume and (out / LAST_FILE).exists():
-        raise TrainingError(
-            f"{out} holds a run already; add --resume to go on with it, or choose another --out."
-        )
-    examples, images = decode_all(
-        examples,
-        round(recipe.image_size * _CACHE_MARGIN),
-        workers=options.workers,
-        skip_bad=options.skip_bad,
-        progress=_counted(watcher, len(examples)),
-    )
-    _write_settings(out, recipe, options, examples)
-    run = _Run(recipe, options, out, examples, images)
-    if options.resume:
-        run.resume()
-    for epoch in run.epochs(watcher):
-        watcher.finished(*epoch)
+    with joined(options.device) as group:
+        if group.is_first:
+            out.mkdir(parents=True, exist_ok=True)
+        if not options.resume and (out / LAST_FILE).exists():
+            raise TrainingError(
+                f"{out} holds a run already; add --resume to go on with it, or choose another --out."
+            )
+        images = _Images.decoded(source, recipe, options, watcher)
+        group.wait()  # until all have seen that the folder holds no run
+        if group.is_first:
+            _write_settings(out, recipe, options, images.examples)
+        run = _Run(recipe, options, out, images, group)
+        if options.resume:
+            run.resume()
+        for epoch in run.epochs(watcher):
+            watcher.finished(*epoch)
+        if group.is_first:
+            run.finish(watcher)
+        group.wait()
     return out / MODEL_FILE
+
+
+@dataclass(frozen=True)
+class _Images:
+    """What is trained and validated on, decoded.
+
+    Attributes
+    ----------
+    examples
+        All, those of training first.
+    train
+        (N, 1, S, S) uint8, larger than the network sees them.
+    val
+        (M, 1, S, S) uint8, as the network sees them.
+    """
+
+    examples: Sequence[Example]
+    train: Tensor
+    val: Tensor
+
+    @classmethod
+    def decoded(cls, source: Path, recipe: Recipe, options: Options, watcher: Watcher) -> _Images:
+        found = [example for example in data.load(source) if example.split != "test"]
+        examples = data.split(found, options.val_share, options.seed)
+        decode = partial(
+            decode_all,
+            workers=options.workers,
+            skip_bad=options.skip_bad,
+            progress=_counted(watcher.decoded, len(examples)),
+        )
+        parts = [[e for e in examples if e.split == name] for name in ("train", "val")]
+        train, larger = decode(parts[0], round(recipe.image_size * _CACHE_MARGIN))
+        val, images = decode(parts[1], recipe.image_size)
+        return cls([*train, *val], larger, images)
 
 
 class _Run:
     """The state of a run."""
 
-    def __init__(
-        self, recipe: Recipe, options: Options, out: Path, examples: Sequence[Example], images: Tensor
-    ) -> None:
+    def __init__(self, recipe: Recipe, options: Options, out: Path, images: _Images, group: Group) -> None:
         torch.manual_seed(options.seed)
-        self.recipe, self.options, self.out, self.examples = recipe, options, out, examples
-        self.device = choose_device(options.device)
+        self.recipe, self.options, self.out, self.group = recipe, options, out, group
+        self.device = group.device
         self.post = Chain(tail(recipe.preprocessing).transforms[1:])  # what follows Resize
-        self.parts = {
-            name: [i for i, e in enumerate(examples) if e.split == name] for name in ("train", "val")
-        }
-        self.images = images
-        self.labels = torch.tensor([float(e.label) for e in examples])
+        self.examples, self.images = images.examples, images
+        labels = torch.tensor([float(e.label) for e in images.examples])
+        self.labels, self.val_labels = labels[: len(images.train)], labels[len(images.train) :]
         self.model = network(recipe).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = averaged(self.model, recipe.average) if recipe.average else None
-        self.steps = math.ceil(len(self.parts["train"]) / recipe.batch_size)
+        self.trained = group.wrapped(share_statistics(self.model, group))
+        self.steps = math.ceil(len(self.labels) / recipe.batch_size)
         self.optimizer = optimizer(recipe, self.model)
         self.schedule = schedule(recipe, self.optimizer, self.steps)
         self.history: list[Epoch] = []
@@ -186,7 +210,7 @@ class _Run:
             train_loss = self._train(number, watcher)
             trained = time.monotonic()
             logits = self._validate()
-            labels = self.labels[self.parts["val"]].numpy().astype(np.float64)
+            labels = self.val_labels.numpy().astype(np.float64)
             val_loss = float(np.mean(np.logaddexp(0, logits) - labels * logits))
             epoch = Epoch(
                 epoch=number,
@@ -195,7 +219,7 @@ class _Run:
                 val_loss=val_loss,
                 val_auroc=float(roc_auc_score(labels, logits)),
                 val_accuracy=float(np.mean((logits >= 0) == labels)),
-                images_per_second=len(self.parts["train"]) / (trained - started),
+                images_per_second=len(self.labels) / (trained - started),
                 seconds=time.monotonic() - started,
             )
             if isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
@@ -204,8 +228,13 @@ class _Run:
             is_best = val_loss < self.best
             if is_best:
                 self.best = val_loss
-                self._save_model(logits, labels)
-            self._save_state()
+            if self.group.is_first:
+                if is_best:
+                    made = card(
+                        self.recipe, self.examples, logits, None, self.options.wanted, self.options.about
+                    )
+                    save(self.out / MODEL_FILE, self.evaluated.state_dict(), made)
+                self._save_state()
             yield epoch, is_best
 
     def _is_exhausted(self) -> bool:
@@ -216,35 +245,45 @@ class _Run:
         # Seeded anew for each epoch: a run that was resumed sees the same batches as one that was not
         seed = self.options.seed * 100_003 + epoch
         generator = torch.Generator().manual_seed(seed)
-        torch.manual_seed(seed)  # for dropout
-        order = torch.tensor(self.parts["train"])[
-            torch.randperm(len(self.parts["train"]), generator=generator)
-        ]
-        augment = Augment(self.recipe.image_size, self.recipe.augment)
-        self.model.train()
+        torch.manual_seed(seed + self.group.rank)  # for dropout
+        order = torch.randperm(len(self.labels), generator=generator)
+        size = self.recipe.size_at(epoch)
+        augment = self._augmentation(size)
+        self.trained.train()
         if self.recipe.frozen:
             freeze_statistics(self.model)
         total, started = 0.0, time.monotonic()
         for step, batch in enumerate(_batches(order, self.recipe.batch_size), 1):
-            images = augment(self.images[batch].to(self.device).float() / 255, generator)
-            loss = self._step(images, self.labels[batch].to(self.device), generator)
-            total += loss * len(batch)
+            part = self.group.part(len(batch))
+            mine = batch[part]
+            images = _shrunk(
+                self.images.train[mine].to(self.device).float() / 255, round(size * _CACHE_MARGIN)
+            )
+            images = augment(images, generator, len(batch), part)
+            loss = self._step(images, self.labels[mine].to(self.device), len(batch), generator)
+            total += loss * len(mine)
             done = step * self.recipe.batch_size
             watcher.stepped(epoch, step, self.steps, loss, done / (time.monotonic() - started))
-        return total / len(order)
+        return self.group.sum(total) / len(order)
 
-    def _step(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> float:
+    def _augmentation(self, size: int) -> Augmentation:
+        strength = self.recipe.augment
+        return Published(size) if strength is None else Augment(size, strength)
+
+    def _step(self, images: Tensor, labels: Tensor, number: int, generator: torch.Generator) -> float:
+        """Take a step on this process's part of a batch of `number` images; return the part's mean loss."""
         targets = labels * (1 - 2 * self.recipe.smoothing) + self.recipe.smoothing
         if self.recipe.mixup:
             images, targets = _mixed(images, targets, self.recipe.mixup, generator)
         try:
             with self._autocast():
-                logits = self.model(self._prepared(images)).float().flatten()
+                logits = self.trained(self._prepared(images)).float().flatten()
             loss = binary_cross_entropy_with_logits(logits, targets, weight=self._weights(targets))
             if not torch.isfinite(loss):
                 raise TrainingError("The loss is not finite; lower --learning-rate or use --precision fp32.")
             self.optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
+            # Gradients are averaged over the processes, whose parts may differ in size
+            torch.autograd.backward(loss * (len(labels) * self.group.size / number))
         except torch.cuda.OutOfMemoryError as error:
             less = max(1, self.recipe.batch_size // 2)
             raise TrainingError(
@@ -262,7 +301,7 @@ class _Run:
         """Return weights with which both classes count the same; their mean over the training set is 1."""
         if not self.recipe.balanced:
             return None
-        share = float(self.labels[self.parts["train"]].mean())
+        share = float(self.labels.mean())
         return targets * (0.5 / share) + (1 - targets) * (0.5 / (1 - share))
 
     def _prepared(self, images: Tensor) -> Tensor:
@@ -273,67 +312,45 @@ class _Run:
     def _validate(self) -> Numbers:
         """Return the logits of the validation images, (N,), by the averaged weights where there are some."""
         network = self.evaluated.eval()
-        size = (self.recipe.image_size, self.recipe.image_size)
-        found = []
-        for batch in _batches(torch.tensor(self.parts["val"]), _VALIDATION_BATCH):
-            images = self.images[batch].to(self.device).float() / 255
-            images = nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+        found = [torch.empty(0)]
+        for images in _pieces(self.images.val[self.group.part(len(self.images.val))]):
             with self._autocast():
-                found.append(network(self._prepared(images)).float().flatten().cpu())
-        return torch.cat(found).numpy().astype(np.float64)
+                logits = network(self._prepared(images.to(self.device).float() / 255))
+            found.append(logits.float().flatten().cpu())
+        return self.group.gather(torch.cat(found)).numpy().astype(np.float64)
 
     @property
-    def evaluated(self) -> nn.Module:
+    def evaluated(self) -> Network:
         """The network that counts: the averaged one where there is one."""
-        return self.model if self.average is None else self.average.module
+        averaged: Network = self.model if self.average is None else self.average.module  # type: ignore[assignment]
+        return averaged
+
+    def finish(self, watcher: Watcher) -> None:
+        """Fit the novelty measure to the best model, and measure it as it will be used: in float32."""
+        best = load(self.out / MODEL_FILE).model.to(self.device, memory_format=torch.channels_last)
+        counted = _counted(watcher.embedded, len(self.examples))
+        train = [example for example in self.examples if example.split == "train"]
+        _, images = decode_all(train, self.recipe.image_size, workers=self.options.workers)
+        measure = fit(self._embed(best, images, counted))
+        features = self._embed(best, self.images.val, counted)
+        with torch.inference_mode():
+            logits = best.classifier(features.to(self.device)).flatten().double().cpu().numpy()
+        distances = measure(features).double().numpy()
+        made = card(self.recipe, self.examples, logits, distances, self.options.wanted, self.options.about)
+        save(self.out / MODEL_FILE, best.state_dict(), made, measure)
+
+    @torch.inference_mode()
+    def _embed(self, network: Network, images: Tensor, counted: Callable[[int], None]) -> Tensor:
+        """Return the features (N, F) of images (N, 1, S, S) uint8."""
+        found = []
+        for batch in _pieces(images):
+            found.append(network.embed(self._prepared(batch.to(self.device).float() / 255)).cpu())
+            counted(len(batch))
+        return torch.cat(found)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.options.precision != "fp32"
-        )
-
-    def _save_model(self, logits: Numbers, labels: Numbers) -> None:
-        temperature = fit_temperature(logits, labels)
-        probability = probabilities(logits, temperature)
-        threshold = choose_threshold(probability, labels, self.options.sensitivity)
-        save(
-            self.out / MODEL_FILE,
-            self.evaluated.state_dict(),
-            self._card(probability, labels, threshold, temperature),
-        )
-
-    def _card(self, probability: Numbers, labels: Numbers, threshold: float, temperature: float) -> ModelCard:
-        options, examples = self.options, self.examples
-        held_out = [example for example in examples if example.split == "val"]
-        patients = len({example.patient for example in held_out})
-        where = f"{len(held_out)} validation images of {patients} patients"
-        trained = len(examples) - len(held_out)
-        seen = f"{trained} training images; digest of data and split {data.digest(examples)[:16]}."
-        return ModelCard(
-            name=options.name,
-            version=options.version,
-            architecture=ARCHITECTURE,
-            preprocessing=tuple(self.recipe.preprocessing),
-            recipe=self.recipe.text,
-            threshold=threshold,
-            threshold_source=f"The largest with sensitivity {options.sensitivity:g} on {where}.",
-            temperature=temperature,
-            temperature_source=f"Smallest log loss on {where}.",
-            data=f"{options.description} {seen}".strip(),
-            population=options.population,
-            licence=options.licence,
-            metrics=tuple(
-                Metric(
-                    name=name,
-                    value=round(value, 4),
-                    images=len(held_out),
-                    patients=patients,
-                    data="validation: patients held out, on whom threshold and temperature were fitted",
-                    measured_by="classifier train",
-                )
-                for name, value in _measured(probability, labels, threshold).items()
-            ),
-            limits=LIMITS,
         )
 
     def _save_state(self) -> None:
@@ -373,6 +390,16 @@ class _Run:
         self.best = state["best"]
 
 
+def _shrunk(images: Tensor, side: int) -> Tensor:
+    if images.shape[-1] == side:
+        return images
+    return nn.functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
+
+
+def _pieces(images: Tensor) -> Iterator[Tensor]:
+    return (images[at : at + _VALIDATION_BATCH] for at in range(0, len(images), _VALIDATION_BATCH))
+
+
 def _batches(order: Tensor, size: int) -> Iterator[Tensor]:
     return (order[start : start + size] for start in range(0, len(order), size))
 
@@ -380,22 +407,13 @@ def _batches(order: Tensor, size: int) -> Iterator[Tensor]:
 def _mixed(
     images: Tensor, targets: Tensor, alpha: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Blend each image, and its target, with another one of the batch (Zhang et al. 2018)."""
+    """Blend each image, and its target, with its neighbour in the shuffled batch (Zhang et al. 2018)."""
     # Beta(alpha, alpha) from two gamma variates, which take no generator: seeded by one that is drawn from it
     seed = int(torch.randint(2**31, (1,), generator=generator))
     share = float(np.random.default_rng(seed).beta(alpha, alpha))
-    other = torch.randperm(len(images), generator=generator).to(images.device)
+    # Pairs, so that no image needs one of another process
+    other = (torch.arange(len(images)) ^ 1).clamp_max(len(images) - 1).to(images.device)
     return share * images + (1 - share) * images[other], share * targets + (1 - share) * targets[other]
-
-
-def _measured(probability: Numbers, labels: Numbers, threshold: float) -> dict[str, float]:
-    positive = probability >= threshold
-    return {
-        "AUROC": float(roc_auc_score(labels, probability)),
-        "sensitivity": float(positive[labels == 1].mean()),
-        "specificity": float(1 - positive[labels == 0].mean()),
-        "accuracy": float((positive == labels).mean()),
-    }
 
 
 def _write_settings(out: Path, recipe: Recipe, options: Options, examples: Sequence[Example]) -> None:
@@ -428,12 +446,12 @@ def _short(value: float) -> str:
     return f"{value:.6g}"
 
 
-def _counted(watcher: Watcher, total: int) -> Callable[[int], None]:
+def _counted(told: Callable[[int, int], None], total: int) -> Callable[[int], None]:
     done = 0
 
     def count(number: int) -> None:
         nonlocal done
         done += number
-        watcher.decoded(done, total)
+        told(done, total)
 
     return count

@@ -70,18 +70,26 @@ class Resize(Transform):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Normalise(Transform):  # type: ignore[misc]
-    """Subtract `mean` and divide by `std`, both in units of the 0..1 grey scale."""
+    """Subtract `mean` and divide by `std`, both in units of the 0..1 grey scale.
 
-    mean: float
-    std: float
+    Each is one number, or one for each channel.
+    """
+
+    mean: float | Sequence[float]
+    std: float | Sequence[float]
 
     def __post_init__(self) -> None:
-        numbers = [self.mean, self.std]
-        finite = all(type(n) in (int, float) and math.isfinite(n) for n in numbers)
-        _require(finite and self.std > 0, "mean and std must be finite numbers and std positive")
+        means, stds = _numbers(self.mean), _numbers(self.std)
+        finite = all(type(n) in (int, float) and math.isfinite(n) for n in (*means, *stds))
+        _require(finite and min(stds) > 0, "mean and std must be finite numbers and std positive")
+        _require(len({len(means), len(stds)} - {1}) < 2, "mean and std must be of the same channels")
 
     def __call__(self, image: Image) -> torch.Tensor:
-        return (_plain(image) - self.mean) / self.std  # (C, S, S)
+        mean, std = (
+            torch.tensor(_numbers(n))[:, None, None] for n in (self.mean, self.std)
+        )  # (1 or C, 1, 1)
+        plain = _plain(image)
+        return (plain - mean.to(plain.device)) / std.to(plain.device)  # (C, S, S)
 
 
 @dataclass(frozen=True)
@@ -196,6 +204,10 @@ def _step(entry: Mapping[str, Any]) -> Any:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _numbers(value: float | Sequence[float]) -> tuple[float, ...]:
+    return tuple(value) if isinstance(value, list | tuple) and value else (value,)  # type: ignore[return-value]
 
 
 def _plain(image: Image) -> torch.Tensor:

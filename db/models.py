@@ -149,6 +149,8 @@ class Score(Base):
     reason: Mapped[str | None] = mapped_column(WORD)
     detail: Mapped[str] = mapped_column(Text)
     view: Mapped[str | None] = mapped_column(String(16))
+    novelty: Mapped[float | None] = mapped_column(Float)  # distance from the training images; 1 is the limit
+    age: Mapped[float | None] = mapped_column(Float)  # of the patient, years
     scored_at: Mapped[datetime]
 
 

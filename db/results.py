@@ -26,7 +26,7 @@ RESULT_COLUMNS = (
         "model_version",
         "model_sha256",
     ),
-    *("report_uid", "report_revision", "deliveries"),
+    *("report_uid", "report_revision", "deliveries", "novelty", "age"),
 )
 _MOMENTS = {"received_at", "scored_at"}
 _RESULTS = table("results", *(column(name, Utc() if name in _MOMENTS else None) for name in RESULT_COLUMNS))

@@ -88,6 +88,8 @@ class NewScore:
     reason: str | None
     detail: str
     view: str | None
+    novelty: float | None
+    age: float | None
     scored_at: datetime
 
 

@@ -94,8 +94,14 @@ class ClassifierSettings(_Section):
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
     unknown_body_part: Literal["refuse", "score"] = "refuse"
     unknown_view: Literal["refuse", "score"] = "refuse"
+    unlike_training: Literal["undetermined", "decide"] = "undetermined"
     max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
     train: TrainSettings = TrainSettings()
+
+    @property
+    def is_cautious(self) -> bool:
+        """Whether an image that the model does not know the like of is undetermined."""
+        return self.unlike_training == "undetermined"
 
     @field_validator("model", mode="before")
     @classmethod

@@ -118,6 +118,7 @@ class ScoreStage:
             decision=prediction.decision.value,
             probability=prediction.probability,
             reason=_DUPLICATE.code if instance.copy else prediction.reason,
+            novelty=prediction.novelty,
         )
         return Done(partial(queries.add_score, score=self._score(instance, prediction)))
 
@@ -132,6 +133,8 @@ class ScoreStage:
             reason=None if reason is None else str(reason),
             detail=prediction.detail,
             view=prediction.view,
+            novelty=prediction.novelty,
+            age=prediction.age,
             scored_at=datetime.now(UTC),
         )
 

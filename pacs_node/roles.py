@@ -130,7 +130,7 @@ def _load_model(settings: Settings, database: Database) -> tuple[Scorer, StoredM
     wanted = settings.classifier
     rules = Eligibility(wanted.unknown_body_part, wanted.unknown_view, wanted.max_pixels)
     try:
-        predictor = Predictor.load(wanted.model, wanted.device, rules)
+        predictor = Predictor.load(wanted.model, wanted.device, rules, cautious=wanted.is_cautious)
         card = predictor.card
         model = StoredModel(
             id=0,

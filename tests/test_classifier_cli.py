@@ -233,7 +233,7 @@ def test_a_folder_without_images_is_named(classifier: Classifier, tmp_path: Path
 
 
 def test_show_prints_the_card(classifier: Classifier) -> None:
-    _, card = load(SHIPPED_MODEL)
+    card = load(SHIPPED_MODEL).card
     answer = classifier("show", "default")
     assert (answer.code, answer.err) == (0, "")
     for told in (card.sha256, card.preprocessing_text, f"{card.name} {card.version}", *card.limits):
@@ -259,9 +259,9 @@ def test_pack_makes_a_checkpoint_of_weights_and_a_card(
     save_file(load_file(SHIPPED_MODEL), bare)
     assert "holds no model card" in sentence(classifier("show", bare))
     answer = classifier("pack", bare, "--card", card_file, "--out", out)
-    model, card = load(out)
+    model, card, _ = load(out)
     assert answer == Answer(0, "", f"Wrote {out}, SHA-256 {card.sha256}\n")
-    shipped, shipped_card = load(SHIPPED_MODEL)
+    shipped, shipped_card, _ = load(SHIPPED_MODEL)
     assert card.model_copy(update={"sha256": ""}) == shipped_card.model_copy(update={"sha256": ""})
     weights = zip(model.parameters(), shipped.parameters(), strict=True)
     assert all(torch.equal(ours, theirs) for ours, theirs in weights)

@@ -16,32 +16,31 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as dump
-from torch import nn
 
 from classifier.config import SHIPPED_MODEL
 from classifier.errors import CheckpointError
-from classifier.model import ModelCard, build, load, load_weights, parse_card, save
+from classifier.model import Checkpoint, ModelCard, build, load, load_weights, parse_card, save
 
 State = dict[str, torch.Tensor]
 FIRST = "features.norm0.weight"  # (64,) float32
 
 
 @pytest.fixture(scope="module")
-def shipped() -> tuple[nn.Module, ModelCard]:
+def shipped() -> Checkpoint:
     """The model that ships."""
     return load(SHIPPED_MODEL)
 
 
 @pytest.fixture(scope="module")
-def card(shipped: tuple[nn.Module, ModelCard]) -> ModelCard:
-    """Its card."""
-    return shipped[1]
+def card(shipped: Checkpoint) -> ModelCard:
+    """Its card, for weights without novelty measure."""
+    return shipped.card.model_copy(update={"novelty_limit": None, "novelty_source": ""})
 
 
 @pytest.fixture
-def state(shipped: tuple[nn.Module, ModelCard]) -> State:
+def state(shipped: Checkpoint) -> State:
     """Its weights, in a dictionary of the test's own."""
-    return dict(shipped[0].state_dict())
+    return dict(shipped.model.state_dict())
 
 
 @pytest.fixture
@@ -78,7 +77,8 @@ def changed(card: ModelCard, **values: Any) -> str:
 def test_a_saved_model_loads_as_it_was(path: Path, state: State, card: ModelCard) -> None:
     renamed = card.model_copy(update={"name": "again", "threshold": 0.25})
     saved = save(path, state, renamed)
-    model, loaded = load(path)
+    model, loaded, novelty = load(path)
+    assert novelty is None
     assert loaded == saved
     assert loaded.model_copy(update={"sha256": ""}) == renamed.model_copy(update={"sha256": ""})
     assert loaded.sha256 == sha256(path.read_bytes()).hexdigest() != card.sha256
@@ -98,7 +98,7 @@ def test_weights_of_any_precision_are_loaded_as_float32(
 ) -> None:
     save(path, {name: t.to(kind) if t.is_floating_point() else t for name, t in state.items()}, card)
     assert load_file(path)[FIRST].dtype == kind
-    model, _ = load(path)
+    model = load(path).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     torch.testing.assert_close(model.state_dict()[FIRST], state[FIRST], atol=tolerance, rtol=0)
 
@@ -207,7 +207,7 @@ def test_a_pickle_is_refused_and_not_executed(by_torch: bool, path: Path, tmp_pa
 def test_weights_without_card_are_told_how_to_become_a_model(path: Path) -> None:
     path.write_bytes(dump({"weight": torch.zeros(1)}))
     assert refused(path) == f"{path} holds no model card; make a model of it with `classifier pack`."
-    assert load_weights(path).keys() == {"weight"}
+    assert load_weights(path)[0].keys() == {"weight"}
 
 
 @pytest.mark.parametrize("text", ["", "{", "no JSON", "[" * 10**5, "\x00"])

@@ -574,6 +574,8 @@ def test_a_score_that_comes_while_the_report_is_made_is_in_the_report(
         reason=None,
         detail="",
         view="PA",
+        novelty=0.7,
+        age=3.0,
         scored_at=datetime.now(UTC),
     )
     monkeypatch.setattr(pipeline, "build", build_slowly)

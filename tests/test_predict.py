@@ -16,6 +16,7 @@ from torch import nn
 
 from classifier.config import SHIPPED_MODEL, Eligibility
 from classifier.errors import CheckpointError, DeviceError, Reason
+from classifier.model import Checkpoint, ModelCard
 from classifier.outcome import Decision, Prediction
 from classifier.predict import Predictor, choose_device
 from pacs_node.samples import Sample, write_samples
@@ -65,8 +66,9 @@ class Network(nn.Module):
         super().__init__()
         self.logit = logit
         self.was_recording = True
+        self.classifier = nn.Identity()
 
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+    def embed(self, batch: torch.Tensor) -> torch.Tensor:
         self.was_recording = torch.is_grad_enabled()
         return torch.tensor([[self.logit(image)] for image in batch])
 
@@ -74,7 +76,16 @@ class Network(nn.Module):
 def predictor(shipped: Predictor, logit: float | Callable[[torch.Tensor], float], **card: Any) -> Predictor:
     """Return a predictor with a network of the test's own, and the shipped card but for these values."""
     network = Network(logit if callable(logit) else lambda _: logit)
-    return Predictor(network, shipped.card.model_copy(update=card), CPU, Eligibility())
+    return made_of(network, shipped.card.model_copy(update=card))
+
+
+def made_of(network: Network, card: ModelCard) -> Predictor:
+    """Return a predictor with a network of the test's own, which has no novelty measure."""
+    return Predictor(Checkpoint(network, card, None), CPU, Eligibility())  # type: ignore[arg-type]
+
+
+def with_rules(shipped: Predictor, rules: Eligibility) -> Predictor:
+    return Predictor(Checkpoint(shipped.model, shipped.card, shipped.novelty), CPU, rules)
 
 
 def logit_of(probability: float) -> float:
@@ -224,7 +235,7 @@ def test_a_network_without_finite_score_for_an_image_fails_that_image_only(
 def test_the_network_is_in_evaluation_mode_and_records_no_gradient(shipped: Predictor, chest: Path) -> None:
     network = Network(lambda _: 0.0)
     network.layer = nn.Linear(1, 1)
-    made = Predictor(network.train(), shipped.card, CPU, Eligibility())
+    made = made_of(network.train(), shipped.card)
     made.predict([chest])
     assert not network.training
     assert not network.was_recording
@@ -261,9 +272,9 @@ def test_the_rules_decide_on_images_of_unknown_view_and_body_part(shipped: Predi
     part |= dict.fromkeys(("RequestAttributesSequence", "ProcedureCodeSequence"))
     files = [save(radiograph(**view), tmp_path / "1.dcm"), save(radiograph(**part), tmp_path / "2.dcm")]
     assert [p.reason for p in shipped.predict(files)] == [Reason.NO_VIEW, Reason.NO_BODY_PART]
-    lenient = Predictor(shipped.model, shipped.card, CPU, Eligibility("score", "score"))
+    lenient = with_rules(shipped, Eligibility("score", "score"))
     assert [(p.view, p.reason) for p in lenient.predict(files)] == [("unknown", None), ("PA", None)]
-    by_view = Predictor(shipped.model, shipped.card, CPU, Eligibility(unknown_view="score"))
+    by_view = with_rules(shipped, Eligibility(unknown_view="score"))
     assert [p.reason for p in by_view.predict(files)] == [None, Reason.NO_BODY_PART]
 
 

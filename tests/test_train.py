@@ -17,18 +17,20 @@ import torch
 from classifier import train as training
 from classifier.augment import Augment, Strength
 from classifier.data import load as load_data
+from classifier.distributed import Group
 from classifier.errors import TrainingError
 from classifier.evaluate import evaluate
 from classifier.explore import explore
-from classifier.images import decode_all
+from classifier.finish import About, Wanted
 from classifier.model import load
 from classifier.predict import Predictor
 from classifier.recipes import DEFAULT, PUBLISHED, Recipe, changed
-from classifier.train import Options, train
+from classifier.train import Options, Watcher, train
 from tests.test_data import folder, picture
 
 RECIPE = changed(DEFAULT, image_size=32, epochs=2, batch_size=16, learning_rate=2e-3)
-OPTIONS = Options(val_share=0.25, device="cpu", workers=1, description="Made-up pictures.")
+ABOUT = About(description="Made-up pictures.", ages=(1, 5))
+OPTIONS = Options(val_share=0.25, device="cpu", workers=1, wanted=Wanted(unlike_share=0.1), about=ABOUT)
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +53,18 @@ def history(run: Path) -> list[dict[str, str]]:
 
 
 def test_a_run_leaves_a_model_with_its_card_its_split_and_its_history(run: Path, images: Path) -> None:
-    _, card = load(run / "model.safetensors")
+    _, card, novelty = load(run / "model.safetensors")
     assert card.data.startswith("Made-up pictures. 48 training images")
     assert "16 validation images of 8 patients" in card.threshold_source
-    assert {metric.name for metric in card.metrics} == {"AUROC", "sensitivity", "specificity", "accuracy"}
-    assert all((m.images, m.patients) == (16, 8) for m in card.metrics)
+    names = {"AUROC", "sensitivity", "specificity", "accuracy", "expected calibration error"}
+    assert {metric.name for metric in card.metrics} == names
+    for metric in card.metrics:
+        assert (metric.images, metric.patients) == (16, 8)
+        assert metric.low is not None
+        assert metric.high is not None
+        assert metric.low <= metric.value <= metric.high or metric.name == "expected calibration error"
+    assert novelty is not None
+    assert card.ages == (1, 5)
     assert len(load_data(run / "split.csv")) == 64
     assert [row["epoch"] for row in history(run)] == ["1", "2"]
     assert json.loads((run / "config.json").read_text())["recipe"]["image_size"] == 32
@@ -125,7 +134,8 @@ def test_a_full_disk_leaves_the_earlier_state_whole(
 
     monkeypatch.setattr(torch, "save", full)
     recipe: Recipe = changed(RECIPE, epochs=1, schedule="plateau")
-    state = training._Run(recipe, OPTIONS, out, *decode_all(load_data(out / "split.csv"), 37, workers=1))
+    decoded = training._Images.decoded(out / "split.csv", recipe, OPTIONS, Watcher())
+    state = training._Run(recipe, OPTIONS, out, decoded, Group(0, 1, torch.device("cpu")))
     state.history = [training.Epoch(1, 0, 0, 0, 0, 0, 0, 0)]
     with pytest.raises(TrainingError, match="make space, then --resume"):
         state._save_state()
@@ -160,8 +170,8 @@ def test_the_published_recipe_trains_the_last_two_blocks_and_the_head_only(
 def test_augmentation_changes_every_image_and_keeps_its_range() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(8, 1, 56, 56, generator=generator)
-    first = Augment(48, Strength())(images, torch.Generator().manual_seed(1))
-    again = Augment(48, Strength())(images, torch.Generator().manual_seed(1))
+    first = Augment(48, Strength())(images, torch.Generator().manual_seed(1), 8, slice(0, 8))
+    again = Augment(48, Strength())(images, torch.Generator().manual_seed(1), 8, slice(0, 8))
     assert first.shape == (8, 1, 48, 48)
     assert torch.equal(first, again)
     assert float(first.min()) >= 0

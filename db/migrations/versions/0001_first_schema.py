@@ -84,6 +84,8 @@ def _create_scored() -> None:
         sa.Column("reason", sa.String(32)),
         sa.Column("detail", sa.Text, nullable=False),
         sa.Column("view", sa.String(16)),
+        sa.Column("novelty", sa.Float),
+        sa.Column("age", sa.Float),
         sa.Column("scored_at", _MOMENT, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_score"),
         sa.ForeignKeyConstraint(["instance_id"], ["instance.id"], name="fk_score_instance_id"),
@@ -202,7 +204,9 @@ SELECT
     model.sha256 AS model_sha256,
     report.sop_instance_uid AS report_uid,
     report.revision AS report_revision,
-    ({deliveries}) AS deliveries
+    ({deliveries}) AS deliveries,
+    score.novelty,
+    score.age
 FROM instance
 JOIN study ON study.id = instance.study_id
 LEFT JOIN job ON job.kind = 'score' AND job.ref = instance.id
