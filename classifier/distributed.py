@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 from classifier.predict import choose_device
@@ -53,7 +52,7 @@ class Group:
         if self.size == 1:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+        return DistributedDataParallel(model, device_ids=devices)
 
     def sum(self, value: float) -> float:
         """Return the sum over all processes."""
@@ -125,6 +124,22 @@ def share_statistics(model: nn.Module, group: Group) -> nn.Module:
     return model
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(_context: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_context: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        distributed.all_reduce(total)
+        return total
+
+
 class _SharedBatchNorm(nn.BatchNorm2d):
     """Batch normalisation over the batch of all processes, on the CPU."""
 
@@ -135,7 +150,7 @@ class _SharedBatchNorm(nn.BatchNorm2d):
         count = torch.full((1,), wide.numel() / wide.shape[1])
         # In one go, since each exchange costs a round trip: sum, sum of squares, number
         own = torch.cat([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3)), count])
-        total: Tensor = all_reduce(own)  # type: ignore[no-untyped-call]
+        total: Tensor = _Sum.apply(own)
         number = total[-1]
         mean, square = (total[:-1] / number).chunk(2)
         variance = (square - mean.square()).clamp_min(0)

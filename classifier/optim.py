@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from classifier.errors import TrainingError
-from classifier.model import build, load_weights
+from classifier.model import Network, build, load_weights
 from classifier.recipes import Recipe
 
 ARCHITECTURE = "densenet121"
@@ -23,7 +23,7 @@ _TRAINED_WHEN_FROZEN = (
 )
 
 
-def network(recipe: Recipe) -> nn.Module:
+def network(recipe: Recipe) -> Network:
     """Make the network with the weights that the recipe starts from.
 
     Raises

@@ -188,7 +188,7 @@ class _Run:
         self.examples, self.images = images.examples, images
         labels = torch.tensor([float(e.label) for e in images.examples])
         self.labels, self.val_labels = labels[: len(images.train)], labels[len(images.train) :]
-        self.model = network(recipe).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = network(recipe).to(self.device, memory_format=torch.channels_last)
         self.average = averaged(self.model, recipe.average) if recipe.average else None
         self.trained = group.wrapped(share_statistics(self.model, group))
         self.steps = math.ceil(len(self.labels) / recipe.batch_size)
