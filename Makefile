@@ -2,6 +2,7 @@
 #
 #   make demo             the whole product at work on this machine (IMAGES=DIR for images of your own)
 #   make test             lint, types, import rules, tests; installs the peers that tests talk to where it can
+#   make bench            speed beside others, on this machine, in one table
 #   make run              the node with config.toml, until Ctrl-C
 
 SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 PACKAGES := dcmtk orthanc dicom3tools postgresql
 TESTS ?= tests
 
-.PHONY: demo test run lint peers clean
+.PHONY: demo test bench run lint peers clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/pacs-node demo $(if $(IMAGES),--images "$(IMAGES)")
@@ -22,6 +23,9 @@ run: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev peers lint
 	$(BIN)/pytest -n auto --dist loadfile $(TESTS)
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -59,4 +63,4 @@ peers:
 	fi
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) demo bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

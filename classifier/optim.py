@@ -38,11 +38,18 @@ def network(recipe: Recipe) -> Network:
         if recipe.frozen:
             raise TrainingError("Frozen layers need trained weights; use --weights imagenet or a model file.")
     else:
-        model.load_state_dict(load_weights(Path(recipe.weights))[0])
+        _load_file(model, Path(recipe.weights))
     if recipe.frozen:
         for name, parameter in model.named_parameters():
             parameter.requires_grad = name.startswith(_TRAINED_WHEN_FROZEN)
     return model
+
+
+def _load_file(model: nn.Module, path: Path) -> None:
+    try:
+        model.load_state_dict(load_weights(path)[0])
+    except RuntimeError as error:
+        raise TrainingError(f"The weights in {path} do not fit {ARCHITECTURE}; take another file.") from error
 
 
 def _load_imagenet(model: nn.Module) -> None:

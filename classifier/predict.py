@@ -19,7 +19,7 @@ from classifier.transforms import Chain, chain
 __all__ = ["Decision", "Prediction", "Predictor", "choose_device"]
 
 _DEFAULT_RULES = Eligibility()
-_NOVELTY_DECIMALS = 3
+_DECIMALS = 3  # of novelty and age
 
 
 class _Ready(NamedTuple):
@@ -164,17 +164,16 @@ class Predictor:
     def _decide(self, score: _Score, image: _Ready) -> Prediction:
         if not np.isfinite(score.probability):
             detail = "The network overflows on this image"
-            return Prediction(
-                None, Decision.NOT_SCORED, Reason.NO_FINITE_SCORE, detail, image.view, age=image.age
-            )
+            refused = Decision.NOT_SCORED, Reason.NO_FINITE_SCORE
+            return Prediction(None, *refused, detail, image.view, None, _rounded(image.age))
         probability = round(score.probability, 4)
-        novelty = None if score.novelty is None else round(score.novelty, _NOVELTY_DECIMALS)
+        novelty = _rounded(score.novelty)
         is_positive = probability >= self.card.threshold
         decision = Decision.POSITIVE if is_positive else Decision.NEGATIVE
         reason, detail = self._doubt(probability, novelty, image.age)
         if reason is not None:
             decision = Decision.UNDETERMINED
-        return Prediction(probability, decision, reason, detail, image.view, novelty, image.age)
+        return Prediction(probability, decision, reason, detail, image.view, novelty, _rounded(image.age))
 
     def _doubt(
         self, probability: float, novelty: float | None, age: float | None
@@ -200,6 +199,10 @@ class Predictor:
             raise CheckpointError(
                 "The preprocessing of the model does not end in three square planes; pack it anew."
             )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, _DECIMALS)
 
 
 def choose_device(name: str) -> torch.device:

@@ -125,7 +125,7 @@ def age(ds: Dataset) -> float | None:
         if born is None or studied is None:
             return None
         years = (studied.year - born.year) + (studied.timetuple().tm_yday - born.timetuple().tm_yday) / 365.25
-    return round(years, 2) if 0 <= years <= _OLDEST else None
+    return years if 0 <= years <= _OLDEST else None
 
 
 def _date(value: str) -> date | None:

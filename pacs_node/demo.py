@@ -252,7 +252,7 @@ def _agree(outcome: _Outcome) -> bool:
 def _came_out(row: dict[str, Any] | None) -> str | None:
     if row is None:
         return None
-    return str(row["reason"] if row["decision"] == "not_scored" else row["decision"])
+    return str(row["reason"] or row["decision"])
 
 
 def _tell(console: Console, outcome: _Outcome, checks: Sequence[Check], folder: Path) -> None:

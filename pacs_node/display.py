@@ -50,10 +50,11 @@ def _cells(row: Row) -> Iterator[str]:
 
 
 def answer(row: Row) -> str:
-    """Return probability and decision, or the reason why there is none, as rich's markup."""
-    if row["probability"] is not None:
-        return f"{row['probability']:.4f} {decision(row['decision'])}"
-    return f"[dim]{row['reason']}[/]" if row["reason"] else decision(row["decision"])
+    """Return probability and decision, and the reason where there is no decision, as rich's markup."""
+    reason = f"[dim]{row['reason']}[/]" if row["reason"] else ""
+    if row["probability"] is None:
+        return reason or decision(row["decision"])
+    return f"{row['probability']:.4f} {decision(row['decision'])} {reason}".rstrip()
 
 
 def decision(value: str) -> str:

@@ -313,9 +313,11 @@ def _comment(images: Sequence[ImageResult], node: Node) -> str:
     reasons = Counter(image.reason.code for image in images if image.probability is None and image.reason)
     if reasons:
         count += "; not scored: " + ", ".join(f"{n} {code}" for code, n in sorted(reasons.items()))
-    undetermined = sum(image.decision == "undetermined" for image in images)
-    if undetermined:
-        count += f"; undetermined: {undetermined}"
+    doubts = Counter(
+        image.reason.code if image.reason else "" for image in images if image.decision == "undetermined"
+    )
+    if doubts:
+        count += "; undetermined: " + ", ".join(f"{n} {code}".rstrip() for code, n in sorted(doubts.items()))
     return " ".join([*sentences, count + "."])
 
 

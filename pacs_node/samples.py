@@ -33,7 +33,7 @@ from pacs_node.errors import UserError
 from pacs_node.header import UnreadableHeader, identity, read_header
 from pacs_node.phantom import FloatImage, frontal_chest, hand, lateral_chest
 
-Expected: TypeAlias = Literal["negative", "positive", "NOT_FRONTAL", "NOT_CHEST", "UNREADABLE"]
+Expected: TypeAlias = Literal["negative", "positive", "NOT_FRONTAL", "NOT_CHEST", "UNREADABLE", "OTHER_AGE"]
 
 KINDS = ("JPEG", "PNG")
 SPACING_MM = 0.3  # puts a child's chest of life size on the phantom's 1120 columns
@@ -108,7 +108,7 @@ STUDIES = (
         _View("clear lungs", "negative", partial(frontal_chest, 3)),
         _View("lateral view", "NOT_FRONTAL", partial(lateral_chest, 3), "LL", orientation=("P", "F")),
     ]),
-    _Study("Demo^Opacity Right", 7, "M", [
+    _Study("Demo^Opacity Right", 2, "M", [
         _View("opacity, right lower zone", "positive", partial(frontal_chest, 8, 0.9, "right")),
     ]),
     _Study("Demo^Hanako=試験^花子=しけん^はなこ", 4, "F", [
@@ -118,7 +118,7 @@ STUDIES = (
     _Study("Demo^Clear Bedside", 3, "M", [
         _View("clear lungs", "negative", partial(frontal_chest, 2), "AP", "CR", bits=10),
     ]),
-    _Study("Demo^Opacity Left", 6, "F", [
+    _Study("Demo^Opacity Left", 5, "F", [
         _View("opacity, left lower zone (JPEG 2000)", "positive", partial(frontal_chest, 6, 0.9, "left"),
               compressed=True),
     ]),
@@ -127,6 +127,9 @@ STUDIES = (
     ]),
     _Study("Demo^Broken File", 8, "O", [
         _View("broken file (pixel data cut short)", "UNREADABLE", partial(frontal_chest, 4), truncated=True),
+    ]),
+    _Study("Demo^Grown Up", 62, "F", [
+        _View("clear lungs, adult", "OTHER_AGE", partial(frontal_chest, 7)),
     ]),
 )  # fmt: skip
 

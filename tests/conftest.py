@@ -78,7 +78,7 @@ def radiograph(
     ds.SOPClassUID, ds.SOPInstanceUID = sop_class, uid(study, number)
     ds.StudyInstanceUID, ds.SeriesInstanceUID = uid(study, "study"), uid(study, "series")
     ds.PatientName, ds.PatientID, ds.IssuerOfPatientID = "Test^Alice", f"PID-{study}", "HOSPITAL-A"
-    ds.PatientBirthDate, ds.PatientSex, ds.PatientAge = "19600229", "F", "065Y"
+    ds.PatientBirthDate, ds.PatientSex, ds.PatientAge = "20210214", "F", "004Y"
     ds.StudyDate, ds.StudyTime, ds.StudyID = "20250610", "101500", "S1"
     ds.SeriesDate, ds.SeriesTime = "20250610", "101600"
     ds.AcquisitionDate, ds.AcquisitionTime = "20250610", "101730"
