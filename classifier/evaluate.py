@@ -37,6 +37,7 @@ class Evaluation:
     labels: Numbers
     probability: Numbers
     measures: Measures
+    predictions: Sequence[Prediction]
 
 
 def evaluate(
@@ -75,12 +76,12 @@ def evaluate(
     bad = [example.path for example, prediction in scored if prediction.probability is None]
     if bad and not skip_bad:
         raise DataError(f"{bad[0]} and {len(bad) - 1} more have no score; leave them out with --skip-bad.")
-    kept = [(e, p.probability) for e, p in scored if p.probability is not None]
-    examples = [example for example, _ in kept]
+    kept = [pair for pair in scored if pair[1].probability is not None]
+    examples, predictions = [example for example, _ in kept], [prediction for _, prediction in kept]
     labels = np.array([example.label for example in examples], np.float64)
-    probability = np.array([p for _, p in kept], np.float64)
+    probability = np.array([prediction.probability for prediction in predictions], np.float64)
     measures = measure(labels, probability, [e.patient for e in examples], predictor.card.threshold)
-    evaluation = Evaluation(examples, labels, probability, measures)
+    evaluation = Evaluation(examples, labels, probability, measures, predictions)
     out.mkdir(parents=True, exist_ok=True)
     _write(evaluation, predictor.card, source, out)
     return evaluation
@@ -107,6 +108,8 @@ def _write(evaluation: Evaluation, card: ModelCard, source: Path, out: Path) -> 
         "confusion": plots.confusion(measures),
         "mistakes": _mistakes(evaluation),
     }
+    if any(prediction.novelty is not None for prediction in evaluation.predictions):
+        figures["novelty"] = _novelty(evaluation)
     for name, figure in figures.items():
         plots.save(figure, out / f"{name}.png")
     paths = [out / f"{name}.png" for name in figures]
@@ -117,7 +120,8 @@ def _write(evaluation: Evaluation, card: ModelCard, source: Path, out: Path) -> 
         [
             page.Section("Measures", rows=_rows(measures), figures=paths[:4]),
             page.Section("By class", preformatted=report),
-            page.Section("Worst mistakes", "Surest wrong answers first.", figures=paths[4:]),
+            page.Section("Known and unknown", rows=_doubts(evaluation, card), figures=paths[5:]),
+            page.Section("Worst mistakes", "Surest wrong answers first.", figures=paths[4:5]),
         ],
     )
 
@@ -154,6 +158,34 @@ def _rows(measures: Measures) -> dict[str, str]:
     rows["Brier score"] = f"{measures.brier:.4f}"
     rows["Expected calibration error"] = f"{measures.ece:.4f}"
     return rows
+
+
+def _doubts(evaluation: Evaluation, card: ModelCard) -> dict[str, str]:
+    """Return how many images the node would answer with "undetermined"; the measures above count them all."""
+    known = [p.novelty for p in evaluation.predictions if p.novelty is not None]
+    ages = [p.age for p in evaluation.predictions if p.age is not None]
+    rows = {"Ages known": f"{len(ages)} of {len(evaluation.predictions)}"}
+    if card.ages is not None:
+        youngest, oldest = card.ages
+        others = sum(not youngest <= int(age) <= oldest for age in ages)
+        rows[f"Not of the training population's {youngest} to {oldest} years"] = str(others)
+    beyond = f"{sum(n > 1 for n in known)} of {len(known)}" if known else "the model has no measure for it"
+    return rows | {"Unlike the training images": beyond}
+
+
+def _novelty(evaluation: Evaluation) -> Figure:
+    values = {
+        name: np.array(
+            [
+                p.novelty
+                for e, p in zip(evaluation.examples, evaluation.predictions, strict=True)
+                if e.label == label and p.novelty is not None
+            ],
+            np.float64,
+        )
+        for label, name in enumerate(("normal", "pneumonia"))
+    }
+    return plots.histogram(values, "Distance from the training images", "1 is the limit of the model")
 
 
 def _mistakes(evaluation: Evaluation) -> Figure:

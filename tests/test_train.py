@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torchvision.transforms import v2
 
 from classifier import train as training
-from classifier.augment import Augment, Strength
+from classifier.augment import Augment, Published, Strength
 from classifier.data import load as load_data
 from classifier.distributed import Group
 from classifier.errors import TrainingError
@@ -23,9 +25,11 @@ from classifier.evaluate import evaluate
 from classifier.explore import explore
 from classifier.finish import About, Wanted
 from classifier.model import load
+from classifier.optim import network, optimizer, schedule
 from classifier.predict import Predictor
 from classifier.recipes import DEFAULT, PUBLISHED, Recipe, changed
 from classifier.train import Options, Watcher, train
+from classifier.transforms import Resize, tail
 from tests.test_data import folder, picture
 
 RECIPE = changed(DEFAULT, image_size=32, epochs=2, batch_size=16, learning_rate=2e-3)
@@ -167,6 +171,49 @@ def test_the_published_recipe_trains_the_last_two_blocks_and_the_head_only(
     assert moved == {"denseblock3", "transition3", "denseblock4", "norm5", "1"}
 
 
+def test_the_published_augmentation_is_seeded_and_keeps_shape_and_range() -> None:
+    images = torch.rand(4, 1, 56, 56, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(5)
+    first = Published(48)(images, torch.Generator(), 4, slice(0, 4))
+    torch.manual_seed(5)
+    assert torch.equal(first, Published(48)(images, torch.Generator(), 4, slice(0, 4)))
+    assert first.shape == (4, 1, 48, 48)
+    assert 0 <= float(first.min()) < float(first.max()) <= 1
+
+
+def test_the_published_recipe_is_the_published_one() -> None:
+    model = network(changed(PUBLISHED, weights="none", frozen=False))
+    assert isinstance(optimizer(PUBLISHED, model), torch.optim.Adam)
+    assert isinstance(
+        schedule(PUBLISHED, optimizer(PUBLISHED, model), 9), torch.optim.lr_scheduler.ReduceLROnPlateau
+    )
+    assert (PUBLISHED.learning_rate, PUBLISHED.patience, PUBLISHED.augment) == (1e-4, 5, None)
+    assert (PUBLISHED.smoothing, PUBLISHED.mixup, PUBLISHED.average, PUBLISHED.balanced) == (0, 0, 0, False)
+    assert [type(layer).__name__ for layer in model.classifier] == ["Dropout", "Linear"]
+    assert model.classifier[0].p == 0.3
+    image = torch.rand(1, 300, 260, generator=torch.Generator().manual_seed(0))
+    prepared = tail(PUBLISHED.preprocessing)(image)
+    grey = Resize(224)(image).repeat(3, 1, 1)
+    expected = v2.functional.normalize(grey, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    torch.testing.assert_close(prepared, expected)
+
+
+def test_the_side_grows_to_the_full_one_and_stays_there() -> None:
+    recipe = changed(DEFAULT, image_size=160, epochs=10, growth=0.5)
+    sides = [recipe.size_at(epoch) for epoch in range(1, 11)]
+    assert sides == sorted(sides)
+    assert (sides[0], sides[6:]) == (80, [160] * 4)
+    assert {changed(recipe, growth=1).size_at(epoch) for epoch in range(1, 11)} == {160}
+    assert changed(recipe, image_size=100).size_at(10) == 100
+
+
+def test_weights_of_another_network_are_refused(images: Path, tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    recipe = changed(RECIPE, weights=str(tmp_path / "other.safetensors"))
+    with pytest.raises(TrainingError, match="do not fit densenet121; take another file"):
+        train(images, tmp_path / "run", recipe, OPTIONS)
+
+
 def test_augmentation_changes_every_image_and_keeps_its_range() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(8, 1, 56, 56, generator=generator)
@@ -197,7 +244,8 @@ def test_an_evaluation_writes_exactly_the_promised_keys_and_one_page(
     assert content["accuracy"] == pytest.approx((tn + tp) / (tn + fp + fn + tp))
     assert found.measures.auroc_ci95[0] <= found.measures.auroc <= found.measures.auroc_ci95[1]
     html = (tmp_path / "result" / "index.html").read_text()
-    assert html.count("data:image/png;base64,") == 5
+    assert html.count("data:image/png;base64,") == 6
+    assert "Unlike the training images" in html
     assert "://" not in html
     assert "pneumonia" in (tmp_path / "result" / "report.txt").read_text()
 

@@ -247,3 +247,18 @@ def test_another_error_is_no_refusal(files: list[str]) -> None:
         training(broken)(files[0])
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert refusal(caught.value) is None
+
+
+def test_each_channel_can_have_its_own_mean_and_deviation() -> None:
+    image = np.ones((3, 2, 2), np.float32)
+    out = Normalise([0.5, 0.0, 1.0], [0.5, 1, 2])(image)
+    np.testing.assert_allclose(out[:, 0, 0], [1, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [([0.1, 0.2], [1, 1, 1]), ([0.1, "0"], [1, 1]), ([0.1, 0.2], [1, 0]), ([], [1]), ([0.1, NAN], 1)],
+)
+def test_means_and_deviations_that_do_not_fit_each_other_are_refused(mean: Any, std: Any) -> None:
+    with pytest.raises(CheckpointError, match="Normalise is not understood"):
+        tail([{"name": "Normalise", "mean": mean, "std": std}])
