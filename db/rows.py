@@ -88,8 +88,8 @@ class NewScore:
     reason: str | None
     detail: str
     view: str | None
-    novelty: float | None
-    age: float | None
+    novelty: float | None = None
+    age: float | None = None
     scored_at: datetime
 
 

@@ -15,9 +15,9 @@ from tests.test_node import command
 def test_the_drawn_studies_come_out_as_their_truth_asks_for(tmp_path: Path) -> None:
     done = command("demo", "--into", tmp_path, COLUMNS="100")
     assert done.returncode == 0, done.stdout + done.stderr
-    for expected in ("negative", "positive", "NOT_FRONTAL", "NOT_CHEST", "UNREADABLE"):
+    for expected in ("negative", "positive", "NOT_FRONTAL", "NOT_CHEST", "UNREADABLE", "OTHER_AGE"):
         assert expected in done.stdout
-    assert "8 of 8 answers are what the truth asks for" in done.stdout
+    assert "9 of 9 answers are what the truth asks for" in done.stdout
     assert "FAIL" not in done.stdout
     (folder,) = tmp_path.iterdir()
     assert (folder / "pacs_node.sqlite").is_file()

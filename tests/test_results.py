@@ -129,11 +129,12 @@ def test_an_image_whose_scoring_was_given_up_says_so_and_never_reads_as_negative
 def test_a_scored_image_has_the_score_and_the_model_that_gave_it(database: Database) -> None:
     receive(database, new(view_position="AP"))
     assert only(database)["view"] == "AP"
-    score(database, probability=0.8125, view="PA", detail="fine", scored_at=NOW + HOUR)
+    score(database, probability=0.8125, view="PA", detail="fine", novelty=0.7, age=4.25, scored_at=NOW + HOUR)
     finish(database, Kind.SCORE)
     row = only(database)
     assert (row["probability"], row["threshold"], row["decision"]) == (0.8125, 0.5, "positive")
     assert (row["view"], row["detail"], row["scored_at"]) == ("PA", "fine", NOW + HOUR)
+    assert (row["novelty"], row["age"]) == (0.7, 4.25)
     assert (row["model_name"], row["model_version"], len(row["model_sha256"])) == (
         "DenseNet121",
         "2025.06",

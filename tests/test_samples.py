@@ -92,6 +92,7 @@ def test_the_drawn_studies_say_what_they_show_and_what_to_expect(drawn: list[Sam
         ("DEMO-05-1", "opacity, left lower zone (JPEG 2000)", "positive"),
         ("DEMO-06-1", "hand", "NOT_CHEST"),
         ("DEMO-07-1", "broken file (pixel data cut short)", "UNREADABLE"),
+        ("DEMO-08-1", "clear lungs, adult", "OTHER_AGE"),
     ]
     assert all(sample.path.name.startswith(sample.patient) for sample in drawn)
 
@@ -103,8 +104,11 @@ def test_the_drawn_files_are_valid_but_for_the_broken_one(drawn: list[Sample]) -
 
 def test_the_drawn_studies_are_refused_for_the_reasons_they_expect(drawn: list[Sample]) -> None:
     for sample in drawn:
-        if sample.expected in ("negative", "positive"):
-            assert read(sample.path, Eligibility()).view in ("PA", "AP")
+        if sample.expected in ("negative", "positive", "OTHER_AGE"):
+            radiograph = read(sample.path, Eligibility())
+            assert radiograph.view in ("PA", "AP")
+            assert radiograph.age is not None
+            assert (radiograph.age < 6) == (sample.expected != "OTHER_AGE")
         else:
             with pytest.raises(NotScorable) as caught:
                 read(sample.path, Eligibility())
