@@ -137,7 +137,7 @@ def test_files_of_all_kinds_are_scored_in_one_process(study: Path, tmp_path: Pat
         *(study / name for name in ("1.2.840.113619.2.5", "2.dcm", "deeper/3.PNG", "deeper/4.jpg")),
     ]
     assert [row["file"] for row in found] == [str(file) for file in files]
-    keys = ["file", "probability", "decision", "reason", "detail", "view"]
+    keys = ["file", "probability", "decision", "reason", "detail", "view", "novelty", "age"]
     assert all(list(row) == keys for row in found)
     assert [row["reason"] for row in found] == [None, None, "NOT_FRONTAL", None, "UNREADABLE"]
     assert [row["view"] for row in found] == [None, "PA", None, None, None]
@@ -293,3 +293,35 @@ def test_pack_refuses_files_that_are_none(classifier: Classifier, card_file: Pat
     card_file.write_text("no JSON")
     assert "not JSON" in sentence(classifier("pack", SHIPPED_MODEL, "--card", card_file, "--out", out))
     assert not out.exists()
+
+
+# --- export, ages and doubts
+
+
+def test_export_writes_a_bundle_and_says_where(classifier: Classifier, tmp_path: Path) -> None:
+    answer = classifier("export", "default", "--format", "monai-bundle", "--out", tmp_path / "bundle")
+    assert answer == Answer(0, "", f"Wrote {tmp_path / 'bundle'}\n")
+    metadata = json.loads((tmp_path / "bundle" / "configs" / "metadata.json").read_text())
+    assert load(SHIPPED_MODEL).card.sha256 in metadata["changelog"]["0.1.0"]
+    said = sentence(classifier("export", "default", "--format", "monai-bundle", "--out", tmp_path / "bundle"))
+    assert said.endswith("is not empty; name another folder.")
+
+
+@pytest.mark.parametrize("ages", ["5", "1-", "6-5", "one-five", "1 - 5"])
+def test_ages_that_are_none_are_refused(ages: str, classifier: Classifier, tmp_path: Path) -> None:
+    said = sentence(classifier("train", tmp_path, "--out", tmp_path / "run", "--ages", ages))
+    assert said == f"The ages {ages!r} are none; write the youngest and the oldest, such as 1-5."
+
+
+def test_an_adult_is_undetermined_unless_told_otherwise(classifier: Classifier, tmp_path: Path) -> None:
+    ages = load(SHIPPED_MODEL).card.ages
+    assert ages is not None
+    adult = save(radiograph(PatientAge="062Y"), tmp_path / "adult.dcm")
+    careful, decided = (
+        json.loads(classifier("predict", "default", adult, "--format", "json", *options).out)[0]
+        for options in ((), ("--unlike-training", "decide"))
+    )
+    assert careful["decision"] == Decision.UNDETERMINED
+    assert decided["decision"] in (Decision.POSITIVE, Decision.NEGATIVE)
+    assert careful["probability"] == decided["probability"]
+    assert careful["age"] == decided["age"] == 62
