@@ -73,7 +73,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of history.csv; losses are binary cross-entropies, the speed is that of training alone."""
+    """One line of history.csv; losses are binary cross-entropies, the speed is that of training alone.
+
+    Both losses weigh the classes as the recipe does: a balanced one is not judged by the share of the sick.
+    """
 
     epoch: int
     learning_rate: float
@@ -211,7 +214,7 @@ class _Run:
             trained = time.monotonic()
             logits = self._validate()
             labels = self.val_labels.numpy().astype(np.float64)
-            val_loss = float(np.mean(np.logaddexp(0, logits) - labels * logits))
+            val_loss = self._validation_loss(logits)
             epoch = Epoch(
                 epoch=number,
                 learning_rate=rate,
@@ -318,6 +321,12 @@ class _Run:
                 logits = network(self._prepared(images.to(self.device).float() / 255))
             found.append(logits.float().flatten().cpu())
         return self.group.gather(torch.cat(found)).numpy().astype(np.float64)
+
+    def _validation_loss(self, logits: Numbers) -> float:
+        targets = self.val_labels
+        weights = self._weights(targets)
+        found = torch.from_numpy(logits)
+        return float(binary_cross_entropy_with_logits(found, targets.double(), weight=weights))
 
     @property
     def evaluated(self) -> Network:
