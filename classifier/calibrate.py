@@ -1,4 +1,8 @@
-"""From logits on validation data to probabilities that mean what they say, and to the operating threshold."""
+"""From logits on validation data to calibrated probabilities, and to the operating threshold.
+
+Probabilities mean what they say where the classes are as frequent as the loss weighed them: of a balanced
+recipe, where half of the patients are sick.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from classifier.config import TrainSettings
 from classifier.distributed import rank
 from classifier.errors import ClassifierError
 from classifier.recipes import RECIPES, Recipe, changed
-from classifier.train import HISTORY_FILE, MODEL_FILE, Epoch, Options, Watcher, train
+from classifier.train import HISTORY_FILE, LAST_FILE, MODEL_FILE, Epoch, Options, Watcher, train
 
 _FIELDS_OF_RECIPE = {"weights", "epochs", "batch_size", "learning_rate", "patience", "image_size"}
 _LOG_SECONDS = 30.0  # between lines where there is no terminal
@@ -54,7 +54,6 @@ def run_training(source: Path, out: Path, chosen: TrainSettings, options: Option
     recipe = _recipe(chosen)
     console = Console(stderr=True, highlight=False, quiet=rank() != 0)
     started = time.monotonic()
-    history: list[Epoch] = []
     with _progress(console) as progress:
         decoding = progress.add_task("Decoding")
         steps = progress.add_task("Training", visible=False)
@@ -69,17 +68,16 @@ def run_training(source: Path, out: Path, chosen: TrainSettings, options: Option
                 last_line = time.monotonic()
                 console.print(f"{what}, step {step} of {number}")
 
-        def on_epoch(epoch: Epoch, is_best: bool) -> None:
-            history.append(epoch)
-            kept = ", kept" if is_best else ""
+        def on_epoch(history: Sequence[Epoch], best: int) -> None:
+            epoch = history[-1]
+            kept = ", kept" if epoch.epoch == best else ""
             console.print(
                 f"Epoch {epoch.epoch}: loss {epoch.train_loss:.4f}, validation {epoch.val_loss:.4f},"
                 f" AUROC {epoch.val_auroc:.4f}, accuracy {epoch.val_accuracy:.4f},"
                 f" {epoch.images_per_second:.1f} images/s{kept}"
             )
             if rank() == 0:
-                best = min(history, key=lambda e: e.val_loss)
-                plots.save(plots.curves(history, best.epoch), out / "curves.png")
+                plots.save(plots.curves(history, best), out / "curves.png")
 
         def on_decoded(done: int, total: int) -> None:
             progress.update(decoding, completed=done, total=total, visible=done < total)
@@ -90,7 +88,8 @@ def run_training(source: Path, out: Path, chosen: TrainSettings, options: Option
         try:
             train(source, out, recipe, options, Watcher(on_decoded, on_embedded, on_step, on_epoch))
         except KeyboardInterrupt:
-            console.print("Stopped. Go on with --resume.")
+            has_state = (out / LAST_FILE).is_file()
+            console.print("Stopped. Go on with --resume." if has_state else "Stopped in the first epoch.")
             sys.exit(130)
     minutes = (time.monotonic() - started) / 60
     console.print(

@@ -90,7 +90,7 @@ def write_manifest(path: Path, examples: Iterable[Example]) -> None:
 
 
 def split(examples: Sequence[Example], share: float, seed: int) -> list[Example]:
-    """Put each patient without a split into ``train`` or ``val``.
+    """Put each patient without a split into ``train`` or ``val``, and all images of one with a split into it.
 
     Parameters
     ----------
@@ -104,19 +104,26 @@ def split(examples: Sequence[Example], share: float, seed: int) -> list[Example]
     DataError
         When a class has too few patients for both splits.
     """
+    fixed = {example.patient: example.split for example in examples if example.split}
+    known = [replace(example, split=fixed.get(example.patient, "")) for example in examples]
     open_patients: dict[str, list[Example]] = defaultdict(list)
-    for example in examples:
+    for example in known:
         if not example.split:
             open_patients[example.patient].append(example)
     chosen = _choose(open_patients, share, seed) if open_patients else set()
     made = [
         example if example.split else replace(example, split="val" if example.patient in chosen else "train")
-        for example in examples
+        for example in known
     ]
-    for name in ("train", "val"):
-        if len({example.label for example in made if example.split == name}) < 2:
-            raise DataError(f"The split {name!r} lacks a class; give more patients or another share.")
+    require_both_classes(made)
     return made
+
+
+def require_both_classes(examples: Sequence[Example]) -> None:
+    """Raise `DataError` where the training or the validation images lack a class."""
+    for name in ("train", "val"):
+        if len({example.label for example in examples if example.split == name}) < 2:
+            raise DataError(f"The split {name!r} lacks a class; give more patients or another share.")
 
 
 def digest(examples: Iterable[Example]) -> str:
@@ -151,7 +158,9 @@ def _from_folder(data: Path) -> Iterator[Example]:
             # Only a test set is kept apart; the rest is split anew, by patient
             fixed: Split = "test" if _SPLITS[folder.name.lower()] == "test" else ""
             for example in _from_folder(folder):
-                yield replace(example, split=fixed)
+                # A folder "test" is taken at its word: its patients are not those of the same names elsewhere
+                patient = f"test/{example.patient}" if fixed else example.patient
+                yield replace(example, split=fixed, patient=patient)
         return
     for folder in folders:
         label = CLASSES.get(folder.name.lower())

@@ -2,7 +2,8 @@
 
 Each process augments and differentiates its slice of every batch. Gradients are averaged by
 DistributedDataParallel and the batch statistics shared, so that a run of two processes takes the steps that a
-run of one takes on the same batch. Only the first process writes files.
+run of one takes on the same batch, but for what each draws by itself: dropout, torchvision's transforms, and
+the partner of an image in mixup where a part begins at an odd place. Only the first process writes files.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from classifier.predict import choose_device
+
+_PATIENCE = timedelta(hours=2)  # one machine may decode its images much faster than another
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,11 @@ class Group:
 
 def rank() -> int:
     """Return the number of this process in a run that torchrun started, else 0."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ["RANK"]) if _is_launched() else 0
+
+
+def _is_launched() -> bool:
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
 @contextmanager
@@ -95,7 +103,7 @@ def joined(device: str) -> Iterator[Group]:
     DeviceError
         When there is no such device.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = int(os.environ["WORLD_SIZE"]) if _is_launched() else 1
     local = os.environ.get("LOCAL_RANK", "0")
     chosen = choose_device(device)
     if size == 1:
@@ -104,7 +112,8 @@ def joined(device: str) -> Iterator[Group]:
     if chosen.type == "cuda":
         chosen = choose_device(f"cuda:{local}")
         torch.cuda.set_device(chosen)
-    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield Group(rank(), size, chosen)
     finally:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from classifier.errors import ClassifierError
 from classifier.model import Checkpoint, ModelCard
-from classifier.transforms import Resize, tail
+from classifier.transforms import tail
 
 OPSET = 18  # the first whose Resize smooths when it shrinks
 OUTPUTS = ("probability", "logit", "novelty")
@@ -42,10 +42,8 @@ class Scorer(nn.Module):
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
         self.network, self.card, self.novelty = checkpoint
-        first, *self.rest = tail(self.card.preprocessing).transforms
-        if not isinstance(first, Resize):
-            raise ClassifierError("Only a model whose preprocessing begins with Resize can be exported.")
-        self.resize = first
+        _side(self.card)
+        self.resize, *self.rest = tail(self.card.preprocessing).transforms
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Score decoded images.
@@ -122,6 +120,7 @@ def to_bundle(checkpoint: Checkpoint, out: Path) -> None:
     if out.exists() and any(out.iterdir()):
         raise ClassifierError(f"{out} is not empty; name another folder.")
     card = checkpoint.card
+    tail(card.preprocessing)  # refuses what is no number: MONAI will evaluate the expressions made of it
     for folder in ("configs", "models", "docs"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     state = checkpoint.model.state_dict()
@@ -141,8 +140,8 @@ Pneumonia on frontal chest radiographs. Trained on: {card.population}
 
     python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir FOLDER
 
-scores the JPEG and PNG files in FOLDER and writes `eval/predictions.csv`: file and probability. The decision
-is positive from {card.threshold} on. DICOM needs a decoder that applies windows, look-up tables and
+scores the JPEG and 8-bit PNG files in FOLDER and writes `eval/predictions.csv`: file and probability. The
+decision is positive from {card.threshold} on. DICOM needs a decoder that applies windows, look-up tables and
 MONOCHROME1: with PACS Node installed, `classifier.transforms.DecodeRadiograph` takes the place of the first
 three transforms.
 """
@@ -202,7 +201,7 @@ def _metadata(card: ModelCard) -> dict[str, Any]:
 
 def _inference(card: ModelCard) -> dict[str, Any]:
     return {
-        "imports": ["$from pathlib import Path"],
+        "imports": ["$from pathlib import Path", "$from PIL import ImageOps"],
         "bundle_root": ".",
         "dataset_dir": ".",
         "output_dir": "$@bundle_root + '/eval'",
@@ -264,7 +263,7 @@ _LOADING: tuple[dict[str, Any], ...] = (
         "_target_": "LoadImaged",
         "keys": "image",
         "reader": "PILReader",
-        "converter": "$lambda image: image.convert('L')",
+        "converter": "$lambda image: ImageOps.exif_transpose(image).convert('L')",
         "reverse_indexing": False,
     },
     {"_target_": "EnsureChannelFirstd", "keys": "image"},
@@ -273,20 +272,22 @@ _LOADING: tuple[dict[str, Any], ...] = (
 
 
 def _steps(card: ModelCard) -> Iterator[dict[str, Any]]:
-    side = _side(card)
+    side, planes = _side(card), 1
     for step in card.preprocessing:
-        yield {"_target_": "Lambdad", "keys": "image", "func": f"$lambda x: {_expression(step, side)}"}
+        func = f"$lambda x: {_expression(step, side, planes)}"
+        yield {"_target_": "Lambdad", "keys": "image", "func": func}
+        planes *= int(str(step.get("count", 1)))
 
 
-def _expression(step: Mapping[str, Any], side: int) -> str:
-    """Return the step as an expression in ``x``, (C, rows, columns)."""
+def _expression(step: Mapping[str, Any], side: int, planes: int) -> str:
+    """Return the step as an expression in ``x``, (planes, rows, columns)."""
     name = step["name"]
     if name == "Resize":
         size = f"({side}, {side})"
         return f"torch.nn.functional.interpolate(x[None], {size}, mode='bilinear', antialias=True)[0]"
     if name == "StretchContrast":
         stride = max(1, side // 64)
-        last = math.ceil(side / stride) ** 2 - 1
+        last = planes * math.ceil(side / stride) ** 2 - 1
         low, high = (round(step[key] / 100 * last) for key in ("low", "high"))
         ranked = f"x[..., ::{stride}, ::{stride}].flatten().sort().values"
         stretched = f"((x - r[{low}]) / (r[{high}] - r[{low}]).clamp_min(1e-3)).clamp(0, 1)"
@@ -300,8 +301,8 @@ def _expression(step: Mapping[str, Any], side: int) -> str:
 
 
 def _side(card: ModelCard) -> int:
-    first = card.preprocessing[0]
-    if first["name"] != "Resize":
+    first: Mapping[str, Any] = next(iter(card.preprocessing), {})
+    if first.get("name") != "Resize":
         raise ClassifierError("Only a model whose preprocessing begins with Resize can be exported.")
     return int(str(first["size"]))
 

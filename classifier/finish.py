@@ -26,6 +26,9 @@ LIMITS = (
 )
 
 
+_UNFINISHED = "Training was not finished: it has no measure of what is unlike its training images."
+
+
 @dataclass(frozen=True)
 class About:
     """What the card says that no computation can tell.
@@ -90,7 +93,7 @@ def card(  # noqa: PLR0917 - each is of another type
     temperature = fit_temperature(logits, labels)
     probability = probabilities(logits, temperature)
     threshold = choose_threshold(probability, labels, wanted.sensitivity)
-    limit = None if distances is None else round(float(np.quantile(distances, 1 - wanted.unlike_share)), 4)
+    limit, beyond = _limit(distances, wanted.unlike_share)
     seen = len(examples) - len(held_out)
     return ModelCard(
         name=about.name,
@@ -108,7 +111,7 @@ def card(  # noqa: PLR0917 - each is of another type
         novelty_source=""
         if limit is None
         else f"Mahalanobis distance of the penultimate features from the training images, per feature;"
-        f" {wanted.unlike_share:.1%} of {where} lie beyond.",
+        f" {beyond} of {where} lie beyond.",
         data=f"{about.description} {seen} training images;"
         f" digest of data and split {data.digest(examples)[:16]}.".strip(),
         population=about.population,
@@ -116,8 +119,17 @@ def card(  # noqa: PLR0917 - each is of another type
         metrics=tuple(
             _measured(labels, probability, held_out, threshold, with_intervals=distances is not None)
         ),
-        limits=LIMITS,
+        limits=LIMITS if distances is not None else (*LIMITS, _UNFINISHED),
     )
+
+
+def _limit(distances: Numbers | None, unlike_share: float) -> tuple[float | None, int]:
+    """Return the limit, and how many lie beyond it: no more than the share wanted."""
+    if distances is None:
+        return None, 0
+    chosen = float(np.quantile(distances, 1 - unlike_share, method="higher"))
+    limit = float(np.ceil(chosen * 10**_DECIMALS) / 10**_DECIMALS)
+    return limit, int((distances > limit).sum())
 
 
 def _measured(
@@ -138,7 +150,7 @@ def _measured(
             high=None if high is None else round(high, _DECIMALS),
             images=len(held_out),
             patients=len(set(patients)),
-            data="validation: patients held out, on whom threshold and temperature were fitted",
+            data="validation: patients held out, on whom epoch, threshold, temperature and limit were chosen",
             measured_by="classifier train",
         )
 

@@ -107,7 +107,7 @@ class ModelCard(_Frozen):
     population: Text
     licence: Text
     metrics: tuple[Metric, ...]
-    limits: tuple[Text, ...]
+    limits: Annotated[tuple[Text, ...], Field(min_length=1)]
     sha256: Annotated[str, Field(exclude=True)] = ""
 
     @field_validator("ages")

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
 _PREFIX = "novelty."
@@ -65,6 +64,8 @@ class Novelty:
 
 def fit(features: Tensor) -> Novelty:
     """Fit to the features of training images, (N, F)."""
+    from sklearn.covariance import LedoitWolf  # noqa: PLC0415 - heavy, and not needed to use the measure
+
     fitted = LedoitWolf().fit(features.double().cpu().numpy())
     covariance = torch.from_numpy(fitted.covariance_)
     # The inverse of the Cholesky factor of the covariance, transposed, whitens: |L^-1 x|^2 = x^T C^-1 x

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from classifier.errors import TrainingError
@@ -14,6 +15,8 @@ from classifier.model import Network, build, load_weights
 from classifier.recipes import Recipe
 
 ARCHITECTURE = "densenet121"
+Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
+_FEWEST_STEPS = 10  # with 5, the rise of the learning rate would have no length
 _TRAINED_WHEN_FROZEN = (
     "features.denseblock3",
     "features.transition3",
@@ -69,15 +72,22 @@ def _load_imagenet(model: nn.Module) -> None:
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """Return the exponential moving average of a network's weights and statistics."""
-    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    """Return the exponential moving average of a network's weights and statistics.
+
+    It forgets faster at first: on few images, it would hold the untrained weights for many epochs.
+    """
+
+    def average(averages: Tensors, currents: Tensors, number: Tensor | int) -> None:
+        now = min(decay, (1 + int(number)) / (10 + int(number)))
+        get_ema_multi_avg_fn(now)(averages, currents, number)  # type: ignore[no-untyped-call]
+
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
 
 def freeze_statistics(model: nn.Module) -> None:
     """Keep the running statistics of layers whose weights are not trained."""
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+        if isinstance(module, _BatchNorm) and not module.weight.requires_grad:
             module.eval()
 
 
@@ -100,7 +110,7 @@ def schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> An
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         recipe.learning_rate,
-        total_steps=recipe.epochs * steps + 1,
+        total_steps=max(_FEWEST_STEPS, recipe.epochs * steps + 1),
         pct_start=0.2,
         div_factor=20,
         final_div_factor=500,

@@ -118,14 +118,15 @@ def age(ds: Dataset) -> float | None:
     Date; where that makes no sense either, ``None``.
     """
     stated = re.fullmatch(r"(\d{3})([DWMY])", text(ds, "PatientAge"))
-    if stated:
-        years = int(stated[1]) * _YEARS[stated[2]]
-    else:
-        born, studied = (_date(text(ds, keyword)) for keyword in ("PatientBirthDate", "StudyDate"))
-        if born is None or studied is None:
-            return None
-        years = (studied.year - born.year) + (studied.timetuple().tm_yday - born.timetuple().tm_yday) / 365.25
-    return years if 0 <= years <= _OLDEST else None
+    if stated and (years := int(stated[1]) * _YEARS[stated[2]]) <= _OLDEST:
+        return years
+    born, studied = (_date(text(ds, keyword)) for keyword in ("PatientBirthDate", "StudyDate"))
+    if born is None or studied is None:
+        return None
+    had_birthday = (studied.month, studied.day) >= (born.month, born.day)
+    whole = studied.year - born.year - (not had_birthday)
+    since = (studied - born).days - whole * 365.25  # days since the last birthday, but for leap years
+    return whole + min(max(since / 365.25, 0), 0.99) if 0 <= whole <= _OLDEST else None
 
 
 def _date(value: str) -> date | None:

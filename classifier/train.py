@@ -14,9 +14,11 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import numpy as np
@@ -42,8 +44,9 @@ from classifier.transforms import Chain, tail
 MODEL_FILE, LAST_FILE, HISTORY_FILE = "model.safetensors", "last.pt", "history.csv"
 Numbers = NDArray[np.float64]
 
+_NOT_FINITE = "The loss is not finite; lower --learning-rate or use --precision fp32."
 _CACHE_MARGIN = 7 / 6  # images are kept this much larger than the network sees them, for turns and zooms
-_VALIDATION_BATCH = 64
+_DECODED_AT_ONCE = 4096  # of the training images, when their features are taken
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class Watcher:
     decoded: Callable[[int, int], None] = lambda _done, _total: None
     embedded: Callable[[int, int], None] = lambda _done, _total: None
     stepped: Callable[[int, int, int, float, float], None] = lambda *_: None
-    finished: Callable[[Epoch, bool], None] = lambda *_: None
+    finished: Callable[[Sequence[Epoch], int], None] = lambda *_: None  # all so far, number of the best
 
 
 _NOBODY = Watcher()
@@ -132,18 +135,28 @@ def train(source: Path, out: Path, recipe: Recipe, options: Options, watcher: Wa
                 f"{out} holds a run already; add --resume to go on with it, or choose another --out."
             )
         images = _Images.decoded(source, recipe, options, watcher)
-        group.wait()  # until all have seen that the folder holds no run
-        if group.is_first:
-            _write_settings(out, recipe, options, images.examples)
         run = _Run(recipe, options, out, images, group)
         if options.resume:
             run.resume()
-        for epoch in run.epochs(watcher):
-            watcher.finished(*epoch)
+        group.wait()  # until all have seen what the folder holds
         if group.is_first:
+            _write_settings(out, recipe, options, images.examples)
+        with _memory_of(recipe):
+            for _ in run.epochs(watcher):
+                watcher.finished(run.history, run.best_epoch)
+    if group.is_first:  # when the others have left: this takes longer than they may wait
+        with _memory_of(recipe):
             run.finish(watcher)
-        group.wait()
     return out / MODEL_FILE
+
+
+@contextmanager
+def _memory_of(recipe: Recipe) -> Iterator[None]:
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        less = max(2, recipe.batch_size // 2)
+        raise TrainingError(f"The memory of the GPU does not suffice; try --batch-size {less}.") from error
 
 
 @dataclass(frozen=True)
@@ -166,8 +179,8 @@ class _Images:
 
     @classmethod
     def decoded(cls, source: Path, recipe: Recipe, options: Options, watcher: Watcher) -> _Images:
-        found = [example for example in data.load(source) if example.split != "test"]
-        examples = data.split(found, options.val_share, options.seed)
+        found = data.split(data.load(source), options.val_share, options.seed)
+        examples = [example for example in found if example.split != "test"]
         decode = partial(
             decode_all,
             workers=options.workers,
@@ -177,6 +190,7 @@ class _Images:
         parts = [[e for e in examples if e.split == name] for name in ("train", "val")]
         train, larger = decode(parts[0], round(recipe.image_size * _CACHE_MARGIN))
         val, images = decode(parts[1], recipe.image_size)
+        data.require_both_classes([*train, *val])  # --skip-bad may have left one out
         return cls([*train, *val], larger, images)
 
 
@@ -195,6 +209,11 @@ class _Run:
         self.average = averaged(self.model, recipe.average) if recipe.average else None
         self.trained = group.wrapped(share_statistics(self.model, group))
         self.steps = math.ceil(len(self.labels) / recipe.batch_size)
+        smallest = len(self.labels) // self.steps
+        if smallest < max(2, group.size):  # normalisation needs two images, each process one
+            raise TrainingError(
+                f"A batch of {smallest} images is too small; give more images or a larger --batch-size."
+            )
         self.optimizer = optimizer(recipe, self.model)
         self.schedule = schedule(recipe, self.optimizer, self.steps)
         self.history: list[Epoch] = []
@@ -204,8 +223,8 @@ class _Run:
     def best_epoch(self) -> int:
         return min(self.history, key=lambda epoch: epoch.val_loss).epoch
 
-    def epochs(self, watcher: Watcher) -> Iterator[tuple[Epoch, bool]]:
-        """Train epoch by epoch; yield each, and whether it is the best so far."""
+    def epochs(self, watcher: Watcher) -> Iterator[Epoch]:
+        """Train epoch by epoch; yield each."""
         while len(self.history) < self.recipe.epochs and not self._is_exhausted():
             number = len(self.history) + 1
             started = time.monotonic()
@@ -213,6 +232,8 @@ class _Run:
             train_loss = self._train(number, watcher)
             trained = time.monotonic()
             logits = self._validate()
+            if not np.isfinite(logits).all():
+                raise TrainingError(_NOT_FINITE)
             labels = self.val_labels.numpy().astype(np.float64)
             val_loss = self._validation_loss(logits)
             epoch = Epoch(
@@ -238,7 +259,7 @@ class _Run:
                     )
                     save(self.out / MODEL_FILE, self.evaluated.state_dict(), made)
                 self._save_state()
-            yield epoch, is_best
+            yield epoch
 
     def _is_exhausted(self) -> bool:
         patience = self.recipe.patience
@@ -248,7 +269,7 @@ class _Run:
         # Seeded anew for each epoch: a run that was resumed sees the same batches as one that was not
         seed = self.options.seed * 100_003 + epoch
         generator = torch.Generator().manual_seed(seed)
-        torch.manual_seed(seed + self.group.rank)  # for dropout
+        torch.manual_seed(seed * self.group.size + self.group.rank)  # dropout, torchvision's transforms
         order = torch.randperm(len(self.labels), generator=generator)
         size = self.recipe.size_at(epoch)
         augment = self._augmentation(size)
@@ -256,7 +277,8 @@ class _Run:
         if self.recipe.frozen:
             freeze_statistics(self.model)
         total, started = 0.0, time.monotonic()
-        for step, batch in enumerate(_batches(order, self.recipe.batch_size), 1):
+        done = 0
+        for step, batch in enumerate(order.tensor_split(self.steps), 1):
             part = self.group.part(len(batch))
             mine = batch[part]
             images = _shrunk(
@@ -265,7 +287,7 @@ class _Run:
             images = augment(images, generator, len(batch), part)
             loss = self._step(images, self.labels[mine].to(self.device), len(batch), generator)
             total += loss * len(mine)
-            done = step * self.recipe.batch_size
+            done += len(batch)
             watcher.stepped(epoch, step, self.steps, loss, done / (time.monotonic() - started))
         return self.group.sum(total) / len(order)
 
@@ -278,20 +300,14 @@ class _Run:
         targets = labels * (1 - 2 * self.recipe.smoothing) + self.recipe.smoothing
         if self.recipe.mixup:
             images, targets = _mixed(images, targets, self.recipe.mixup, generator)
-        try:
-            with self._autocast():
-                logits = self.trained(self._prepared(images)).float().flatten()
-            loss = binary_cross_entropy_with_logits(logits, targets, weight=self._weights(targets))
-            if not torch.isfinite(loss):
-                raise TrainingError("The loss is not finite; lower --learning-rate or use --precision fp32.")
-            self.optimizer.zero_grad(set_to_none=True)
-            # Gradients are averaged over the processes, whose parts may differ in size
-            torch.autograd.backward(loss * (len(labels) * self.group.size / number))
-        except torch.cuda.OutOfMemoryError as error:
-            less = max(1, self.recipe.batch_size // 2)
-            raise TrainingError(
-                f"The memory of the GPU does not suffice; try --batch-size {less}."
-            ) from error
+        with self._autocast():
+            logits = self.trained(self._prepared(images)).float().flatten()
+        loss = binary_cross_entropy_with_logits(logits, targets, weight=self._weights(targets))
+        if not torch.isfinite(loss):
+            raise TrainingError(_NOT_FINITE)
+        self.optimizer.zero_grad(set_to_none=True)
+        # Gradients are averaged over the processes, whose parts may differ in size
+        torch.autograd.backward(loss * (len(labels) * self.group.size / number))
         nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
         self.optimizer.step()
         if isinstance(self.schedule, torch.optim.lr_scheduler.OneCycleLR):
@@ -316,7 +332,7 @@ class _Run:
         """Return the logits of the validation images, (N,), by the averaged weights where there are some."""
         network = self.evaluated.eval()
         found = [torch.empty(0)]
-        for images in _pieces(self.images.val[self.group.part(len(self.images.val))]):
+        for images in self._pieces(self.images.val[self.group.part(len(self.images.val))]):
             with self._autocast():
                 logits = network(self._prepared(images.to(self.device).float() / 255))
             found.append(logits.float().flatten().cpu())
@@ -338,9 +354,7 @@ class _Run:
         """Fit the novelty measure to the best model, and measure it as it will be used: in float32."""
         best = load(self.out / MODEL_FILE).model.to(self.device, memory_format=torch.channels_last)
         counted = _counted(watcher.embedded, len(self.examples))
-        train = [example for example in self.examples if example.split == "train"]
-        _, images = decode_all(train, self.recipe.image_size, workers=self.options.workers)
-        measure = fit(self._embed(best, images, counted))
+        measure = fit(torch.cat([self._embed(best, images, counted) for images in self._training_images()]))
         features = self._embed(best, self.images.val, counted)
         with torch.inference_mode():
             logits = best.classifier(features.to(self.device)).flatten().double().cpu().numpy()
@@ -348,19 +362,34 @@ class _Run:
         made = card(self.recipe, self.examples, logits, distances, self.options.wanted, self.options.about)
         save(self.out / MODEL_FILE, best.state_dict(), made, measure)
 
+    def _training_images(self) -> Iterator[Tensor]:
+        """Yield the training images as the network sees them, some at a time."""
+        train = [example for example in self.examples if example.split == "train"]
+        for at in range(0, len(train), _DECODED_AT_ONCE):
+            some = train[at : at + _DECODED_AT_ONCE]
+            yield decode_all(some, self.recipe.image_size, workers=self.options.workers)[1]
+
+    def _pieces(self, images: Tensor) -> Iterator[Tensor]:
+        size = 2 * self.recipe.batch_size  # without gradients, twice as many fit
+        return (images[at : at + size] for at in range(0, len(images), size))
+
     @torch.inference_mode()
     def _embed(self, network: Network, images: Tensor, counted: Callable[[int], None]) -> Tensor:
         """Return the features (N, F) of images (N, 1, S, S) uint8."""
         found = []
-        for batch in _pieces(images):
+        for batch in self._pieces(images):
             found.append(network.embed(self._prepared(batch.to(self.device).float() / 255)).cpu())
             counted(len(batch))
         return torch.cat(found)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.options.precision != "fp32"
-        )
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._is_half())
+
+    def _is_half(self) -> bool:
+        """Whether to compute in bfloat16: not, unless told, on a GPU that only emulates it."""
+        if self.options.precision == "auto" and self.device.type == "cuda":
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return self.options.precision != "fp32"
 
     def _save_state(self) -> None:
         state = {
@@ -376,6 +405,8 @@ class _Run:
         temporary = self.out / f".{LAST_FILE}.tmp"
         try:
             torch.save(state, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
             temporary.replace(self.out / LAST_FILE)
             _write_history(self.out / HISTORY_FILE, self.history)
         except (OSError, RuntimeError) as error:
@@ -388,7 +419,10 @@ class _Run:
             state = torch.load(self.out / LAST_FILE, map_location=self.device, weights_only=True)
         except FileNotFoundError as error:
             raise TrainingError(f"There is no run to resume in {self.out}; leave out --resume.") from error
-        if state["data"] != data.digest(self.examples) or state["recipe"] != json.dumps(asdict(self.recipe)):
+        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+            raise TrainingError(f"{self.out / LAST_FILE} is damaged; start anew in another --out.") from error
+        made_for = (state.get("data"), state.get("recipe"))
+        if made_for != (data.digest(self.examples), json.dumps(asdict(self.recipe))):
             raise TrainingError(f"The run in {self.out} has other data or settings; choose another --out.")
         self.model.load_state_dict(state["model"])
         if self.average is not None:
@@ -403,14 +437,6 @@ def _shrunk(images: Tensor, side: int) -> Tensor:
     if images.shape[-1] == side:
         return images
     return nn.functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
-
-
-def _pieces(images: Tensor) -> Iterator[Tensor]:
-    return (images[at : at + _VALIDATION_BATCH] for at in range(0, len(images), _VALIDATION_BATCH))
-
-
-def _batches(order: Tensor, size: int) -> Iterator[Tensor]:
-    return (order[start : start + size] for start in range(0, len(order), size))
 
 
 def _mixed(

@@ -307,8 +307,10 @@ def _comment(images: Sequence[ImageResult], node: Node) -> str:
     if node.purpose == "RESEARCH":
         sentences.append(f"{WARNING}.")
     scored = [image for image in images if image.probability is not None]
-    if scored:
-        sentences.append(_score_sentence(scored))
+    # The score of an image that the model does not know the like of means nothing beside the others'
+    decided = [image for image in scored if image.decision != "undetermined"]
+    if decided:
+        sentences.append(_score_sentence(decided))
     count = f"{len(scored)} of {len(images)} {'image' if len(images) == 1 else 'images'} scored"
     reasons = Counter(image.reason.code for image in images if image.probability is None and image.reason)
     if reasons:

@@ -121,3 +121,15 @@ def test_a_corrupt_image_is_named_and_left_out_only_on_request(tmp_path: Path) -
     assert len(kept) == len(images) == len(examples) - 1
     assert images.shape[1:] == (1, 32, 32)
     assert all(example.path.name != "IM-0001-0000.png" for example in kept)
+
+
+def test_an_image_without_split_goes_where_its_patient_is(tmp_path: Path) -> None:
+    files = sorted(folder(tmp_path / "set", patients=6).rglob("*.png"))
+    rows = [
+        f"{path},{path.parent.name},P{number // 2},{'val' * (number in {0, 12})}"
+        for number, path in enumerate(files)
+    ]
+    (tmp_path / "set.csv").write_text("\n".join(["path,label,patient,split", *rows]))
+    made = data.split(data.load(tmp_path / "set.csv"), 0.3, 0)
+    assert {e.split for e in made if e.patient in ("P0", "P6")} == {"val"}
+    assert len({(e.patient, e.split) for e in made}) == len({e.patient for e in made}) == 12

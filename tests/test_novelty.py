@@ -193,6 +193,7 @@ def test_a_band_around_the_threshold_is_undetermined(shipped: Predictor, tmp_pat
         ({"PatientBirthDate": "20160231", "StudyDate": "20200101"}, None),
         ({"PatientBirthDate": "2016", "StudyDate": "20200101"}, None),
         ({"PatientAge": "999Y"}, None),
+        ({"PatientAge": "999Y", "PatientBirthDate": "20160101", "StudyDate": "20200101"}, 4),
         ({}, None),
     ],
 )
@@ -202,6 +203,25 @@ def test_the_age_comes_from_the_tags_or_is_not_known(tags: dict[str, str], years
         for keyword, value in tags.items():
             setattr(header, keyword, value)
     assert age(header) == (None if years is None else pytest.approx(years, abs=0.02))
+
+
+@pytest.mark.parametrize(
+    ("born", "studied", "completed"),
+    [
+        ("20200301", "20260228", 5),
+        ("20200301", "20260301", 6),
+        ("20190301", "20240229", 4),
+        ("20181231", "20241230", 5),
+        ("20200229", "20260228", 5),
+        ("20200229", "20260301", 6),
+    ],
+)
+def test_years_are_completed_on_the_birthday(born: str, studied: str, completed: int) -> None:
+    header = Dataset()
+    header.PatientBirthDate, header.StudyDate = born, studied
+    years = age(header)
+    assert years is not None
+    assert int(round(years, 3)) == completed
 
 
 # --- the model that ships, on real images
