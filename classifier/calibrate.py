@@ -1,42 +1,56 @@
 """From logits on validation data to calibrated probabilities, and to the operating threshold.
 
-Probabilities mean what they say where the classes are as frequent as the loss weighed them: of a balanced
-recipe, where half of the patients are sick.
+Probabilities mean what they say where the classes are as frequent as they weighed: of a balanced recipe,
+where half of the patients are sick.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 
 Numbers = NDArray[np.float64]
 
 _TEMPERATURES = (0.05, 20.0)
+_OFFSETS = (-20.0, 20.0)
 _DECIMALS = 4  # of a probability, wherever one is stated
 
 
-def probabilities(logits: Numbers, temperature: float) -> Numbers:
-    """Return the sigmoid of ``logits / temperature``, (N,), rounded as predictions are."""
-    return np.round(1 / (1 + np.exp(-np.clip(logits / temperature, -60, 60))), _DECIMALS)
+class Calibration(NamedTuple):
+    """From logit to probability: the sigmoid of ``(logit + offset) / temperature`` (Platt 1999)."""
+
+    temperature: float
+    offset: float
 
 
-def fit_temperature(logits: Numbers, labels: Numbers) -> float:
-    """Return the temperature with the smallest log loss (Guo et al. 2017), 0.05 to 20.
+def probabilities(logits: Numbers, calibration: Calibration) -> Numbers:
+    """Return probabilities, (N,), rounded as predictions are."""
+    scaled = (logits + calibration.offset) / calibration.temperature
+    return np.round(1 / (1 + np.exp(-np.clip(scaled, -60, 60))), _DECIMALS)
+
+
+def fit(logits: Numbers, labels: Numbers, weights: Numbers) -> Calibration:
+    """Return the temperature, 0.05 to 20, and the offset with the smallest weighted log loss.
+
+    A temperature alone (Guo et al. 2017) cannot mend a network that leans to one class.
 
     Parameters
     ----------
-    logits, labels
+    logits, labels, weights
         (N,) each; labels 0 or 1.
     """
 
-    def loss(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
-        return float(np.mean(np.logaddexp(0, scaled) - labels * scaled))
+    def loss(parameters: Numbers) -> float:
+        scaled = (logits + parameters[1]) / np.exp(parameters[0])
+        return float(np.mean(weights * (np.logaddexp(0, scaled) - labels * scaled)))
 
-    low, high = np.log(_TEMPERATURES)
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded")
-    return float(np.round(np.exp(found.x), _DECIMALS))
+    bounds = [tuple(np.log(_TEMPERATURES)), _OFFSETS]
+    found = minimize(loss, [0.0, 0.0], bounds=bounds, method="L-BFGS-B").x
+    temperature, offset = float(np.exp(found[0])), float(found[1])
+    return Calibration(round(temperature, _DECIMALS), round(offset, _DECIMALS))
 
 
 def choose_threshold(probability: Numbers, labels: Numbers, sensitivity: float) -> float:

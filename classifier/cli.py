@@ -385,7 +385,8 @@ def _card_rows(card: ModelCard) -> Iterator[tuple[str, str]]:
     yield "Threshold", f"{card.threshold} ({card.threshold_source})"
     if card.band:
         yield "Band", f"undetermined nearer than {card.band:g} to the threshold"
-    yield "Temperature", f"{card.temperature} ({card.temperature_source})"
+    calibration = f"(logit {card.offset:+g}) / {card.temperature:g}"
+    yield "Calibration", f"sigmoid of {calibration} ({card.temperature_source})"
     yield "Novelty limit", f"{card.novelty_limit} ({card.novelty_source})" if card.novelty_limit else "none"
     yield "Ages", f"{card.ages[0]} to {card.ages[1]} years" if card.ages else "not stated"
     if card.recipe:

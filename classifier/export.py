@@ -61,7 +61,7 @@ class Scorer(nn.Module):
         square = self.resize(image.squeeze(1)).unsqueeze(1)  # images are as independent as channels
         features = self.network.embed(torch.vmap(self._prepared)(square))
         logit = self.network.classifier(features).flatten()
-        found = (torch.sigmoid(logit / self.card.temperature), logit)
+        found = (torch.sigmoid((logit + self.card.offset) / self.card.temperature), logit)
         if self.novelty is None or self.card.novelty_limit is None:
             return found
         return (*found, self.novelty(features) / self.card.novelty_limit)
@@ -192,7 +192,7 @@ def _metadata(card: ModelCard) -> dict[str, Any]:
                     "dtype": "float32",
                     "value_range": [],
                     "is_patch_data": False,
-                    "channel_def": {"0": "logit of pneumonia, before the temperature"},
+                    "channel_def": {"0": "logit of pneumonia, before it is calibrated"},
                 }
             },
         },
@@ -227,7 +227,7 @@ def _inference(card: ModelCard) -> dict[str, Any]:
         "postprocessing": {
             "_target_": "Lambdad",
             "keys": "pred",
-            "func": f"$lambda logit: torch.sigmoid(logit / {card.temperature!r})",
+            "func": f"$lambda logit: torch.sigmoid((logit + {card.offset!r}) / {card.temperature!r})",
         },
         "handlers": [
             {

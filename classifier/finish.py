@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from classifier import data
-from classifier.calibrate import choose_threshold, fit_temperature, probabilities
+from classifier.calibrate import Calibration, choose_threshold, fit, probabilities
 from classifier.data import Example
 from classifier.metrics import calibration_error, interval
 from classifier.model import Metric, ModelCard
@@ -26,6 +26,7 @@ LIMITS = (
 )
 
 
+_VALIDATION = "validation: patients held out, on whom epoch, calibration, threshold and limit were chosen"
 _UNFINISHED = "Training was not finished: it has no measure of what is unlike its training images."
 
 
@@ -66,35 +67,44 @@ class Wanted:
     unlike_share: float = 0.005
 
 
-def card(  # noqa: PLR0917 - each is of another type
-    recipe: Recipe,
-    examples: Sequence[Example],
-    logits: Numbers,
-    distances: Numbers | None,
-    wanted: Wanted,
-    about: About,
-) -> ModelCard:
-    """Calibrate and measure on validation images, and write the card.
+@dataclass(frozen=True)
+class Validation:
+    """What a network says of the validation images, in the order of the examples.
 
-    Parameters
+    Attributes
     ----------
-    examples
-        Of training and validation.
     logits
-        (N,) of the validation images, in the order of `examples`.
+        (N,).
+    changed
+        (K, N), of the same images changed at random as in training: other machines, settings and positions.
+        On these the model is calibrated, since on images like its training images it is surer than it will be
+        on those of others. ``None`` where the recipe has no such changes.
     distances
-        (N,) of the same images from the training images; ``None`` for a model in the making, which has
-        neither that measure nor intervals yet.
+        (N,) from the training images; ``None`` for a model in the making, which has no intervals yet either.
     """
+
+    logits: Numbers
+    changed: Numbers | None = None
+    distances: Numbers | None = None
+
+
+def card(
+    recipe: Recipe, examples: Sequence[Example], found: Validation, wanted: Wanted, about: About
+) -> ModelCard:
+    """Calibrate and measure on validation images, and write the card; `examples` are all of the run."""
     held_out = [example for example in examples if example.split == "val"]
-    patients = len({example.patient for example in held_out})
+    people = len({example.patient for example in held_out})
     labels = np.array([example.label for example in held_out], np.float64)
-    where = f"{len(held_out)} validation images of {patients} patients"
-    temperature = fit_temperature(logits, labels)
-    probability = probabilities(logits, temperature)
-    threshold = choose_threshold(probability, labels, wanted.sensitivity)
-    limit, beyond = _limit(distances, wanted.unlike_share)
+    logits = found.logits if found.changed is None else found.changed.ravel()
+    truth = np.tile(labels, len(logits) // len(labels))
+    where = f"{len(held_out)} validation images of {people} patients"
+    if found.changed is not None:
+        where += f", each changed at random as in training {len(found.changed)} times"
+    calibration = fit(logits, truth, _weights(truth, balanced=recipe.balanced))
+    threshold = choose_threshold(probabilities(logits, calibration), truth, wanted.sensitivity)
+    limit, beyond = _limit(found.distances, wanted.unlike_share)
     seen = len(examples) - len(held_out)
+    weighing = ", both classes weighing the same" if recipe.balanced else ""
     return ModelCard(
         name=about.name,
         version=about.version,
@@ -103,24 +113,28 @@ def card(  # noqa: PLR0917 - each is of another type
         recipe=recipe.text,
         threshold=threshold,
         threshold_source=f"The largest with sensitivity {wanted.sensitivity:g} on {where}.",
-        temperature=temperature,
-        temperature_source=f"Smallest log loss on {where}.",
+        temperature=calibration.temperature,
+        offset=calibration.offset,
+        temperature_source=f"Smallest log loss{weighing}, on {where}.",
         band=wanted.band,
         ages=about.ages,
         novelty_limit=limit,
         novelty_source=""
         if limit is None
         else f"Mahalanobis distance of the penultimate features from the training images, per feature;"
-        f" {beyond} of {where} lie beyond.",
+        f" {beyond} of {len(held_out)} validation images lie beyond.",
         data=f"{about.description} {seen} training images;"
         f" digest of data and split {data.digest(examples)[:16]}.".strip(),
         population=about.population,
         licence=about.licence,
-        metrics=tuple(
-            _measured(labels, probability, held_out, threshold, with_intervals=distances is not None)
-        ),
-        limits=LIMITS if distances is not None else (*LIMITS, _UNFINISHED),
+        metrics=tuple(_measured(found, calibration, held_out, threshold)),
+        limits=LIMITS if found.distances is not None else (*LIMITS, _UNFINISHED),
     )
+
+
+def _weights(labels: Numbers, *, balanced: bool) -> Numbers:
+    share = labels.mean()
+    return np.where(labels == 1, 0.5 / share, 0.5 / (1 - share)) if balanced else np.ones_like(labels)
 
 
 def _limit(distances: Numbers | None, unlike_share: float) -> tuple[float | None, int]:
@@ -133,26 +147,33 @@ def _limit(distances: Numbers | None, unlike_share: float) -> tuple[float | None
 
 
 def _measured(
-    labels: Numbers,
-    probability: Numbers,
-    held_out: Sequence[Example],
-    threshold: float,
-    *,
-    with_intervals: bool,
+    found: Validation, calibration: Calibration, held_out: Sequence[Example], threshold: float
 ) -> Iterator[Metric]:
+    labels = np.array([example.label for example in held_out], np.float64)
     patients = [example.patient for example in held_out]
-    for name, score in _measures(threshold).items():
-        low, high = interval(labels, probability, patients, score) if with_intervals else (None, None)
-        yield Metric(
-            name=name,
-            value=round(score(labels, probability), _DECIMALS),
-            low=None if low is None else round(low, _DECIMALS),
-            high=None if high is None else round(high, _DECIMALS),
-            images=len(held_out),
-            patients=len(set(patients)),
-            data="validation: patients held out, on whom epoch, threshold, temperature and limit were chosen",
-            measured_by="classifier train",
+    sets = {_VALIDATION: found.logits}
+    if found.changed is not None:
+        sets[f"{_VALIDATION}; each changed at random as in training, {len(found.changed)} times"] = (
+            found.changed
         )
+    for what, logits in sets.items():
+        probability = probabilities(logits.ravel(), calibration)
+        times = len(probability) // len(labels)
+        truth, people = np.tile(labels, times), patients * times
+        for name, score in _measures(threshold).items():
+            low, high = (
+                (None, None) if found.distances is None else interval(truth, probability, people, score)
+            )
+            yield Metric(
+                name=name,
+                value=round(score(truth, probability), _DECIMALS),
+                low=None if low is None else round(low, _DECIMALS),
+                high=None if high is None else round(high, _DECIMALS),
+                images=len(held_out),
+                patients=len(set(patients)),
+                data=what,
+                measured_by="classifier train",
+            )
 
 
 def _measures(threshold: float) -> dict[str, Callable[[Numbers, Numbers], float]]:

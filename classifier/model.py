@@ -73,8 +73,8 @@ class ModelCard(_Frozen):
         How it was trained, in one line.
     threshold, threshold_source
         Probability from which on the decision is positive, and how it was chosen.
-    temperature, temperature_source
-        The logit is divided by it before the sigmoid (Guo et al. 2017), and how it was chosen.
+    temperature, offset, temperature_source
+        The probability is the sigmoid of ``(logit + offset) / temperature``, and how both were chosen.
     band
         Probabilities nearer to the threshold than this are undetermined; 0 for none.
     ages
@@ -98,6 +98,7 @@ class ModelCard(_Frozen):
     threshold: Annotated[FiniteFloat, Field(gt=0, lt=1)]
     threshold_source: Text
     temperature: Annotated[FiniteFloat, Field(gt=0)]
+    offset: FiniteFloat = 0.0
     temperature_source: Text
     band: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.0
     ages: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None

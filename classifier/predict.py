@@ -142,7 +142,7 @@ class Predictor:
         features, logits = self._run(batch, half=self.device.startswith("cuda"))
         if not bool(torch.isfinite(logits).all()):
             features, logits = self._run(batch, half=False)  # float16 ends at 65504
-        scores = torch.sigmoid(logits / self.card.temperature)
+        scores = torch.sigmoid((logits + self.card.offset) / self.card.temperature)
         scores[~torch.isfinite(logits)] = torch.nan  # the sigmoid of an overflow is 0 or 1
         return list(map(_Score, scores.tolist(), self._novelties(features)))
 

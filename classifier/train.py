@@ -33,10 +33,10 @@ from classifier.augment import Augment, Augmentation, Published
 from classifier.data import Example
 from classifier.distributed import Group, joined, share_statistics
 from classifier.errors import TrainingError
-from classifier.finish import About, Wanted, card
+from classifier.finish import About, Validation, Wanted, card
 from classifier.images import decode_all
 from classifier.model import Network, load, save
-from classifier.novelty import fit
+from classifier.novelty import Novelty, fit
 from classifier.optim import averaged, freeze_statistics, network, optimizer, schedule
 from classifier.recipes import Recipe
 from classifier.transforms import Chain, tail
@@ -46,6 +46,7 @@ Numbers = NDArray[np.float64]
 
 _NOT_FINITE = "The loss is not finite; lower --learning-rate or use --precision fp32."
 _CACHE_MARGIN = 7 / 6  # images are kept this much larger than the network sees them, for turns and zooms
+_DRAWS = 8  # random changes of each validation image, on which the model is calibrated
 _DECODED_AT_ONCE = 4096  # of the training images, when their features are taken
 
 
@@ -254,10 +255,7 @@ class _Run:
                 self.best = val_loss
             if self.group.is_first:
                 if is_best:
-                    made = card(
-                        self.recipe, self.examples, logits, None, self.options.wanted, self.options.about
-                    )
-                    save(self.out / MODEL_FILE, self.evaluated.state_dict(), made)
+                    self._save_model(self.evaluated, Validation(logits))
                 self._save_state()
             yield epoch
 
@@ -353,14 +351,42 @@ class _Run:
     def finish(self, watcher: Watcher) -> None:
         """Fit the novelty measure to the best model, and measure it as it will be used: in float32."""
         best = load(self.out / MODEL_FILE).model.to(self.device, memory_format=torch.channels_last)
-        counted = _counted(watcher.embedded, len(self.examples))
+        counted = _counted(watcher.embedded, len(self.labels) + len(self.val_labels) * (1 + _DRAWS))
         measure = fit(torch.cat([self._embed(best, images, counted) for images in self._training_images()]))
         features = self._embed(best, self.images.val, counted)
-        with torch.inference_mode():
-            logits = best.classifier(features.to(self.device)).flatten().double().cpu().numpy()
-        distances = measure(features).double().numpy()
-        made = card(self.recipe, self.examples, logits, distances, self.options.wanted, self.options.about)
-        save(self.out / MODEL_FILE, best.state_dict(), made, measure)
+        found = Validation(
+            self._head(best, features), self._changed(best, counted), measure(features).double().numpy()
+        )
+        self._save_model(best, found, measure)
+
+    def _save_model(self, model: Network, found: Validation, measure: Novelty | None = None) -> None:
+        made = card(self.recipe, self.examples, found, self.options.wanted, self.options.about)
+        save(self.out / MODEL_FILE, model.state_dict(), made, measure)
+
+    @torch.inference_mode()
+    def _head(self, network: Network, features: Tensor) -> Numbers:
+        logits: Numbers = network.classifier(features.to(self.device)).flatten().double().cpu().numpy()
+        return logits
+
+    def _changed(self, network: Network, counted: Callable[[int], None]) -> Numbers | None:
+        """Return the logits of the validation images changed as in training, (draws, N), where they are."""
+        if self.recipe.augment is None:
+            return None
+        val = [example for example in self.examples if example.split == "val"]
+        side = round(self.recipe.image_size * _CACHE_MARGIN)
+        images = decode_all(val, side, workers=self.options.workers)[1]
+        augment = Augment(self.recipe.image_size, self.recipe.augment)
+        generator = torch.Generator().manual_seed(self.options.seed)
+        draws = []
+        for _ in range(_DRAWS):
+            changed = torch.cat(
+                [
+                    augment(some.to(self.device).float() / 255, generator, len(some), slice(None)).cpu()
+                    for some in self._pieces(images)
+                ]
+            )
+            draws.append(self._head(network, self._embed(network, (changed * 255).to(torch.uint8), counted)))
+        return np.stack(draws)
 
     def _training_images(self) -> Iterator[Tensor]:
         """Yield the training images as the network sees them, some at a time."""

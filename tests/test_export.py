@@ -35,7 +35,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"name": "RepeatChannel", "count": 3},
         {"name": "Normalise", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
     )
-    values = {"preprocessing": steps, "temperature": 1.7, "novelty_limit": 1.3, "novelty_source": "A test."}
+    values = {
+        "preprocessing": steps,
+        "temperature": 1.7,
+        "offset": 0.3,
+        "novelty_limit": 1.3,
+        "novelty_source": "A test.",
+    }
     generator = torch.Generator().manual_seed(0)
     measure = fit(torch.rand(200, 1024, generator=generator))
     path = tmp_path_factory.mktemp("model") / "model.safetensors"

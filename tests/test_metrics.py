@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from classifier.calibrate import choose_threshold, fit_temperature, probabilities
+from classifier.calibrate import choose_threshold, fit, probabilities
 from classifier.metrics import calibration_error, interval, measure
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 1], np.float64)
@@ -58,10 +58,20 @@ def test_the_threshold_is_the_largest_with_the_wanted_sensitivity() -> None:
     assert choose_threshold(np.array([0.0, 1.0]), np.array([0.0, 1.0]), 1.0) == 0.9999
 
 
-def test_the_temperature_undoes_confidence_that_is_not_earned() -> None:
+def test_calibration_undoes_confidence_that_is_not_earned_and_a_leaning_to_one_class() -> None:
     rng = np.random.default_rng(0)
     true = rng.normal(0, 2, 5000)
     labels = (rng.random(5000) < 1 / (1 + np.exp(-true))).astype(np.float64)
-    temperature = fit_temperature(true * 3, labels)
-    assert temperature == pytest.approx(3, rel=0.1)
-    assert calibration_error(labels, probabilities(true * 3, temperature)) < 0.03
+    calibration = fit(true * 3 - 4, labels, np.ones(5000))
+    assert calibration.temperature == pytest.approx(3, rel=0.1)
+    assert calibration.offset == pytest.approx(4, abs=0.3)
+    assert calibration_error(labels, probabilities(true * 3 - 4, calibration)) < 0.03
+
+
+def test_weights_say_how_frequent_the_classes_are_meant_to_be() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random(20_000) < 0.9).astype(np.float64)
+    logits = np.where(labels == 1, 1.0, -1.0) + rng.normal(0, 1, 20_000)  # each class as sure as the other
+    weights = np.where(labels == 1, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
+    assert fit(logits, labels, weights).offset == pytest.approx(0, abs=0.1)
+    assert fit(logits, labels, np.ones(20_000)).offset > 0.5

@@ -109,10 +109,47 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(run: Path, images: 
 def test_a_second_run_does_not_overwrite_the_first(run: Path, images: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="--resume"):
         train(images, run, RECIPE, OPTIONS)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
     with pytest.raises(TrainingError, match="other data or settings"):
         train(images, run, changed(RECIPE, epochs=3), Options(**{**vars(OPTIONS), "resume": True}))
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     with pytest.raises(TrainingError, match="no run to resume"):
         train(images, tmp_path / "new", RECIPE, Options(**{**vars(OPTIONS), "resume": True}))
+
+
+def test_a_damaged_state_is_told(run: Path, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes((run / "last.pt").read_bytes()[:1000])
+    with pytest.raises(TrainingError, match="is damaged; start anew"):
+        train(images, tmp_path, RECIPE, Options(**{**vars(OPTIONS), "resume": True}))
+
+
+@pytest.mark.parametrize("batch_size", [2, 47])
+def test_every_batch_has_enough_images(batch_size: int, images: Path, tmp_path: Path) -> None:
+    """47 of 48 images would leave one for the last batch, which 32 pixels cannot normalise."""
+    recipe = changed(RECIPE, epochs=1, batch_size=batch_size)
+    assert train(images, tmp_path / "run", recipe, OPTIONS).is_file()
+
+
+def test_a_set_of_one_image_for_each_process_is_refused(images: Path, tmp_path: Path) -> None:
+    decoded = training._Images.decoded(images, RECIPE, OPTIONS, Watcher())
+    group = Group(0, 32, torch.device("cpu"))
+    with pytest.raises(TrainingError, match="A batch of 16 images is too small"):
+        training._Run(RECIPE, OPTIONS, tmp_path, decoded, group)
+
+
+def test_an_interrupted_run_says_in_its_card_that_it_is_not_finished(images: Path, tmp_path: Path) -> None:
+    def stop(history: object, best: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(images, tmp_path / "run", RECIPE, OPTIONS, Watcher(finished=stop))
+    _, card, novelty = load(tmp_path / "run" / "model.safetensors")
+    assert novelty is None
+    assert any("Training was not finished" in limit for limit in card.limits)
+    train(images, tmp_path / "run", RECIPE, Options(**{**vars(OPTIONS), "resume": True}))
+    _, card, novelty = load(tmp_path / "run" / "model.safetensors")
+    assert novelty is not None
+    assert not any("Training was not finished" in limit for limit in card.limits)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice(images: Path, tmp_path: Path) -> None:
