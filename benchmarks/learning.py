@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,74 +12,107 @@ import torch
 from PIL import Image
 
 from benchmarks.pair import Pair, rate
-from benchmarks.plain import SIDE, PlainLoop
+from benchmarks.plain import PlainLoop
+from classifier.config import SHIPPED_MODEL
+from classifier.data import load as load_data
+from classifier.images import decode_all
+from classifier.model import load
 from classifier.predict import Predictor
-from classifier.recipes import DEFAULT, changed
-from classifier.train import HISTORY_FILE, Options, train
+from classifier.recipes import DEFAULT, PUBLISHED, Recipe, changed
+from classifier.train import Epoch, Options, Watcher, train
 
 _BATCH = 16
 _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+_WORKERS = os.cpu_count() or 1
 
 
 def training(scratch: Path, images: int, rounds: int) -> Iterator[Pair]:
-    """Yield images per second of training, all layers and 224 pixels, and of each recipe as it is."""
+    """Yield images per second of training."""
     folder = _pictures(scratch / "set", images)
     files = sorted(folder.rglob("*.jpeg"))
-    trained = len(files) - len(files) // 4
-    recipe = changed(DEFAULT, image_size=SIDE, growth=1, batch_size=_BATCH, epochs=1 + rounds)
-    whole, frozen = (PlainLoop(_DEVICE, _BATCH, frozen=f) for f in (False, True))
-    workers = os.cpu_count() or 1
-    whole.train(files[:_BATCH], 0)  # the first step compiles and allocates
-    frozen.train(files[:_BATCH], 0)
-    theirs = [rate(lambda: whole.train(files[:trained], workers), trained) for _ in range(rounds)]
-    published = [rate(lambda: frozen.train(files[:trained], workers), trained) for _ in range(rounds)]
-    options = Options(val_share=0.25, device=_DEVICE)
-    ours = _rates(train(folder, scratch / "run", recipe, options).parent)
+    files = files[: len(files) - len(files) // 4]  # as many as ours trains on
+    side = PUBLISHED.image_size
+    same = changed(DEFAULT, image_size=side, growth=1, batch_size=_BATCH, epochs=2)
+    own = changed(DEFAULT, growth=1, epochs=2)
+    whole = PlainLoop(_DEVICE, _BATCH, side, frozen=False)
+    frozen = PlainLoop(_DEVICE, _BATCH, side, frozen=True)
+    in_memory = whole.decoded(files)
+    for loop in (whole, frozen):
+        loop.train_on(in_memory[:1])  # the first step allocates
+    measured: dict[str, list[float]] = {name: [] for name in ("same", "own", "whole", "memory", "frozen")}
+    for _ in range(rounds):
+        measured["same"].append(_rate_of(same, folder))
+        measured["whole"].append(rate(lambda: whole.train(files, _WORKERS), len(files)))
+        measured["memory"].append(rate(lambda: whole.train_on(in_memory), len(files)))
+        measured["own"].append(_rate_of(own, folder))
+        measured["frozen"].append(rate(lambda: frozen.train(files, _WORKERS), len(files)))
     yield Pair(
-        what=f"Training, all layers, {SIDE} pixels",
-        other="plain fp32 loop",
+        what=f"Training, all layers, {side} pixels",
+        other="plain fp32 loop with its data loader",
         unit="images/s",
-        ours=ours,
-        theirs=theirs,
+        ours=measured["same"],
+        theirs=measured["whole"],
         wanted=4,
     )
-    # What somebody who retrains gets: the default recipe trains all layers, at its own size
-    own = changed(DEFAULT, growth=1, epochs=1 + rounds)
-    ours = _rates(train(folder, scratch / "own", own, options).parent)
-    what = f"Training, the default recipe's {DEFAULT.image_size} pixels"
     yield Pair(
-        what=what,
-        other="published recipe: plain fp32 loop, early layers frozen",
+        what=f"Training, all layers, {side} pixels",
+        other="the same, its images decoded and augmented before",
         unit="images/s",
-        ours=ours,
-        theirs=published,
+        ours=measured["same"],
+        theirs=measured["memory"],
+    )
+    yield Pair(
+        what=f"Training, default recipe as it is: {DEFAULT.image_size} pixels, all layers",
+        other=f"published recipe, plain loop: {side} pixels, half of the layers frozen",
+        unit="images/s",
+        ours=measured["own"],
+        theirs=measured["frozen"],
     )
 
 
 def prediction(scratch: Path, images: int, rounds: int) -> Iterator[Pair]:
-    """Yield images per second from file to probability."""
-    files = sorted((_pictures(scratch / "set", images)).rglob("*.jpeg"))
-    predictor, plain = Predictor.load(device=_DEVICE), PlainLoop(_DEVICE, _BATCH, frozen=False)
+    """Yield images per second from file to probability, at the size of the model that ships."""
+    files = sorted(_pictures(scratch / "set", images).rglob("*.jpeg"))
+    side = int(str(load(SHIPPED_MODEL).card.preprocessing[0]["size"]))
+    predictor, plain = Predictor.load(device=_DEVICE), PlainLoop(_DEVICE, _BATCH, side, frozen=False)
     batches = [files[at : at + _BATCH] for at in range(0, len(files), _BATCH)]
     predictor.predict(batches[0])
     plain.predict(batches[0], 0)
     ours, theirs = [], []
     for _ in range(rounds):
         ours.append(rate(lambda: [predictor.predict(batch) for batch in batches], len(files)))
-        theirs.append(rate(lambda: plain.predict(files, os.cpu_count() or 1), len(files)))
+        theirs.append(rate(lambda: plain.predict(files, _WORKERS), len(files)))
     yield Pair(
-        what="Prediction, file to answer",
-        other=f"plain fp32 loop, {SIDE} pixels",
+        what=f"Prediction, {side} pixels, file to answer and novelty",
+        other="plain fp32 loop with its data loader",
         unit="images/s",
         ours=ours,
         theirs=theirs,
     )
 
 
-def _rates(run: Path) -> list[float]:
-    """Return the training rates of a run without its first epoch."""
-    with (run / HISTORY_FILE).open(newline="", encoding="utf-8") as file:
-        return [float(row["images_per_second"]) for row in csv.DictReader(file)][1:]
+class _Enough(Exception):
+    """The second epoch is measured."""
+
+
+def _rate_of(recipe: Recipe, folder: Path) -> float:
+    """Return the rate of the second epoch; of the time to decode, the share of one epoch of a whole run."""
+    rates: list[float] = []
+
+    def finished(history: Sequence[Epoch], _best: int) -> None:
+        rates.append(history[-1].images_per_second)
+        if len(rates) > 1:
+            raise _Enough
+
+    with tempfile.TemporaryDirectory() as run:
+        try:
+            options = Options(val_share=0.25, device=_DEVICE)
+            train(folder, Path(run) / "run", recipe, options, Watcher(finished=finished))
+        except _Enough:
+            pass
+    examples = load_data(folder)
+    decoding = rate(lambda: decode_all(examples, recipe.image_size, workers=1), len(examples))
+    return 1 / (1 / rates[-1] + 1 / (decoding * DEFAULT.epochs))
 
 
 def _pictures(folder: Path, number: int) -> Path:

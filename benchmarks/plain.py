@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,6 @@ from torchvision import transforms
 from torchvision.models import densenet121
 
 _NORMALISE = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-SIDE = 224
-_TRAIN = transforms.Compose(
-    [
-        transforms.RandomResizedCrop(SIDE, scale=(0.8, 1.0)),
-        transforms.RandomHorizontalFlip(),
-        transforms.RandomRotation(20),
-        transforms.ColorJitter(brightness=0.2, contrast=0.2),
-        transforms.ToTensor(),
-        _NORMALISE,
-    ]
-)
-_TEST = transforms.Compose([transforms.Resize((SIDE, SIDE)), transforms.ToTensor(), _NORMALISE])
-
 _FINE_TUNED = tuple(f"features.{part}" for part in ("denseblock3", "transition3", "denseblock4", "norm5"))
 _FINE_TUNED += ("classifier",)
 
@@ -50,13 +37,26 @@ class PlainLoop:
 
     Parameters
     ----------
+    side
+        Of the image, in pixels.
     frozen
         Whether all before denseblock3 is frozen, as in the published pipeline.
     """
 
-    def __init__(self, device: str, batch_size: int, *, frozen: bool) -> None:
+    def __init__(self, device: str, batch_size: int, side: int, *, frozen: bool) -> None:
         self._device = device
         self._batch_size = batch_size
+        self._train = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(side, scale=(0.8, 1.0)),
+                transforms.RandomHorizontalFlip(),
+                transforms.RandomRotation(20),
+                transforms.ColorJitter(brightness=0.2, contrast=0.2),
+                transforms.ToTensor(),
+                _NORMALISE,
+            ]
+        )
+        self._test = transforms.Compose([transforms.Resize((side, side)), transforms.ToTensor(), _NORMALISE])
         self._model: nn.Module = densenet121(weights=None)
         self._model.classifier = nn.Sequential(nn.Dropout(0.3), nn.Linear(1024, 1))
         for name, parameter in self._model.named_parameters():
@@ -66,10 +66,20 @@ class PlainLoop:
 
     def train(self, files: Sequence[Path], workers: int) -> None:
         """Train one epoch."""
+        self.train_on(self._loader(files, workers))
+
+    def decoded(self, files: Sequence[Path]) -> list[tuple[Tensor, Tensor]]:
+        """Return the batches of one epoch."""
+        return list(self._loader(files, 0))
+
+    def _loader(self, files: Sequence[Path], workers: int) -> Iterable[tuple[Tensor, Tensor]]:
+        return DataLoader(_Files(files, self._train), self._batch_size, shuffle=True, num_workers=workers)
+
+    def train_on(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Take a step for each batch."""
         self._model.train()
         loss_of = nn.BCEWithLogitsLoss()
-        loader = DataLoader(_Files(files, _TRAIN), self._batch_size, shuffle=True, num_workers=workers)
-        for images, labels in loader:
+        for images, labels in batches:
             self._optimizer.zero_grad()
             logits = self._model(images.to(self._device)).flatten()
             loss = loss_of(logits, labels.float().to(self._device))
@@ -81,6 +91,6 @@ class PlainLoop:
         """Return the probability of each file."""
         self._model.eval()
         found: list[float] = []
-        for images, _ in DataLoader(_Files(files, _TEST), self._batch_size, num_workers=workers):
+        for images, _ in DataLoader(_Files(files, self._test), self._batch_size, num_workers=workers):
             found += torch.sigmoid(self._model(images.to(self._device)).flatten()).tolist()
         return found

@@ -20,6 +20,7 @@ from classifier.recipes import Recipe
 Numbers = NDArray[np.float64]
 
 _DECIMALS = 4
+_ADULT = 18  # years
 LIMITS = (
     "Research use only: not a medical device, not for diagnosis.",
     "Known from its training population only; other sites, scanners and ages are untested.",
@@ -128,8 +129,18 @@ def card(
         population=about.population,
         licence=about.licence,
         metrics=tuple(_measured(found, calibration, held_out, threshold)),
-        limits=LIMITS if found.distances is not None else (*LIMITS, _UNFINISHED),
+        limits=tuple(_limits(about, is_finished=found.distances is not None)),
     )
+
+
+def _limits(about: About, *, is_finished: bool) -> Iterator[str]:
+    yield from LIMITS
+    if about.ages is not None:
+        youngest, oldest = about.ages
+        above_all = ", above all not for adults" if oldest < _ADULT else ""
+        yield f"Trained on patients of {youngest} to {oldest} years: not for others{above_all}."
+    if not is_finished:
+        yield _UNFINISHED
 
 
 def _weights(labels: Numbers, *, balanced: bool) -> Numbers:

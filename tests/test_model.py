@@ -121,14 +121,14 @@ def test_the_readme_of_the_shipped_model_agrees_with_its_card(card: ModelCard) -
     assert card.sha256 == sha256(SHIPPED_MODEL.read_bytes()).hexdigest()
     assert re.findall("[0-9a-f]{64}", readme) == [card.sha256]
     assert f"`{SHIPPED_MODEL.name}`" in readme
-    for key in ("threshold", "temperature"):
-        assert re.search(rf"\| {key.title()} \| {getattr(card, key)}\b", readme), key
+    assert f"| Threshold | {card.threshold:g}: " in readme
+    assert f"sigmoid of (logit {card.offset:+g}) / {card.temperature:g}" in readme
     for step in card.preprocessing:
         assert all(str(value) in readme for key, value in step.items() if key != "name"), step
     for metric in card.metrics:
-        (row,) = (line for line in readme.splitlines() if f"| {metric.name} |" in line)
-        assert f"| {metric.images:,} |" in row
-        assert f"| {metric.value} " in row
+        (row,) = (line for line in readme.splitlines() if line.startswith(f"| {metric.name} |"))
+        assert f"| {metric.value} | {metric.low} to {metric.high} |" in row
+        assert f"{metric.images} validation images of {metric.patients} patients" in readme
 
 
 def test_the_card_of_the_shipped_model_says_what_it_is_not_for(card: ModelCard) -> None:
