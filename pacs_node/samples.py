@@ -105,21 +105,21 @@ class _Study:
 
 STUDIES = (
     _Study("Demo^Clear Lungs", 5, "F", [
-        _View("clear lungs", "negative", partial(frontal_chest, 3)),
-        _View("lateral view", "NOT_FRONTAL", partial(lateral_chest, 3), "LL", orientation=("P", "F")),
+        _View("clear lungs", "negative", partial(frontal_chest, 21)),
+        _View("lateral view", "NOT_FRONTAL", partial(lateral_chest, 21), "LL", orientation=("P", "F")),
     ]),
     _Study("Demo^Opacity Right", 2, "M", [
         _View("opacity, right lower zone", "positive", partial(frontal_chest, 8, 0.9, "right")),
     ]),
     _Study("Demo^Hanako=試験^花子=しけん^はなこ", 4, "F", [
-        _View("opacities, both lower zones", "positive", partial(frontal_chest, 5, 0.9, "both"), "AP", "CR",
+        _View("opacities, both lower zones", "positive", partial(frontal_chest, 6, 0.9, "both"), "AP", "CR",
               photometric="MONOCHROME1"),
     ]),
     _Study("Demo^Clear Bedside", 3, "M", [
-        _View("clear lungs", "negative", partial(frontal_chest, 2), "AP", "CR", bits=10),
+        _View("clear lungs", "negative", partial(frontal_chest, 13), "AP", "CR", bits=10),
     ]),
     _Study("Demo^Opacity Left", 5, "F", [
-        _View("opacity, left lower zone (JPEG 2000)", "positive", partial(frontal_chest, 6, 0.9, "left"),
+        _View("opacity, left lower zone (JPEG 2000)", "positive", partial(frontal_chest, 1, 0.9, "left"),
               compressed=True),
     ]),
     _Study("Demo^Hand", 9, "M", [
@@ -129,7 +129,7 @@ STUDIES = (
         _View("broken file (pixel data cut short)", "UNREADABLE", partial(frontal_chest, 4), truncated=True),
     ]),
     _Study("Demo^Grown Up", 62, "F", [
-        _View("clear lungs, adult", "OTHER_AGE", partial(frontal_chest, 7)),
+        _View("clear lungs, adult", "OTHER_AGE", partial(frontal_chest, 10)),
     ]),
 )  # fmt: skip
 
