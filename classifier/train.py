@@ -206,15 +206,15 @@ class _Run:
         self.examples, self.images = images.examples, images
         labels = torch.tensor([float(e.label) for e in images.examples])
         self.labels, self.val_labels = labels[: len(images.train)], labels[len(images.train) :]
-        self.model = network(recipe).to(self.device, memory_format=torch.channels_last)
-        self.average = averaged(self.model, recipe.average) if recipe.average else None
-        self.trained = group.wrapped(share_statistics(self.model, group))
         self.steps = math.ceil(len(self.labels) / recipe.batch_size)
         smallest = len(self.labels) // self.steps
         if smallest < max(2, group.size):  # normalisation needs two images, each process one
             raise TrainingError(
                 f"A batch of {smallest} images is too small; give more images or a larger --batch-size."
             )
+        self.model = network(recipe).to(self.device, memory_format=torch.channels_last)
+        self.average = averaged(self.model, recipe.average) if recipe.average else None
+        self.trained = group.wrapped(share_statistics(self.model, group))
         self.optimizer = optimizer(recipe, self.model)
         self.schedule = schedule(recipe, self.optimizer, self.steps)
         self.history: list[Epoch] = []

@@ -21,7 +21,7 @@ def test_the_drawn_studies_come_out_as_their_truth_asks_for(tmp_path: Path) -> N
     assert "FAIL" not in done.stdout
     (folder,) = tmp_path.iterdir()
     assert (folder / "pacs_node.sqlite").is_file()
-    assert len(list((folder / "pacs").glob("*.dcm"))) == 7
+    assert len(list((folder / "pacs").glob("*.dcm"))) == 8
     assert str(folder / "pacs_node.sqlite") in done.stdout
 
 
