@@ -25,7 +25,7 @@ test: $(VENV)/.installed-dev peers lint
 	$(BIN)/pytest -n auto --dist loadfile $(TESTS)
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m tests.benchmarks
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

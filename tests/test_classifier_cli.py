@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from classifier.config import SHIPPED_MODEL
 from classifier.model import load
 from classifier.outcome import Decision
 from tests.conftest import pixels, radiograph, save
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Answer(NamedTuple):
@@ -38,15 +40,6 @@ def process(*arguments: object) -> Answer:
     command = [sys.executable, "-m", "classifier", *map(str, arguments)]
     run = subprocess.run(command, capture_output=True, check=False, text=True)
     return Answer(run.returncode, run.stdout, run.stderr)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Let torch compute in one thread: several would wait for each other where other tests run beside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,11 @@ from classifier.predict import Predictor, choose_device
 from pacs_node.samples import Sample, write_samples
 from tests.conftest import radiograph, save
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SAME = 1e-4  # what kernels, threads and the size of a batch may change
 CPU = torch.device("cpu")
 REPEAT = {"name": "RepeatChannel", "count": 3}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Let torch compute in one thread: several would wait for each other where other tests run beside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: run everything side by side, print one table, and keep it with its raw figures."""
+"""`python -m tests.benchmarks`: run everything side by side, print one table, and keep the raw figures."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from benchmarks.learning import prediction, training
-from benchmarks.pair import Pair
+from tests.benchmarks.learning import prediction, training
+from tests.benchmarks.pair import Pair
 
 
 def bench(

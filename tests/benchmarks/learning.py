@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.pair import Pair, rate
-from benchmarks.plain import PlainLoop
 from classifier.config import SHIPPED_MODEL
 from classifier.data import load as load_data
 from classifier.images import decode_all
@@ -20,6 +18,8 @@ from classifier.model import load
 from classifier.predict import Predictor
 from classifier.recipes import DEFAULT, PUBLISHED, Recipe, changed
 from classifier.train import Epoch, Options, Watcher, train
+from tests.benchmarks.pair import Pair, rate
+from tests.benchmarks.plain import PlainLoop
 
 _BATCH = 16
 _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
