@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from classifier import finish
 from classifier.calibrate import choose_threshold, fit, probabilities
 from classifier.metrics import calibration_error, interval, measure
 
@@ -66,6 +67,15 @@ def test_calibration_undoes_confidence_that_is_not_earned_and_a_leaning_to_one_c
     assert calibration.temperature == pytest.approx(3, rel=0.1)
     assert calibration.offset == pytest.approx(4, abs=0.3)
     assert calibration_error(labels, probabilities(true * 3 - 4, calibration)) < 0.03
+
+
+@pytest.mark.parametrize(("share", "most"), [(0.005, 0), (0.1, 1), (0.25, 4)])
+def test_no_more_than_the_wanted_share_lies_beyond_the_limit(share: float, most: int) -> None:
+    distances = np.arange(1, 17, dtype=np.float64) / 7
+    limit, beyond = finish._limit(distances, share)
+    assert limit is not None
+    assert beyond == int((distances > limit).sum()) <= most
+    assert beyond >= most - 1
 
 
 def test_weights_say_how_frequent_the_classes_are_meant_to_be() -> None:
