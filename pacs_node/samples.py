@@ -103,6 +103,8 @@ class _Study:
     views: Sequence[_View]
 
 
+# The seeds are chosen so that the model that ships answers as the drawing asks: the demonstration shows that
+# the node works, and measures no model. Of the clear chests of seeds 1 to 60, it calls 9 negative.
 STUDIES = (
     _Study("Demo^Clear Lungs", 5, "F", [
         _View("clear lungs", "negative", partial(frontal_chest, 21)),

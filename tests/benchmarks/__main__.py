@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -31,8 +31,8 @@ def bench(
         pairs = [*training(Path(scratch), images, rounds), *prediction(Path(scratch), images, rounds)]
     console.print(_table(pairs))
     out.mkdir(parents=True, exist_ok=True)
-    content = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "machine": _machine()}
-    content |= {"pairs": [asdict(pair) | {"ratio": pair.ratio} for pair in pairs]}  # type: ignore[dict-item]
+    content: dict[str, Any] = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "machine": _machine()}
+    content |= {"pairs": [asdict(pair) | {"ratio": pair.ratio} for pair in pairs]}
     (out / "bench.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     console.print(f"{content['machine']}. Raw figures: {out / 'bench.json'}", soft_wrap=True)
 
