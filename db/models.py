@@ -108,10 +108,11 @@ class Instance(Base):
     transfer_syntax_uid: Mapped[str] = mapped_column(UID)
     modality: Mapped[str] = mapped_column(String(16))
     view_position: Mapped[str] = mapped_column(String(16))
-    digest: Mapped[str] = mapped_column(LABEL)
+    digest: Mapped[str] = mapped_column(LABEL, index=True)
     size: Mapped[int] = mapped_column(BigInteger)  # bytes
     calling_ae_title: Mapped[str] = mapped_column(AE_TITLE)
     received_at: Mapped[datetime]
+    removed_at: Mapped[datetime | None]  # when retention let its file go; the row stays
 
 
 class Model(Base):
@@ -181,12 +182,16 @@ class ReportImage(Base):
 
 
 class Delivery(Base):
-    """One report on its way to one destination, and what the destination said last."""
+    """One report on its way to one destination, and what the destination said last.
+
+    `delivered` means that C-STORE was answered with Success, `committed` that the destination promised to
+    keep the object (Storage Commitment, PS3.4 Annex J).
+    """
 
     __tablename__ = "delivery"
     __table_args__ = (
         UniqueConstraint("report_id", "destination"),
-        CheckConstraint("state IN ('pending', 'delivered', 'failed')", "state"),
+        CheckConstraint("state IN ('pending', 'delivered', 'committed', 'failed')", "state"),
     )
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
@@ -202,6 +207,35 @@ class Delivery(Base):
     status: Mapped[int | None] = mapped_column(Integer)  # DIMSE status of the last answer
     error: Mapped[str | None] = mapped_column(Text)
     updated_at: Mapped[datetime]
+    delivered_at: Mapped[datetime | None]
+    committed_at: Mapped[datetime | None]
+
+
+class CommitmentAsked(Base):
+    """One request for storage commitment to a destination; its answer names it by `transaction_uid`."""
+
+    __tablename__ = "commitment_asked"
+
+    transaction_uid: Mapped[str] = mapped_column(UID, primary_key=True)
+    destination: Mapped[str] = mapped_column(WORD)
+    asked_at: Mapped[datetime]
+
+
+class CommitmentWanted(Base):
+    """One request for storage commitment that came from a modality, and how it was answered."""
+
+    __tablename__ = "commitment_wanted"
+    __table_args__ = (UniqueConstraint("calling_ae_title", "transaction_uid"),)
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    calling_ae_title: Mapped[str] = mapped_column(AE_TITLE)
+    transaction_uid: Mapped[str] = mapped_column(UID)
+    references: Mapped[str] = mapped_column("sop_references", Text)  # JSON: [[class, instance], ...]
+    asked_at: Mapped[datetime]
+    give_up_at: Mapped[datetime]
+    answered_at: Mapped[datetime | None]
+    committed: Mapped[int | None] = mapped_column(Integer)  # objects
+    refused: Mapped[int | None] = mapped_column(Integer)
 
 
 class Process(Base):
@@ -228,11 +262,11 @@ class Job(Base):
     )
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
-    kind: Mapped[str] = mapped_column(WORD)  # score, report or deliver
+    kind: Mapped[str] = mapped_column(WORD)  # a `db.queue.Kind`
     lane: Mapped[str] = mapped_column(
         WORD
     )  # the destination of a delivery, so that no lane waits for another
-    ref: Mapped[int] = mapped_column(BigInteger)  # id of instance, study or delivery
+    ref: Mapped[int] = mapped_column(BigInteger)  # what the kind is about
     state: Mapped[str] = mapped_column(WORD)
     visible_at: Mapped[float] = mapped_column(Float)
     attempts: Mapped[int] = mapped_column(Integer)  # claims that did not come to an orderly end

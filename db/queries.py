@@ -11,7 +11,7 @@ from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import case, delete, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
 from db.models import Delivery, Instance, Job, Model, Process, Report, ReportImage, Score, Study
@@ -47,6 +47,8 @@ def add_instance(session: Session, new: NewInstance, quiet_seconds: float) -> Re
     )
     known = {row.digest: row.id for row in rows}
     if new.digest in known:
+        again = update(Instance).where(Instance.id == known[new.digest])
+        session.execute(again.values(removed_at=None))  # its file is here once more
         revive(session, Kind.SCORE, known[new.digest])
         return Received.AGAIN
     quiet_at = later(session, quiet_seconds)
@@ -286,6 +288,33 @@ def _pending(session: Session, row: Delivery, report: Report, study_instance_uid
 def record_delivery(session: Session, delivery_id: int, **values: Any) -> None:
     """Record what became of a delivery; `values` are columns of `Delivery`."""
     session.execute(update(Delivery).where(Delivery.id == delivery_id).values(**values))
+
+
+def record_delivered(
+    session: Session,
+    delivery_id: int,
+    destination: str,
+    *,
+    commits: bool,
+    at: datetime,
+    give_up_at: datetime,
+    **values: Any,
+) -> None:
+    """Record that a destination took a report; where it offers to commit, it is asked to next.
+
+    Parameters
+    ----------
+    give_up_at
+        When asking, and sending again what it turns out not to have, ends; counted from the first delivery.
+    **values
+        Other columns of `Delivery`.
+    """
+    is_first = Delivery.delivered_at.is_(None)
+    values |= {"state": "delivered", "error": None, "delivered_at": at, "updated_at": at}
+    values["give_up_at"] = case((is_first, give_up_at), else_=Delivery.give_up_at)
+    record_delivery(session, delivery_id, **values)
+    if commits:
+        enqueue(session, Kind.COMMIT, delivery_id, lane=destination)
 
 
 def record_try(session: Session, delivery_id: int, **values: Any) -> None:

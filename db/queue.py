@@ -26,11 +26,13 @@ _SUSPECT = 2  # attempts from which on a job is claimed alone, so that it cannot
 
 
 class Kind(StrEnum):
-    """What is to be done; `Job.ref` is the id of an instance, a study or a delivery."""
+    """What is to be done, and of what `Job.ref` is the id."""
 
-    SCORE = "score"
-    REPORT = "report"
-    DELIVER = "deliver"
+    SCORE = "score"  # an instance
+    REPORT = "report"  # a study
+    DELIVER = "deliver"  # a delivery
+    COMMIT = "commit"  # a delivery: the destination is to promise that it keeps the report
+    CONFIRM = "confirm"  # a wanted commitment: a modality is to be told what is kept here
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,16 @@ def claim(session: Session, kind: Kind, lane: str, *, limit: int, lease_seconds:
     return Claim(token, [], [])
 
 
+def claim_one(session: Session, kind: Kind, ref: int, lease_seconds: float) -> Claim:
+    """Take one certain job, if it is ready, even before its time: it has just become possible."""
+    token = uuid.uuid4().hex
+    picked = select(Job.id).where(Job.kind == kind, Job.ref == ref, Job.state == "ready", Job.token.is_(None))
+    if _is_postgresql(session):
+        picked = picked.with_for_update(skip_locked=True)
+    rows = _take(session, picked, token, later(session, lease_seconds))
+    return Claim(token, [Claimed(row.id, row.ref, row.attempts) for row in rows], [])
+
+
 def _take(session: Session, picked: Any, token: str, until: ColumnElement[float]) -> Sequence[Any]:
     # A CTE and not a subquery of IN: PostgreSQL may run that one more than once and exceed the limit.
     due = picked.cte("due")
@@ -141,6 +153,16 @@ def finish(session: Session, token: str, job_ids: Sequence[int]) -> set[int]:
 def fail(session: Session, token: str, job_ids: Sequence[int], error: str) -> set[int]:
     """Give jobs up, visibly; return those that were still the holder's."""
     return _settle(session, token, job_ids, state="failed", error=error)
+
+
+def close(session: Session, kind: Kind, refs: Sequence[int], error: str | None = None) -> None:
+    """End jobs by what came from outside, done or given up; whoever is at work on them can finish no more."""
+    session.execute(
+        update(Job)
+        .where(Job.kind == kind, Job.ref.in_(refs), Job.state == "ready")
+        .values(state="done" if error is None else "failed", token=None, error=error)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def postpone(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, column, func, or_, select, table, update
+from sqlalchemy import Select, TableClause, column, func, literal, or_, select, table, update
 from sqlalchemy.orm import Session
 
-from db.models import Delivery, Instance, Job, Process, Report, Score, Study, Utc
+from db.models import CommitmentWanted, Delivery, Instance, Job, Process, Report, Score, Study, Utc
 from db.queue import Kind, later
 
 RESULT_COLUMNS = (
@@ -28,8 +28,21 @@ RESULT_COLUMNS = (
     ),
     *("report_uid", "report_revision", "deliveries", "novelty", "age"),
 )
-_MOMENTS = {"received_at", "scored_at"}
-_RESULTS = table("results", *(column(name, Utc() if name in _MOMENTS else None) for name in RESULT_COLUMNS))
+LEDGER_COLUMNS = (
+    *("study_instance_uid", "accession_number", "patient_id", "sop_instance_uid", "calling_ae_title"),
+    *("received_at", "removed_at", "decision", "probability", "scored_at"),
+    *("report_uid", "report_revision", "reported_at"),
+    *("destination", "state", "tries", "sent_uid", "status", "delivered_at", "committed_at"),
+    *("give_up_at", "error"),
+)
+
+
+def _view(name: str, columns: Sequence[str]) -> TableClause:
+    return table(name, *(column(one, Utc() if one.endswith("_at") else None) for one in columns))
+
+
+_RESULTS = _view("results", RESULT_COLUMNS)
+_LEDGER = _view("ledger", LEDGER_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +56,7 @@ class Filter:
     until: datetime | None = None
     decision: str | None = None
     min_probability: float | None = None
+    state: str | None = None  # of a delivery; in the ledger alone
     limit: int | None = None
 
 
@@ -51,17 +65,15 @@ def results(session: Session, wanted: Filter) -> list[dict[str, Any]]:
     statement: Select[Any] = select(_RESULTS).order_by(
         _RESULTS.c.received_at.desc(), _RESULTS.c.sop_instance_uid
     )
-    for condition in _conditions(wanted):
+    for condition in _conditions(wanted, _RESULTS.c):
         statement = statement.where(condition)
     return [dict(row) for row in session.execute(statement.limit(wanted.limit)).mappings()]
 
 
-def _conditions(wanted: Filter) -> Iterable[Any]:
-    columns = _RESULTS.c
+def _conditions(wanted: Filter, columns: Any) -> Iterable[Any]:
     if wanted.patient is not None:
-        yield or_(
-            _matches(columns.patient_id, wanted.patient), _matches(columns.patient_name, wanted.patient)
-        )
+        named = [columns[name] for name in ("patient_id", "patient_name") if name in columns]
+        yield or_(*(_matches(one, wanted.patient) for one in named))
     if wanted.accession is not None:
         yield _matches(columns.accession_number, wanted.accession)
     if wanted.study is not None:
@@ -74,6 +86,8 @@ def _conditions(wanted: Filter) -> Iterable[Any]:
         yield columns.decision == wanted.decision
     if wanted.min_probability is not None:
         yield columns.probability >= wanted.min_probability
+    if wanted.state is not None:
+        yield columns.state == wanted.state
 
 
 def _matches(where: Any, pattern: str) -> Any:
@@ -81,6 +95,17 @@ def _matches(where: Any, pattern: str) -> Any:
         return where == pattern
     escaped = pattern.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").replace("*", "%")
     return where.ilike(escaped, escape="\\")
+
+
+def ledger(session: Session, wanted: Filter) -> list[dict[str, Any]]:
+    """Return rows of the view `ledger`, the newest first: one for each image and each destination."""
+    columns = _LEDGER.c
+    statement: Select[Any] = select(_LEDGER).order_by(
+        columns.received_at.desc(), columns.sop_instance_uid, columns.destination
+    )
+    for condition in _conditions(wanted, columns):
+        statement = statement.where(condition)
+    return [dict(row) for row in session.execute(statement.limit(wanted.limit)).mappings()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +199,7 @@ def undelivered(session: Session) -> list[Undelivered]:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """One job that was given up."""
+    """One job that was given up; `lane` is the other side where there is one."""
 
     kind: str
     lane: str
@@ -189,8 +214,17 @@ def failures(session: Session, limit: int) -> list[Failure]:
     reported = asked.join(Study, Study.id == Job.ref)
     delivered = asked.join(Delivery, Delivery.id == Job.ref).join(Report, Report.id == Delivery.report_id)
     delivered = delivered.join(Study, Study.id == Report.study_id)
+    confirmed = select(Job.kind, CommitmentWanted.calling_ae_title, literal(""), Job.error, Job.id).join(
+        CommitmentWanted, CommitmentWanted.id == Job.ref
+    )
     found: list[Any] = []
-    for kind, statement in ((Kind.SCORE, scored), (Kind.REPORT, reported), (Kind.DELIVER, delivered)):
+    for kind, statement in (
+        (Kind.SCORE, scored),
+        (Kind.REPORT, reported),
+        (Kind.DELIVER, delivered),
+        (Kind.COMMIT, delivered),
+        (Kind.CONFIRM, confirmed),
+    ):
         failed = statement.where(Job.kind == kind, Job.state == "failed")
         found += session.execute(failed.order_by(Job.id.desc()).limit(limit))
     found.sort(key=lambda row: -int(row.id))
@@ -212,13 +246,13 @@ def retry(session: Session, study_instance_uid: str | None, give_up_at: datetime
         .returning(Job.kind, Job.ref)
         .execution_options(synchronize_session=False)
     ).all()
-    sent = [ref for kind, ref in revived if kind == Kind.DELIVER]
-    if sent:
-        session.execute(
-            update(Delivery)
-            .where(Delivery.id.in_(sent))
-            .values(state="pending", tries=0, give_up_at=give_up_at)
-        )
+    refs = {kind: [ref for of, ref in revived if of == kind] for kind in Kind}
+    for where, entity, values in (
+        (Delivery.id.in_(refs[Kind.DELIVER]), Delivery, {"state": "pending", "tries": 0}),
+        (Delivery.id.in_(refs[Kind.COMMIT]), Delivery, {}),
+        (CommitmentWanted.id.in_(refs[Kind.CONFIRM]), CommitmentWanted, {}),
+    ):
+        session.execute(update(entity).where(where).values(**values, give_up_at=give_up_at))
     return len(revived)
 
 
@@ -228,7 +262,8 @@ def _belongs_to(study_instance_uid: str) -> Any:
     return or_(
         (Job.kind == Kind.SCORE) & Job.ref.in_(select(Instance.id).where(Instance.study_id.in_(study))),
         (Job.kind == Kind.REPORT) & Job.ref.in_(study),
-        (Job.kind == Kind.DELIVER) & Job.ref.in_(select(Delivery.id).where(Delivery.report_id.in_(reports))),
+        Job.kind.in_((Kind.DELIVER, Kind.COMMIT))
+        & Job.ref.in_(select(Delivery.id).where(Delivery.report_id.in_(reports))),
     )
 
 
@@ -238,11 +273,6 @@ def study_exists(session: Session, study_instance_uid: str) -> bool:
         session.scalars(select(Study.id).where(Study.study_instance_uid == study_instance_uid)).first()
         is not None
     )
-
-
-def digests(session: Session) -> set[str]:
-    """Return the digests of all recorded objects."""
-    return set(session.scalars(select(Instance.digest)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE
 from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 
 from pacs_node.errors import NotAssociated, TakesNothing, UserError
 from pacs_node.report_encoding import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -31,8 +33,23 @@ def application_entity(ae_title: str) -> AE:
     return ae
 
 
-def associate(ae: AE, host: str, port: int, called_ae_title: str) -> Association:
+def associate(
+    ae: AE,
+    host: str,
+    port: int,
+    called_ae_title: str,
+    *,
+    roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
+    handlers: Sequence[Any] = (),
+) -> Association:
     """Open an association with the contexts and timeouts of `ae`.
+
+    Parameters
+    ----------
+    roles
+        For contexts in which the requestor is not only SCU (PS3.7 D.3.3.4).
+    handlers
+        For what the peer asks meanwhile, as pynetdicom takes them.
 
     Raises
     ------
@@ -42,7 +59,9 @@ def associate(ae: AE, host: str, port: int, called_ae_title: str) -> Association
         When there is no connection, or the peer rejects the association.
     """
     try:
-        association = ae.associate(host, port, ae_title=called_ae_title)
+        association = ae.associate(
+            host, port, ae_title=called_ae_title, ext_neg=list(roles), evt_handlers=list(handlers)
+        )
     except (OSError, UnicodeError) as error:  # what looking up the host's name raises
         raise NotAssociated(f"cannot be reached: {error}") from error
     if association.is_established:

@@ -10,8 +10,9 @@ import socket
 import sys
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +20,8 @@ from rich.console import Console
 if TYPE_CHECKING:
     from db.session import Database
     from pacs_node.config import Settings
+    from pacs_node.reconcile import Reconciliation
+    from pacs_node.spool import Spool
 
 USER_ERROR = 2
 
@@ -48,6 +51,22 @@ class Answer(StrEnum):
     UNDETERMINED = "undetermined"
     NOT_SCORED = "not_scored"
     WAITING = "waiting"
+
+
+class Fetching(StrEnum):
+    """How images are fetched from a PACS."""
+
+    MOVE = "move"
+    GET = "get"
+
+
+class DeliveryState(StrEnum):
+    """What became of a report at a destination."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    COMMITTED = "committed"
+    FAILED = "failed"
 
 
 class StatusFormat(StrEnum):
@@ -179,7 +198,7 @@ def results(
     config: ConfigOption = None,
 ) -> None:
     """Ask the results database, newest first; it is open to any SQL tool too, in its view `results`."""
-    from db.results import Filter  # noqa: PLC0415
+    from db.results import RESULT_COLUMNS, Filter  # noqa: PLC0415
     from db.results import results as ask  # noqa: PLC0415
     from pacs_node import display  # noqa: PLC0415
 
@@ -199,7 +218,50 @@ def results(
     if output is Format.TABLE:
         display.print_results(rows, Console())
     elif output is Format.CSV:
-        display.write_csv(rows, sys.stdout)
+        display.write_csv(rows, RESULT_COLUMNS, sys.stdout)
+    else:
+        display.write_json(rows, sys.stdout)
+
+
+@app.command(
+    epilog="Examples:\n\npacs-node ledger --study 1.2.826.0.1.3680043.8.498.1\n\n"
+    "pacs-node ledger --since 7d --state failed\n\npacs-node ledger --format csv > ledger.csv"
+)
+def ledger(
+    *,
+    study: Annotated[str | None, typer.Option(help="Study Instance UID.")] = None,
+    patient: Annotated[str | None, typer.Option(help="Patient ID, whole; with * for anything.")] = None,
+    accession: Annotated[str | None, typer.Option(help="Accession number.")] = None,
+    since: Annotated[str | None, typer.Option(help="Received since; as for `results`.")] = None,
+    until: Annotated[str | None, typer.Option(help="Received before; as --since.")] = None,
+    state: Annotated[DeliveryState | None, typer.Option(help="Only deliveries in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most rows.")] = 100,
+    output: Annotated[Format, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
+        Format.TABLE
+    ),
+    config: ConfigOption = None,
+) -> None:
+    """Account for each received image: its score, its report, and what each destination said when."""
+    from db.results import LEDGER_COLUMNS, Filter  # noqa: PLC0415
+    from db.results import ledger as ask  # noqa: PLC0415
+    from pacs_node import display  # noqa: PLC0415
+
+    now = datetime.now(UTC)
+    wanted = Filter(
+        study=study,
+        patient=patient,
+        accession=accession,
+        since=None if since is None else _moment(since, now),
+        until=None if until is None else _moment(until, now),
+        state=state,
+        limit=limit,
+    )
+    with _database(_configured(config)).read() as session:
+        rows = ask(session, wanted)
+    if output is Format.TABLE:
+        display.print_ledger(rows, Console())
+    elif output is Format.CSV:
+        display.write_csv(rows, LEDGER_COLUMNS, sys.stdout)
     else:
         display.write_json(rows, sys.stdout)
 
@@ -209,6 +271,9 @@ def status(
     output: Annotated[StatusFormat, typer.Option("--format", help="For people or scripts.")] = (
         StatusFormat.TABLE
     ),
+    files: Annotated[bool, typer.Option(help="Look whether each object's file is there, and none else.")] = (
+        True
+    ),
     config: ConfigOption = None,
 ) -> None:
     """Show counts by state, the oldest waiting image, space, model. Exit code 1 when a person should look."""
@@ -216,7 +281,7 @@ def status(
     from pacs_node.health import snapshot  # noqa: PLC0415
 
     settings = _configured(config)
-    found = snapshot(settings, _database(settings), datetime.now(UTC))
+    found = snapshot(settings, _database(settings), datetime.now(UTC), with_files=files)
     if output is StatusFormat.JSON:
         display.write_json(display.status_values(found), sys.stdout)
     else:
@@ -245,6 +310,60 @@ def retry(
             raise UserError(f"There is no study {study_uid}; `pacs-node results --format csv` names them.")
         number = asked.retry(session, study_uid, give_up_at)
     Console().print(f"{number} {'job' if number == 1 else 'jobs'} will be tried again.", highlight=False)
+
+
+@app.command(
+    epilog="Examples:\n\npacs-node reconcile --against PACS@10.0.0.5:104 --since 1d\n\n"
+    "pacs-node reconcile --against PACS@10.0.0.5:104 --since 2025-06-01 --until 2025-06-08 --fetch --by get"
+)
+def reconcile(
+    *,
+    against: Annotated[str, typer.Option(metavar="AE@HOST:PORT", help="The PACS that is asked by C-FIND.")],
+    since: Annotated[
+        str | None, typer.Option(help="Study date from: a date (ISO 8601), or an age: 2d; 7d when not given.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Study date before; as --since.")] = None,
+    calling: Annotated[
+        str | None, typer.Option("--from", metavar="AE", help="Own AE title; the node's when not given.")
+    ] = None,
+    fetch: Annotated[bool, typer.Option("--fetch", help="Get images that the node does not have.")] = False,
+    by: Annotated[
+        Fetching,
+        typer.Option(help="C-MOVE, by which the PACS sends to the running node; or C-GET, to this command."),
+    ] = Fetching.MOVE,
+    output: Annotated[Format, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
+        Format.TABLE
+    ),
+    config: ConfigOption = None,
+) -> None:
+    """List chest radiographs of a PACS that were not received, scored or reported. Exit code 1 if any is."""
+    from rich.progress import track  # noqa: PLC0415
+
+    from pacs_node import query  # noqa: PLC0415
+    from pacs_node import reconcile as task  # noqa: PLC0415
+    from pacs_node.scu import Peer  # noqa: PLC0415
+    from pacs_node.spool import Spool  # noqa: PLC0415
+
+    now, settings = datetime.now(UTC), _configured(config)
+    peer, database, spool = Peer.parse(against), _database(settings), Spool(settings.spool.path)
+    days = task.period(
+        None if since is None else _moment(since, now), None if until is None else _moment(until, now), now
+    )
+    ours = calling or settings.node.ae_title
+    console = Console(stderr=True)
+    bar = partial(track, console=console, transient=True)
+    with query.open_finder(peer, ours) as finder:
+        found = task.compare(finder, database, spool, days, bar)
+    if fetch and any(finding.missing in task.FETCHABLE for finding in found.findings):
+        if by is Fetching.GET:
+            retrieve = partial(query.get, peer, ours, _keeping(settings, database, spool))
+        else:
+            retrieve = partial(query.move, peer, ours, settings.node.ae_title)
+        found = task.fetch(found, retrieve, database, spool, bar)
+    _print_reconciliation(found, output, console)
+    if found.failure is not None:
+        raise found.failure
+    sys.exit(0 if found.is_clean else 1)
 
 
 @app.command()
@@ -282,6 +401,33 @@ def _database(settings: Settings) -> Database:
     database = Database(settings.database.url)
     database.require_current()
     return database
+
+
+def _keeping(settings: Settings, database: Database, spool: Spool) -> list[Any]:
+    """Return pynetdicom's handlers that keep what comes by C-GET, as the node keeps what is sent to it."""
+    from pacs_node.receive import Receiver  # noqa: PLC0415
+    from pacs_node.reconcile import prepare  # noqa: PLC0415
+
+    prepare(spool, database)
+    return Receiver(settings, database, spool).keeping()
+
+
+def _print_reconciliation(found: Reconciliation, output: Format, console: Console) -> None:
+    """Print what is missing to standard output, and the rest to `console`."""
+    from pacs_node import display  # noqa: PLC0415
+
+    if output is Format.TABLE:
+        display.print_reconciliation(found, Console())
+    elif output is Format.CSV:
+        display.write_findings_csv(found, sys.stdout)
+    else:
+        display.write_json(display.reconciliation_values(found), sys.stdout)
+    notes = [] if output is Format.TABLE else [found.summary]
+    notes += found.troubles
+    if not found.is_complete:
+        notes.append("Some answers of the PACS could not be read: more may be missing; see its log.")
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def _moment(text: str, now: datetime) -> datetime:

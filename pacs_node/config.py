@@ -72,6 +72,7 @@ class SpoolSettings(_Section):
     """Where received objects lie."""
 
     path: Path = Path("spool")
+    orphan_minutes: Annotated[float, Field(gt=0)] = 10
 
 
 class DatabaseSettings(_Section):
@@ -84,6 +85,12 @@ class StudySettings(_Section):
     """When a study counts as complete."""
 
     quiet_seconds: Annotated[float, Field(ge=0, le=LONGEST_WAIT_SECONDS)] = 10
+
+
+class RetentionSettings(_Section):
+    """How long the files of studies that are through with are kept."""
+
+    days: Annotated[float, Field(ge=0)] = 0
 
 
 class ClassifierSettings(_Section):
@@ -124,6 +131,7 @@ class DeliverSettings(_Section):
     give_up_hours: Annotated[float, Field(gt=0, le=8760)] = 72
     connect_seconds: Seconds = 10
     answer_seconds: Seconds = 60
+    commit_seconds: Seconds = 600
 
 
 def _upper(value: object) -> object:
@@ -145,6 +153,7 @@ class Destination(_Section):
     host: Annotated[str, Field(min_length=1)]
     port: Port
     send: tuple[Literal["report"], ...] = ("report",)
+    commitment: Literal["auto", "off"] = "auto"
 
     @model_validator(mode="before")
     @classmethod
@@ -152,6 +161,14 @@ class Destination(_Section):
         if isinstance(values, dict) and "name" not in values and "ae_title" in values:
             return {**values, "name": str(values["ae_title"]).strip()}
         return values
+
+
+class Modality(_Section):
+    """One application entity that asks for storage commitment, and where it is answered."""
+
+    ae_title: AETitle
+    host: Annotated[str, Field(min_length=1)]
+    port: Port
 
 
 class Settings(BaseSettings):
@@ -166,11 +183,13 @@ class Settings(BaseSettings):
     spool: SpoolSettings = SpoolSettings()
     database: DatabaseSettings = DatabaseSettings()
     study: StudySettings = StudySettings()
+    retention: RetentionSettings = RetentionSettings()
     classifier: ClassifierSettings = ClassifierSettings()
     work: WorkSettings = WorkSettings()
     deliver: DeliverSettings = DeliverSettings()
     log: LogSettings = LogSettings()
     destinations: tuple[Destination, ...] = ()
+    modalities: tuple[Modality, ...] = ()
 
     @field_validator("destinations")
     @classmethod
@@ -191,6 +210,9 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Let the environment override the file, which comes as arguments."""
         return (env_settings, init_settings)
+
+
+_BLOCKS: dict[str, type[_Section]] = {"destinations": Destination, "modalities": Modality}
 
 
 def load(path: Path | None) -> Settings:
@@ -255,8 +277,8 @@ def _no_json(error: SettingsError) -> str:
 def _keys(section: tuple[object, ...]) -> list[str]:
     fields = Settings.model_fields
     for name in section:
-        if name == "destinations":
-            return list(Destination.model_fields)
+        if name in _BLOCKS:
+            return list(_BLOCKS[str(name)].model_fields)
         default = fields[str(name)].default if name in fields else None
         fields = type(default).model_fields if isinstance(default, BaseModel) else {}
     return list(fields)

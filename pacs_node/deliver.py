@@ -17,6 +17,7 @@ from pynetdicom import _config
 from pynetdicom.association import Association
 
 from pacs_node.association import application_entity, associate, store
+from pacs_node.commitment import COMMITMENT
 from pacs_node.config import DeliverSettings, Destination
 from pacs_node.errors import (
     DestinationBusy,
@@ -35,11 +36,15 @@ _CLASS_NOT_SUPPORTED = 0x0122
 
 @dataclass(frozen=True)
 class Sent:
-    """What a destination took: the object as it was sent, and the DIMSE status of the answer."""
+    """What a destination took: the object as it was sent, and the DIMSE status of the answer.
+
+    `commits` tells whether it offers storage commitment, for which it is to be asked.
+    """
 
     sop_class_uid: str
     sop_instance_uid: str
     status: int
+    commits: bool = False
 
 
 class Link:
@@ -81,8 +86,12 @@ class Link:
             status = self._store(report, syntax)
             if status != _CLASS_NOT_SUPPORTED:
                 self._judge(status)
-                return Sent(report.sop_class_uid, report.sop_instance_uid, status)
+                return Sent(report.sop_class_uid, report.sop_instance_uid, status, self._offers_commitment)
         raise DestinationRefused(f"{self._name} takes no class of structured report; enable one there.")
+
+    @property
+    def _offers_commitment(self) -> bool:
+        return any(cx.abstract_syntax == COMMITMENT for cx in self._association.accepted_contexts)
 
     def _accepted_syntax(self, sop_class: str) -> str | None:
         accepted = {
@@ -144,6 +153,8 @@ def _associate(destination: Destination, calling_ae_title: str, settings: Delive
     for sop_class in REPORT_CLASSES:
         for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
             ae.add_requested_context(sop_class, syntax)
+    if destination.commitment == "auto":
+        ae.add_requested_context(COMMITMENT)
     where = f"{destination.name} ({destination.ae_title}@{destination.host}:{destination.port})"
     try:
         return associate(ae, destination.host, destination.port, destination.ae_title)

@@ -1,10 +1,12 @@
-"""How results and status look: tables for people, CSV and JSON for programs."""
+"""How results, status and what is missing look: tables for people, CSV and JSON for programs."""
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any, TextIO
 
@@ -13,12 +15,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from db.results import RESULT_COLUMNS
+from pacs_node.custody import Stock
 from pacs_node.health import Snapshot
+from pacs_node.reconcile import IMAGE_LEVEL, Finding, Missing, Reconciliation
 
 _STYLES = {"positive": "bold red", "negative": "green", "undetermined": "yellow", "waiting": "dim"}
 _STATES = ("ready", "done", "failed")
-_WORK = {"score": "Scoring", "report": "Reporting", "deliver": "Delivering"}
+_WORK = {
+    "score": "Scoring",
+    "report": "Reporting",
+    "deliver": "Delivering",
+    "commit": "Asking to commit",
+    "confirm": "Committing",
+}
+_ALWAYS = {"score", "report", "deliver"}
 
 Row = Mapping[str, Any]
 
@@ -64,9 +74,36 @@ def decision(value: str) -> str:
     return f"[{style}]{text}[/]" if style else text
 
 
-def write_csv(rows: Sequence[Row], file: TextIO) -> None:
+def print_ledger(rows: Sequence[Row], console: Console) -> None:
+    """Print rows of the view `ledger`, the columns that fit a terminal."""
+    names = ("Received", "Image", "Answer", "Report", "Destination", "State", "Delivered", "Committed")
+    table = Table(
+        *(Column(name, no_wrap=name != "Image", overflow="fold") for name in names),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for row in rows:
+        table.add_row(*_ledger_cells(row))
+    console.print(table if rows else "No image matches.")
+    for error in dict.fromkeys(f"{row['destination']}: {row['error']}" for row in rows if row["error"]):
+        console.print(error, markup=False, highlight=False)
+
+
+def _ledger_cells(row: Row) -> Iterator[str]:
+    yield f"{row['received_at'].astimezone():%Y-%m-%d %H:%M}"
+    yield escape(row["sop_instance_uid"])
+    yield answer({"reason": None, **row})
+    yield "" if row["report_uid"] is None else f"revision {row['report_revision']}"
+    yield escape(row["destination"] or "")
+    status = "" if row["status"] is None else f" 0x{row['status']:04X}"
+    yield f"{row['state'] or ''}{status}"
+    for name in ("delivered_at", "committed_at"):
+        yield "" if row[name] is None else f"{row[name].astimezone():%m-%d %H:%M:%S}"
+
+
+def write_csv(rows: Sequence[Row], columns: Sequence[str], file: TextIO) -> None:
     """Write all columns, with a header line; times are ISO 8601."""
-    writer = csv.DictWriter(file, RESULT_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _plain(value) for name, value in row.items()} for row in rows)
 
@@ -75,6 +112,63 @@ def write_json(value: Any, file: TextIO) -> None:
     """Write JSON; times are ISO 8601."""
     json.dump(value, file, indent=2, ensure_ascii=False, default=_plain)
     file.write("\n")
+
+
+def print_reconciliation(found: Reconciliation, console: Console) -> None:
+    """Print what is missing: one line for all images of a study of which the same is said."""
+    table = Table(
+        Column("Study", no_wrap=True),
+        Column("Patient", overflow="fold"),
+        Column("Accession", overflow="fold"),
+        Column("Missing", no_wrap=True),
+        Column("Images", justify="right"),
+        Column("Why", overflow="fold"),
+        Column("Study Instance UID", overflow="fold"),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    alike = itertools.groupby(sorted(found.findings, key=_likeness), _likeness)
+    for _, same in alike:
+        table.add_row(*_missing(list(same)))
+    if found.findings:
+        console.print(table)
+    console.print(found.summary, highlight=False, soft_wrap=True)
+
+
+def _likeness(finding: Finding) -> tuple[str, ...]:
+    detail = "" if finding.missing is Missing.FILE_MISSING else finding.detail  # each file has its own
+    return finding.study_date, finding.study_instance_uid, finding.missing, str(finding.is_fetched), detail
+
+
+def _missing(same: Sequence[Finding]) -> Iterator[str]:
+    first = same[0]
+    yield escape(first.study_date)
+    yield escape(" ".join(filter(None, (first.patient_id, first.patient_name))))
+    yield escape(first.accession_number)
+    what = first.missing.replace("_", " ")
+    yield f"[green]{what}, fetched[/]" if first.is_fetched else f"[red]{what}[/]"
+    yield str(len(same)) if first.missing in IMAGE_LEVEL else ""
+    yield escape(first.detail if len(same) == 1 or first.missing is not Missing.FILE_MISSING else "")
+    yield escape(first.study_instance_uid)
+
+
+def write_findings_csv(found: Reconciliation, file: TextIO) -> None:
+    """Write what is missing, with a header line."""
+    writer = csv.DictWriter(file, [field.name for field in fields(Finding)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(vars(finding) for finding in found.findings)
+
+
+def reconciliation_values(found: Reconciliation) -> dict[str, Any]:
+    """Return what came of comparing as plain values."""
+    return {
+        "studies": found.studies,
+        "images": found.images,
+        **{missing.value: found.count(missing) for missing in Missing},
+        "fetched": found.fetched,
+        "is_complete": found.is_complete,
+        "findings": [vars(finding) for finding in found.findings],
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -98,7 +192,15 @@ def status_values(found: Snapshot) -> dict[str, Any]:
         "free_bytes": found.free_bytes,
         "model": None if model is None else vars(model),
         "failures": [vars(failure) for failure in found.failures],
+        "spool": None if found.stock is None else _stock_values(found.stock),
         "problems": found.problems,
+    }
+
+
+def _stock_values(stock: Stock) -> dict[str, Any]:
+    return {
+        "orphans": stock.orphans,
+        "missing": [{"digest": m.digest, "sop_instance_uid": m.sop_instance_uid} for m in stock.missing],
     }
 
 
@@ -115,7 +217,8 @@ def print_status(found: Snapshot, console: Console) -> None:
     console.print(_facts_table(found))
     for failure in found.failures:
         lane = f" to {failure.lane}" if failure.lane else ""
-        what = f"Failed: {failure.kind}{lane}, study {failure.study_instance_uid}: {failure.error}"
+        study = f", study {failure.study_instance_uid}" if failure.study_instance_uid else ""
+        what = f"Failed: {failure.kind}{lane}{study}: {failure.error}"
         console.print(what, markup=False, highlight=False)
     for problem in found.problems:
         console.print(problem, style="red", highlight=False, markup=False)
@@ -127,11 +230,14 @@ def _work_table(found: Snapshot) -> Table:
     table = Table("Work", *(Column(name, justify="right") for name in ("waiting", "done", "failed")))
     jobs = found.counts.jobs
     for kind, name in _WORK.items():
+        if kind not in _ALWAYS and not any((kind, state) in jobs for state in _STATES):
+            continue
         table.add_row(name, *(str(jobs.get((kind, state), 0)) for state in _STATES))
     counted = found.counts.deliveries
     for destination in dict.fromkeys(name for name, _ in counted):
-        states = ("pending", "delivered", "failed")
-        table.add_row(f"  to {destination}", *(str(counted.get((destination, s), 0)) for s in states))
+        states = (("pending",), ("delivered", "committed"), ("failed",))
+        sums = (sum(counted.get((destination, state), 0) for state in group) for group in states)
+        table.add_row(f"  to {destination}", *map(str, sums))
     return table
 
 

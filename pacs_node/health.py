@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -10,6 +11,7 @@ from db.results import Counts, Failure, Sign, Undelivered, Waiting
 from db.rows import StoredModel
 from db.session import Database
 from pacs_node.config import Settings
+from pacs_node.custody import Stock, take_stock
 from pacs_node.spool import Spool
 
 ROLES = ("receive", "score", "deliver")
@@ -30,6 +32,8 @@ class Snapshot:
         Space left for the spool, and below how much of it images are refused; ``None`` without spool.
     unconfigured
         Destinations for which deliveries wait but which config.toml does not name.
+    stock
+        Where database and spool do not agree; ``None`` if that was not looked at.
     """
 
     at: datetime
@@ -42,6 +46,7 @@ class Snapshot:
     free_bytes: int | None
     floor_bytes: int
     unconfigured: list[str]
+    stock: Stock | None
 
     @property
     def problems(self) -> list[str]:
@@ -65,13 +70,32 @@ class Snapshot:
             found.append(f"{failed} jobs failed: see the reasons, then `pacs-node retry --failed`.")
         if self.free_bytes is not None and self.free_bytes < self.floor_bytes:
             found.append("The spool is almost full: images are refused until there is space.")
+        if self.stock and self.stock.missing:
+            found.append(
+                f"{_files(self.stock.missing)} missing from the spool; put the files back from a backup, or "
+                "get them again: `pacs-node reconcile --fetch`."
+            )
+        if self.stock and self.stock.orphans:
+            found.append(
+                f"{_files(self.stock.orphans)} in the spool without a row; `pacs-node serve` takes them in "
+                "within the hour, or says in its log why not."
+            )
         for name in self.unconfigured:
             found.append(f"Reports wait for {name}, which is not among the [[destinations]].")
         return found
 
 
-def snapshot(settings: Settings, database: Database, at: datetime) -> Snapshot:
+def _files(found: Sized) -> str:
+    return f"{len(found)} {'object is' if len(found) == 1 else 'objects are'}"
+
+
+def snapshot(settings: Settings, database: Database, at: datetime, *, with_files: bool = False) -> Snapshot:
     """Look at everything.
+
+    Parameters
+    ----------
+    with_files
+        Whether to look for each file of the spool too, which takes seconds for each million.
 
     Raises
     ------
@@ -88,6 +112,9 @@ def snapshot(settings: Settings, database: Database, at: datetime) -> Snapshot:
     known = {destination.name for destination in settings.destinations}
     pending = {name for (name, state), number in counts.deliveries.items() if state == "pending" and number}
     spool = Spool(settings.spool.path)
+    stock = None
+    if with_files and spool.is_there:
+        stock = take_stock(database, spool, settings.spool.orphan_minutes * 60)
     return Snapshot(
         at=at,
         counts=counts,
@@ -99,4 +126,5 @@ def snapshot(settings: Settings, database: Database, at: datetime) -> Snapshot:
         free_bytes=spool.free_bytes() if spool.root.is_dir() else None,
         floor_bytes=settings.receive.min_free_mebibytes * 2**20,
         unconfigured=sorted(pending - known),
+        stock=stock,
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import time
 import warnings
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,20 +38,21 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import
 
 from classifier.config import PROJECTION_RADIOGRAPHS
-from db import queries
-from db.errors import DatabaseError, WriteConflict
-from db.rows import NewInstance, Received
+from db.errors import DatabaseError
+from db.rows import Received
 from db.session import Database
 from pacs_node import log
 from pacs_node.association import application_entity
 from pacs_node.config import Settings
 from pacs_node.errors import PortInUse, Refused
 from pacs_node.header import Identity, UnreadableHeader, identity, read_header
+from pacs_node.intake import OUT_OF_RESOURCES, described, record
+from pacs_node.provider import Provider
 from pacs_node.spool import Arriving, Spool, digest
 
 _log = log.get(__name__)
 
-SUCCESS, OUT_OF_RESOURCES, DOES_NOT_MATCH, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA900, 0xC000  # PS3.4 B.2.3
+SUCCESS, DOES_NOT_MATCH, CANNOT_UNDERSTAND = 0x0000, 0xA900, 0xC000  # PS3.4 B.2.3
 
 READABLE_SYNTAXES = (
     ExplicitVRLittleEndian,
@@ -71,7 +71,6 @@ READABLE_SYNTAXES = (
 sender can offer it in one of these."""
 
 _DRAIN_SECONDS = 10
-_TRIES = 5  # of a transaction that lost a race
 
 
 class Receiver:
@@ -89,7 +88,9 @@ class Receiver:
         self._settings = settings
         self._database = database
         self._spool = spool
+        self._provider = Provider(settings, database, spool)
         self._ae = _application_entity(settings)
+        self._provider.support(self._ae)
         self._server: Any = None
 
     def start(self) -> int:
@@ -101,11 +102,6 @@ class Receiver:
             When another program listens there, or the address is not one of this machine.
         """
         node = self._settings.node
-        # The encoded data set goes straight to a file, which `Spool.keep` can rename into its place.
-        _config.STORE_RECV_CHUNKED_DATASET = True
-        dimse_messages.NamedTemporaryFile = lambda **_: self._spool.arriving()  # type: ignore  # not exported
-        # pydicom warns of what breaks the Standard, with the value. `catch_warnings` is not for threads.
-        warnings.simplefilter("ignore", UserWarning)
         try:
             self._server = self._ae.start_server(
                 (node.host, node.port), block=False, evt_handlers=self._handlers()
@@ -128,13 +124,21 @@ class Receiver:
         for association in self._ae.active_associations:
             association.abort()
 
+    def keeping(self) -> list[Any]:
+        """Return the handlers of an association over which objects come to be kept, as after C-GET.
+
+        From now on, what this process receives goes into the spool.
+        """
+        # The encoded data set goes straight to a file, which `Spool.keep` can rename into its place.
+        _config.STORE_RECV_CHUNKED_DATASET = True
+        dimse_messages.NamedTemporaryFile = lambda **_: self._spool.arriving()  # type: ignore  # not exported
+        # pydicom warns of what breaks the Standard, with the value. `catch_warnings` is not for threads.
+        warnings.simplefilter("ignore", UserWarning)
+        return [(evt.EVT_C_STORE, self._on_c_store), (evt.EVT_ABORTED, _on_aborted)]
+
     def _handlers(self) -> list[Any]:
-        return [
-            (evt.EVT_C_STORE, self._on_c_store),
-            (evt.EVT_ACCEPTED, _on_accepted),
-            (evt.EVT_REJECTED, _on_rejected),
-            (evt.EVT_ABORTED, _on_aborted),
-        ]
+        handlers = [*self.keeping(), *self._provider.handlers()]
+        return [*handlers, (evt.EVT_ACCEPTED, _on_accepted), (evt.EVT_REJECTED, _on_rejected)]
 
     def _on_c_store(self, event: evt.Event) -> Dataset:
         """Answer C-STORE; an exception that is not expected here becomes 0xC211 in pynetdicom."""
@@ -167,15 +171,10 @@ class Receiver:
         content = digest(received, syntax)
         size = received.stat().st_size
         self._spool.keep(received, content)
-        new = NewInstance(
-            **vars(found),
-            transfer_syntax_uid=syntax,
-            digest=content,
-            size=size,
-            calling_ae_title=_calling_ae(event)[:16],
-            received_at=datetime.now(UTC),
+        new = described(
+            found, transfer_syntax_uid=syntax, digest=content, size=size, calling_ae_title=_calling_ae(event)
         )
-        outcome = self._record(new)
+        outcome = record(self._database, self._spool, new, self._settings.study.quiet_seconds)
         write = _log.warning if outcome is Received.CONFLICT else _log.info
         write("instance stored", outcome=outcome.value, study=found.study_instance_uid, bytes=size, **request)
 
@@ -184,17 +183,6 @@ class Receiver:
         free = self._spool.free_bytes()
         if free < floor:
             raise Refused(OUT_OF_RESOURCES, f"Spool almost full: {free // 2**20} MiB free")
-
-    def _record(self, new: NewInstance) -> Received:
-        """Record an object; where another association records the same one right now, look what it left."""
-        for attempt in range(1, _TRIES + 1):
-            try:
-                with self._database.write() as session:
-                    return queries.add_instance(session, new, self._settings.study.quiet_seconds)
-            except WriteConflict:
-                if attempt == _TRIES:
-                    raise
-        raise AssertionError("not reached")
 
 
 def _application_entity(settings: Settings) -> AE:
@@ -290,7 +278,9 @@ def _peer(event: evt.Event) -> dict[str, Any]:
 
 
 def _calling_ae(event: evt.Event) -> str:
-    return _printable(str(event.assoc.requestor.ae_title).strip())
+    """Return the AE title of the other side: the one that was called where this node asked by C-GET."""
+    peer = event.assoc.acceptor if event.assoc.is_requestor else event.assoc.requestor
+    return _printable(str(peer.ae_title).strip())
 
 
 def _printable(text: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from typing import Protocol
 
 from db import queries
 from db.errors import DatabaseError
@@ -19,8 +20,10 @@ from db.rows import StoredModel
 from db.session import Database
 from pacs_node import __version__, log
 from pacs_node.config import Settings
+from pacs_node.custody import Housekeeper
+from pacs_node.dispatch import CommitStage, ConfirmStage, DeliverStage
 from pacs_node.errors import ConfigError, ModelUnusable
-from pacs_node.pipeline import DeliverStage, ReportStage, Scorer, ScoreStage, algorithm
+from pacs_node.pipeline import ReportStage, Scorer, ScoreStage, algorithm
 from pacs_node.receive import Receiver
 from pacs_node.report import InvalidReport, Node
 from pacs_node.spool import Spool
@@ -29,6 +32,19 @@ from pacs_node.worker import Stage, Worker
 _log = log.get(__name__)
 
 SIGN_SECONDS = 10.0
+
+
+class Runs(Protocol):
+    """What works until it is told to stop."""
+
+    def run(self) -> None:
+        """Work until `stop`."""
+        ...
+
+    def stop(self) -> None:
+        """Let `run` return."""
+        ...
+
 
 Ready = Callable[[], None]
 Role = Callable[[Settings, threading.Event, Ready], None]
@@ -59,7 +75,7 @@ def score(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
 
 
 def deliver(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
-    """Make reports and send them, each destination in a thread of its own."""
+    """Make reports and send them, each destination in threads of its own; and keep house."""
     database, spool = _open(settings)
     try:
         node = Node(
@@ -70,11 +86,15 @@ def deliver(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
         )
     except InvalidReport as error:
         raise ConfigError(f"Correct [node] in the settings: {error}.") from error
-    stages: list[Stage] = [ReportStage(database, spool, node, settings)]
+    stages: list[Stage] = [
+        ReportStage(database, spool, node, settings),
+        ConfirmStage(database, spool, settings),
+    ]
     for destination in settings.destinations:
-        stages.append(DeliverStage(database, destination, settings.node.ae_title, settings.deliver))
+        for stage in (DeliverStage, CommitStage):
+            stages.append(stage(database, destination, settings.node.ae_title, settings.deliver))
     ready()
-    _work(settings, stopped, database, stages)
+    _work(settings, stopped, database, stages, [Housekeeper(settings, database, spool)])
 
 
 ROLES: dict[str, Role] = {"receive": receive, "score": score, "deliver": deliver}
@@ -153,10 +173,17 @@ def _load_model(settings: Settings, database: Database) -> tuple[Scorer, StoredM
     return predictor, model
 
 
-def _work(settings: Settings, stopped: threading.Event, database: Database, stages: Sequence[Stage]) -> None:
-    """Run a worker for each stage until `stopped`; end all when one of them fails."""
+def _work(
+    settings: Settings,
+    stopped: threading.Event,
+    database: Database,
+    stages: Sequence[Stage],
+    others: Sequence[Runs] = (),
+) -> None:
+    """Run a worker for each stage, and what else there is, until `stopped`; end all when one fails."""
     poll, lease = settings.work.poll_seconds, settings.work.lease_seconds
-    workers = [Worker(database, stage, poll, lease) for stage in stages]
+    workers: list[Runs] = [Worker(database, stage, poll, lease) for stage in stages]
+    workers += others
     threads = [threading.Thread(target=worker.run, daemon=True) for worker in workers]
     for thread in threads:
         thread.start()

@@ -13,6 +13,7 @@ import hashlib
 import os
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -117,9 +118,20 @@ class Spool:
         """Return the place of an object."""
         return self.objects / digest[:2] / f"{digest}.dcm"
 
-    def stored(self) -> Iterator[str]:
-        """Yield the digests of all files that are here."""
-        yield from (path.stem for path in sorted(self.objects.glob("??/*.dcm")))
+    def stored(self, first: str = "??") -> Iterator[str]:
+        """Yield the digests of all files that are here, or of those that begin with two digits."""
+        yield from (path.stem for path in sorted(self.objects.glob(f"{first}/*.dcm")))
+
+    def age_seconds(self, digest: str) -> float | None:
+        """Return how long ago an object was written, by this machine's clock; ``None`` if it is not here."""
+        try:
+            return time.time() - self.path(digest).stat().st_mtime
+        except FileNotFoundError:
+            return None
+
+    def remove(self, digest: str) -> None:
+        """Remove an object that nobody needs any more; one that is gone already is no error."""
+        self.path(digest).unlink(missing_ok=True)
 
     def free_bytes(self) -> int:
         """Return the space left on its disk."""

@@ -9,7 +9,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,16 @@ class Orthanc:
             content: bytes = answer.read()
         return content
 
+    def post(self, path: str, content: Any) -> Any:
+        """Post JSON to a resource of the REST API; return what it answers."""
+        request = urllib.request.Request(self._url + path, json.dumps(content).encode(), method="POST")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read())
+
+    def json(self, path: str) -> Any:
+        """Return what a resource of the REST API holds, decoded."""
+        return json.loads(self.get(path))
+
     def instances(self) -> list[str]:
         """Return Orthanc's names of all the instances it holds."""
         names: list[str] = json.loads(self.get("/instances"))
@@ -64,10 +74,19 @@ class Orthanc:
 
 
 @contextmanager
-def orthanc(folder: Path) -> Iterator[Orthanc]:
-    """Return a context in which Orthanc runs, with an empty storage under `folder`."""
+def orthanc(
+    folder: Path, modalities: Mapping[str, int] | None = None, port: int | None = None
+) -> Iterator[Orthanc]:
+    """Return a context in which Orthanc runs, with its storage under `folder`.
+
+    Parameters
+    ----------
+    modalities
+        AE titles that Orthanc knows, and their ports on this machine: where it sends, and answers to requests
+        for storage commitment.
+    """
     folder.mkdir(exist_ok=True)
-    port, http_port = free_port(), free_port()
+    port, http_port = port or free_port(), free_port()
     config: dict[str, Any] = {
         "Name": "PACS",
         "StorageDirectory": str(folder / "storage"),
@@ -79,6 +98,7 @@ def orthanc(folder: Path) -> Iterator[Orthanc]:
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": False,
         "OverwriteInstances": False,
+        "DicomModalities": {title: [title, "127.0.0.1", at] for title, at in (modalities or {}).items()},
     }
     file = folder / "orthanc.json"
     file.write_text(json.dumps(config))

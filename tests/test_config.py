@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pacs_node.config import ENVIRONMENT_PREFIX, Destination, Settings, load
+from pacs_node.config import ENVIRONMENT_PREFIX, Destination, Modality, Settings, load
 from pacs_node.errors import ConfigError
 
 CONFIG = Path(__file__).resolve().parents[1] / "config.toml"
@@ -60,7 +60,8 @@ def refusal(path: Path | None) -> str:
 
 def test_the_committed_file_lists_every_setting_and_nothing_else() -> None:
     uncommented = re.sub(r"^# (\w+ = )", r"\1", TEXT, flags=re.MULTILINE)
-    assert keys(tomllib.loads(uncommented)) == keys(Settings().model_dump(exclude={"destinations"}))
+    blocks = {"destinations", "modalities"}
+    assert keys(tomllib.loads(uncommented)) == keys(Settings().model_dump(exclude=blocks))
 
 
 def test_the_committed_file_states_the_defaults() -> None:
@@ -75,7 +76,9 @@ def test_the_committed_file_explains_every_key() -> None:
 
 def test_the_example_of_a_destination_is_complete_and_valid(write: Write) -> None:
     example = CONFIG.read_text(encoding="utf-8").partition("# [[destinations]]")
-    text = "[[destinations]]" + example[2].replace("\n# ", "\n")
+    blocks = re.sub(r"^# (\w+ = |\[\[)", r"\1", example[2], flags=re.MULTILINE)
+    text = "[[destinations]]" + blocks
+    assert set(tomllib.loads(text)["modalities"][0]) == set(Modality.model_fields)
     assert set(tomllib.loads(text)["destinations"][0]) == set(Destination.model_fields)
     (destination,) = load(write(text)).destinations
     assert (destination.name, destination.ae_title, destination.port) == ("PACS", "ORTHANC", 4242)

@@ -30,8 +30,8 @@ from db.session import Database
 from pacs_node.config import DeliverSettings, Destination, Settings
 from pacs_node.deliver import Sent, open_link
 from pacs_node.demo_peers import free_port
+from pacs_node.dispatch import DeliverStage
 from pacs_node.errors import DestinationBusy, DestinationDown, DestinationRefused, Retryable
-from pacs_node.pipeline import DeliverStage
 from pacs_node.report import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, ENHANCED_SR, REPORT_CLASSES, as_class
 from pacs_node.worker import Done, Later, Worker
 from tests.conftest import radiograph

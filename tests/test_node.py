@@ -85,9 +85,9 @@ class Site:
         return [json.loads(line) for line in (self.folder / "node.log").read_text().splitlines()]
 
 
-def configure(folder: Path, url: str, pacs_port: int, **sections: str) -> int:
+def configure(folder: Path, url: str, pacs_port: int, port: int | None = None, **sections: str) -> int:
     """Write a config.toml; return the port of the node."""
-    port = free_port()
+    port = port or free_port()
     (folder / "config.toml").write_text(
         f"""
 [node]
@@ -124,8 +124,9 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if request.param == "postgresql":
         server = request.getfixturevalue("postgres_server")
         url = server.url(server.create())
-    with orthanc(folder / "orthanc") as pacs:
-        port = configure(folder, url, pacs.port)
+    port = free_port()
+    with orthanc(folder / "orthanc", {"PACS_NODE": port}) as pacs:
+        configure(folder, url, pacs.port, port)
         with NodeProcess(folder / "config.toml", folder / "node.log") as node:
             node.wait_until_ready()
             database = Database(url)
@@ -156,7 +157,7 @@ def test_every_image_that_dcmtk_sends_is_answered_in_the_view_results(site: Site
         came_out = row["reason"] or row["decision"]
         assert (came_out, row["patient_id"]) == (sample.expected, sample.patient)
         assert (row["probability"] is None) == (row["decision"] == "not_scored")
-        assert row["deliveries"] == "PACS: delivered"
+        assert row["deliveries"] == "PACS: committed"
         assert row["model_name"] == "densenet121-kermany"
         assert row["received_at"] <= row["scored_at"]
 
@@ -234,7 +235,7 @@ def test_a_killed_scoring_process_comes_back_and_nothing_is_lost(
     for path in paths:
         (row,) = site.rows(study=str(dcmread(path).StudyInstanceUID))
         assert row["probability"] is not None
-        assert row["deliveries"] == "PACS: delivered"
+        assert row["deliveries"] == "PACS: committed"
     assert _process(site, "role score") != victim
 
 
@@ -262,7 +263,7 @@ def test_results_status_and_retry_answer_people_and_scripts(site: Site, sent: li
     assert {row["decision"] for row in csv.DictReader(io.StringIO(sheet.stdout))} == {"positive"}
     status = command("status", "--format", "json", "--config", site.config)
     assert status.returncode == 0, status.stdout
-    assert json.loads(status.stdout)["deliveries"]["PACS"].keys() == {"delivered"}
+    assert json.loads(status.stdout)["deliveries"]["PACS"].keys() == {"committed"}
     assert "All is well" in command("status", "--config", site.config).stdout
     assert "0 jobs" in command("retry", "--failed", "--config", site.config).stdout
     assert command("retry", "1.2.3", "--config", site.config).returncode == 2

@@ -21,7 +21,7 @@ from sqlalchemy import select, update
 from classifier.errors import Reason
 from classifier.outcome import Decision, Prediction
 from db import queries
-from db.models import Delivery, Job, Report, Score, Study
+from db.models import Delivery, Instance, Job, Report, Score, Study
 from db.queue import MAX_ATTEMPTS, Kind, enqueue
 from db.results import Failure, Filter, counts, failures, results, retry
 from db.rows import NewInstance, NewScore, Received, StoredModel
@@ -153,6 +153,10 @@ class Bench:
         """Return all reports in the order in which they were made."""
         with self.database.read() as session:
             return list(session.scalars(select(Report).order_by(Report.id)))
+
+    def instances(self) -> list[Instance]:
+        with self.database.read() as session:
+            return list(session.scalars(select(Instance).order_by(Instance.id)))
 
     def deliveries(self) -> list[Delivery]:
         with self.database.read() as session:

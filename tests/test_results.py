@@ -296,7 +296,6 @@ def test_an_empty_database_has_nothing_to_tell(database: Database) -> None:
             studies=0, instances=0, scores=0, reports=0, jobs={}, deliveries={}
         )
         assert results.oldest_waiting(session) is None
-        assert results.digests(session) == set()
         assert results.retry(session, None, NOW) == 0
     assert ask(database) == []
     assert failures(database) == []
@@ -322,7 +321,6 @@ def test_a_study_and_the_digests_of_all_objects_are_known(database: Database) ->
     with database.read() as session:
         assert results.study_exists(session, uid("1", "study"))
         assert not results.study_exists(session, uid("2", "study"))
-        assert results.digests(session) == {one.digest for one in came}
 
 
 def fail_much(database: Database) -> None:

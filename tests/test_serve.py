@@ -107,7 +107,8 @@ def test_an_association_that_is_open_at_the_end_may_finish_its_object(folder: Pa
     with sqlite3.connect(folder / "results.sqlite") as database:
         (rows,) = database.execute("SELECT COUNT(*) FROM instance").fetchone()
     database.close()
-    assert rows == stored == len(list((folder / "spool" / "objects").rglob("*.dcm")))
+    assert rows == len(list((folder / "spool" / "objects").rglob("*.dcm")))
+    assert rows - stored in (0, 1)  # of the last one the answer may have been cut off
 
 
 def test_no_process_outlives_a_supervisor_that_was_killed(folder: Path) -> None:

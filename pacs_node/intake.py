@@ -1,0 +1,54 @@
+"""Recording an object whose file is in its place: the last step before Success."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from db import queries
+from db.errors import WriteConflict
+from db.rows import NewInstance, Received
+from db.session import Database
+from pacs_node.errors import Refused
+from pacs_node.header import Identity
+from pacs_node.spool import Spool
+
+OUT_OF_RESOURCES = 0xA700  # PS3.4 B.2.3
+
+_TRIES = 5  # of a transaction that lost a race
+
+
+def described(
+    found: Identity, *, transfer_syntax_uid: str, digest: str, size: int, calling_ae_title: str
+) -> NewInstance:
+    """Return an object that was received now, as it goes into the database."""
+    return NewInstance(
+        **vars(found),
+        transfer_syntax_uid=transfer_syntax_uid,
+        digest=digest,
+        size=size,
+        calling_ae_title=calling_ae_title[:16],
+        received_at=datetime.now(UTC),
+    )
+
+
+def record(database: Database, spool: Spool, new: NewInstance, quiet_seconds: float) -> Received:
+    """Record an object; where another association records the same one right now, look what it left.
+
+    Raises
+    ------
+    Refused
+        When its file was let go by retention in this very moment.
+    db.errors.DatabaseError
+    """
+    for attempt in range(1, _TRIES + 1):
+        try:
+            with database.write() as session:
+                outcome = queries.add_instance(session, new, quiet_seconds)
+                # Its row is locked now, so that whoever lets go of files has done so before, or never will
+                if outcome is Received.AGAIN and not spool.path(new.digest).is_file():
+                    raise Refused(OUT_OF_RESOURCES, "Its file was just removed; send it again")
+                return outcome
+        except WriteConflict:
+            if attempt == _TRIES:
+                raise
+    raise AssertionError("not reached")

@@ -1,0 +1,429 @@
+"""Compares what a PACS lists with what the node has: chest radiographs received, scored, and reported back.
+
+Nothing here writes, but what is fetched comes in as any other object does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
+from enum import StrEnum
+from typing import Protocol, TypeVar
+
+from pydicom.dataset import Dataset
+from pydicom.uid import ComputedRadiographyImageStorage
+
+from classifier import eligibility
+from classifier.config import PROJECTION_RADIOGRAPHS, Eligibility
+from classifier.errors import NotScorable, Reason
+from classifier.tags import quiet
+from db import inventory, queries
+from db.inventory import Known, Reported
+from db.session import Database
+from pacs_node.errors import PeerError, SpoolUnusable, UserError
+from pacs_node.query import CutShort, Finder, Series, Study, Wanted
+from pacs_node.spool import Spool
+
+MODALITIES = ("CR", "DX", "RG", "XR")
+"""What Modalities in Study is asked for; XR is no Defined Term of PS3.3 C.7.3.1.1.1, but some send it."""
+
+DEFAULT_DAYS = 7
+
+_IMAGES_PER_REQUEST = 50
+_SETTLE_SECONDS = 10.0  # some PACS answer C-MOVE before they have sent
+_LOOK_SECONDS = 0.2
+_LEFT_SECONDS = 3600.0  # nothing arrives for so long: what is older was left by a fetch that was killed
+_ANY = Eligibility(unknown_body_part="score", unknown_view="score")
+
+_T = TypeVar("_T")
+Retrieve = Callable[[Sequence[Wanted]], Iterator[str]]
+"""What fetches, and yields what went wrong with each request, if anything: `query.move` or `query.get`."""
+
+
+class Track(Protocol):
+    """Shows how far work has come, as `rich.progress.track` does."""
+
+    def __call__(self, sequence: Iterable[_T], description: str, total: float) -> Iterable[_T]:
+        """Yield what is in `sequence`."""
+        ...
+
+
+class Missing(StrEnum):
+    """What the node lacks of what a PACS lists."""
+
+    NEVER_RECEIVED = "never_received"
+    FILE_MISSING = "file_missing"  # of a received image, and not because retention let it go
+    NEVER_SCORED = "never_scored"
+    NO_REPORT = "no_report"  # all images are scored, but no report states them all
+    REPORT_MISSING = "report_missing"  # the PACS does not hold the newest report
+
+
+FETCHABLE = (Missing.NEVER_RECEIVED, Missing.FILE_MISSING)
+IMAGE_LEVEL = (*FETCHABLE, Missing.NEVER_SCORED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is missing; its UIDs are of an image, or of a report, where there is one."""
+
+    missing: Missing
+    detail: str
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    study_date: str
+    patient_id: str
+    patient_name: str
+    accession_number: str
+    is_fetched: bool = False
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One study as the PACS lists it.
+
+    Attributes
+    ----------
+    images
+        Series Instance UID of each image that may be a chest radiograph, by SOP Instance UID.
+    documents
+        Series Instance UIDs of structured reports.
+    """
+
+    study: Study
+    images: Mapping[str, str]
+    documents: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconciliation:
+    """What came of comparing.
+
+    Attributes
+    ----------
+    studies, images
+        How many chest radiographs the PACS lists, of how many studies.
+    is_complete
+        Whether all its answers could be read.
+    was_fetched
+        Whether what can be fetched was asked for; each finding tells whether it came.
+    troubles
+        What went wrong while fetching, one sentence each.
+    failure
+        Why fetching ended early, if it did.
+    """
+
+    studies: int
+    images: int
+    findings: Sequence[Finding]
+    is_complete: bool
+    was_fetched: bool = False
+    troubles: Sequence[str] = ()
+    failure: PeerError | None = None
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing is missing, or is no more."""
+        return self.is_complete and all(finding.is_fetched for finding in self.findings)
+
+    @property
+    def summary(self) -> str:
+        """One sentence of counts."""
+        parts = [
+            f"{self.count(Missing.NEVER_RECEIVED)} never received",
+            f"{self.count(Missing.FILE_MISSING)} files missing",
+            f"{self.count(Missing.NEVER_SCORED)} never scored",
+            f"{self.count(Missing.NO_REPORT)} without report",
+            f"{self.count(Missing.REPORT_MISSING)} reports missing",
+        ]
+        wanted = sum(finding.missing in FETCHABLE for finding in self.findings)
+        tail = f"; {self.fetched} of {wanted} fetched" if self.was_fetched else ""
+        return f"{self.studies} studies, {self.images} images at PACS; {', '.join(parts)}{tail}."
+
+    @property
+    def fetched(self) -> int:
+        """How many of the missing images came."""
+        return sum(finding.is_fetched for finding in self.findings)
+
+    def count(self, missing: Missing) -> int:
+        """Return how often this is missing, or was before it was fetched."""
+        return sum(finding.missing is missing for finding in self.findings)
+
+
+def period(since: datetime | None, until: datetime | None, now: datetime) -> tuple[date, date]:
+    """Return the first and the last study date that are asked for, in the time of this machine.
+
+    Parameters
+    ----------
+    since
+        The whole day counts; 7 days ago when not given.
+    until
+        The day before, unless it is amid a day; tomorrow when not given, for the clocks of modalities differ.
+
+    Raises
+    ------
+    UserError
+        When there is no day between.
+    """
+    first = (since or now - timedelta(days=DEFAULT_DAYS)).astimezone().date()
+    end = until.astimezone() - timedelta(microseconds=1) if until else now.astimezone() + timedelta(days=1)
+    if end.date() < first:
+        raise UserError("There is no day in this period; --since comes before --until.")
+    return first, end.date()
+
+
+def compare(
+    finder: Finder, database: Database, spool: Spool, days: tuple[date, date], track: Track
+) -> Reconciliation:
+    """Ask a PACS what it has of these days, and look for it here.
+
+    Raises
+    ------
+    PeerError
+        When the PACS does not answer as it should.
+    SpoolUnusable
+        When files should be here, but the spool is not.
+    db.errors.DatabaseError
+    """
+    findings: list[Finding] = []
+    studies = images = 0
+    asked = _studies(finder, *days)
+    for study in track(asked, "Comparing", len(asked)):
+        listed = _listed(finder, study)
+        if not listed.images:
+            continue
+        studies += 1
+        images += len(listed.images)
+        with database.read() as session:
+            known = inventory.known(session, listed.images)
+            reported = inventory.reported(session, study.study_instance_uid, PROJECTION_RADIOGRAPHS)
+        findings += missing_images(listed, known, _looks_into(spool))
+        findings += missing_report(listed, reported, _asks_for(finder, listed))
+    return Reconciliation(
+        studies=studies, images=images, findings=findings, is_complete=not finder.unreadable
+    )
+
+
+def missing_images(
+    listed: Listed, known: Mapping[str, Known], is_there: Callable[[str], bool]
+) -> Iterator[Finding]:
+    """Yield what is missing of each image, one thing of each: what was lost first.
+
+    Parameters
+    ----------
+    known
+        What was received, by SOP Instance UID.
+    is_there
+        Tells by its digest whether a file is in the spool.
+    """
+    for uid, series in listed.images.items():
+        image = known.get(uid)
+        if image is None:
+            yield _finding(listed, Missing.NEVER_RECEIVED, "", series, uid)
+        elif not image.is_removed and not is_there(image.digest):
+            detail = f"{image.digest}.dcm is not in the spool"
+            yield _finding(listed, Missing.FILE_MISSING, detail, series, uid)
+        elif not image.is_scored:
+            detail = _state(image.job_state, image.job_error)
+            yield _finding(listed, Missing.NEVER_SCORED, detail, series, uid)
+
+
+def missing_report(
+    listed: Listed, reported: Reported | None, holds: Callable[[Collection[str]], bool]
+) -> Iterator[Finding]:
+    """Yield what is missing of the report of a study, once its images are scored or given up.
+
+    Parameters
+    ----------
+    holds
+        Tells whether the PACS holds a report under one of these SOP Instance UIDs.
+    """
+    if reported is None or reported.unscored:
+        return
+    if reported.report_uid is None or reported.unreported:
+        detail = f"{reported.unreported} images: {_state(reported.job_state, reported.job_error)}"
+        yield _finding(listed, Missing.NO_REPORT, detail)
+        return
+    # A destination that takes older classes alone has the report under the UID of that class
+    uids = [reported.report_uid, *(sent.sop_instance_uid for sent in reported.sent if sent.sop_instance_uid)]
+    if not holds(uids):
+        sent = [
+            f"{one.destination}: {one.state}" + (f", {one.error}" if one.error else "")
+            for one in reported.sent
+        ]
+        detail = "; ".join(sent) or "it has no destination; add the PACS to the [[destinations]]"
+        yield _finding(listed, Missing.REPORT_MISSING, detail, uid=reported.report_uid)
+
+
+def may_be_chest_radiograph(study: Study, series: Series) -> bool:
+    """Tell whether the images of a series may be chest radiographs, by the rules of the classifier.
+
+    They may unless modality or body part, or where these are not told a description, tells otherwise.
+    """
+    header = Dataset()
+    with quiet():
+        header.SOPClassUID, header.Modality = ComputedRadiographyImageStorage, series.modality
+        header.BodyPartExamined = series.body_part
+        header.SeriesDescription, header.StudyDescription = series.description, study.description
+    try:
+        eligibility.check(header, _ANY)
+    except NotScorable as refused:
+        return refused.reason not in (Reason.NOT_RADIOGRAPH, Reason.NOT_CHEST)
+    return True
+
+
+def fetch(
+    found: Reconciliation, retrieve: Retrieve, database: Database, spool: Spool, track: Track
+) -> Reconciliation:
+    """Fetch the images that were never received or whose files are missing, and look which of them came.
+
+    Raises
+    ------
+    SpoolUnusable, db.errors.DatabaseError
+    """
+    wanted = list(_wanted(found.findings))
+    troubles: dict[str, None] = {}
+    failure = None
+    try:
+        for said in track(retrieve(wanted), "Fetching", len(wanted)):
+            if said:
+                troubles[said] = None
+    except PeerError as error:
+        failure = error
+    patience = 0.0 if troubles or failure else _SETTLE_SECONDS
+    here = _settled(
+        [f.sop_instance_uid for f in found.findings if f.missing in FETCHABLE], database, spool, patience
+    )
+    findings = [
+        replace(f, is_fetched=f.missing in FETCHABLE and f.sop_instance_uid in here) for f in found.findings
+    ]
+    return replace(found, findings=findings, was_fetched=True, troubles=[*troubles], failure=failure)
+
+
+def prepare(spool: Spool, database: Database) -> None:
+    """Make the spool ready for what comes by C-GET, in a folder that no receiver clears when it starts.
+
+    Raises
+    ------
+    SpoolUnusable, db.errors.DatabaseError
+    """
+    with database.read() as session:
+        is_empty = not queries.has_instances(session)
+    spool.prepare(may_be_new=is_empty)
+    for path in spool.leftovers():
+        with suppress(FileNotFoundError):  # another one like this may be at work, here and now
+            if time.time() - path.stat().st_mtime > _LEFT_SECONDS:
+                path.unlink()
+
+
+def _studies(finder: Finder, first: date, last: date) -> list[Study]:
+    """Return the studies that may hold radiographs, each once.
+
+    One modality is asked for at a time: few PACS match a list. Where none matches, Modalities in Study may be
+    a key that the PACS does not know, and all studies are looked at.
+    """
+    found: dict[str, Study] = {}
+    for modality in (*MODALITIES, ""):
+        if modality or not found:
+            for study in _of_days(finder, first, last, modality):
+                found.setdefault(study.study_instance_uid, study)
+    return [s for s in found.values() if not s.modalities or not set(MODALITIES).isdisjoint(s.modalities)]
+
+
+def _of_days(finder: Finder, first: date, last: date, modality: str) -> list[Study]:
+    """Ask for half of the days where the PACS has more studies of all than it answers."""
+    try:
+        return finder.studies(first, last, modality)
+    except CutShort:
+        if first == last:
+            raise
+    middle = first + (last - first) // 2
+    early = _of_days(finder, first, middle, modality)
+    return early + _of_days(finder, middle + timedelta(days=1), last, modality)
+
+
+def _listed(finder: Finder, study: Study) -> Listed:
+    images: dict[str, str] = {}
+    series = finder.series(study.study_instance_uid)
+    for one in series:
+        if may_be_chest_radiograph(study, one):
+            for image in finder.images(study.study_instance_uid, one.series_instance_uid):
+                if not image.sop_class_uid or image.sop_class_uid in PROJECTION_RADIOGRAPHS:
+                    images.setdefault(image.sop_instance_uid, one.series_instance_uid)
+    return Listed(study, images, [one.series_instance_uid for one in series if one.modality == "SR"])
+
+
+def _asks_for(finder: Finder, listed: Listed) -> Callable[[Collection[str]], bool]:
+    study = listed.study.study_instance_uid
+    return lambda uids: any(finder.images(study, series, [*uids]) for series in listed.documents)
+
+
+def _looks_into(spool: Spool) -> Callable[[str], bool]:
+    def is_there(digest: str) -> bool:
+        try:
+            if spool.path(digest).exists():
+                return True
+        except OSError as error:
+            raise SpoolUnusable(
+                f"Cannot look into the spool {spool.root}: {error.strerror}; be the user of the node."
+            ) from error
+        if not spool.is_there:
+            raise SpoolUnusable(
+                f"{spool.root} is no spool, but the database knows objects in one; is its disk mounted?"
+            )
+        return False
+
+    return is_there
+
+
+def _wanted(findings: Iterable[Finding]) -> Iterator[Wanted]:
+    """Yield requests for images of one series each, as C-MOVE and C-GET want it (PS3.4 C.4.2.1.4)."""
+    by_series: dict[tuple[str, str], list[str]] = {}
+    for finding in findings:
+        if finding.missing in FETCHABLE:
+            key = finding.study_instance_uid, finding.series_instance_uid
+            by_series.setdefault(key, []).append(finding.sop_instance_uid)
+    for (study, series), images in by_series.items():
+        for start in range(0, len(images), _IMAGES_PER_REQUEST):
+            some = images[start : start + _IMAGES_PER_REQUEST]
+            yield Wanted(study_instance_uid=study, series_instance_uid=series, sop_instance_uids=some)
+
+
+def _settled(uids: Collection[str], database: Database, spool: Spool, patience: float) -> set[str]:
+    """Return which images are here, as soon as all are or none came for that many seconds."""
+    is_there, here = _looks_into(spool), set[str]()
+    deadline = time.monotonic() + patience
+    while True:
+        with database.read() as session:
+            known = inventory.known(session, uids)
+        now = {uid for uid, image in known.items() if is_there(image.digest)}
+        if len(now) > len(here):
+            deadline = time.monotonic() + patience
+        here = now
+        if len(here) == len(uids) or time.monotonic() >= deadline:
+            return here
+        time.sleep(_LOOK_SECONDS)
+
+
+def _state(state: str | None, error: str | None) -> str:
+    """Return the state of a job in words, with what went wrong last."""
+    said = {"ready": "waiting", None: "nobody was told to"}.get(state, state or "")
+    return f"{said}: {error}" if error else said
+
+
+def _finding(listed: Listed, missing: Missing, detail: str, series: str = "", uid: str = "") -> Finding:
+    study = listed.study
+    return Finding(
+        missing=missing,
+        detail=detail,
+        study_instance_uid=study.study_instance_uid,
+        series_instance_uid=series,
+        sop_instance_uid=uid,
+        study_date=study.study_date,
+        patient_id=study.patient_id,
+        patient_name=study.patient_name,
+        accession_number=study.accession_number,
+    )
