@@ -24,8 +24,10 @@ from classifier import plots
 from classifier.config import TrainSettings
 from classifier.distributed import rank
 from classifier.errors import ClassifierError
+from classifier.folder import HISTORY_FILE, LAST_FILE, MODEL_FILE
+from classifier.options import Epoch, Options, Watcher
 from classifier.recipes import RECIPES, Recipe, changed
-from classifier.train import HISTORY_FILE, LAST_FILE, MODEL_FILE, Epoch, Options, Watcher, train
+from classifier.train import train
 
 _FIELDS_OF_RECIPE = {"weights", "epochs", "batch_size", "learning_rate", "patience", "image_size"}
 _LOG_SECONDS = 30.0  # between lines where there is no terminal

@@ -95,12 +95,12 @@ def optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """Return Adam, or AdamW where weights decay, over what is trained."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not recipe.weight_decay:
-        return torch.optim.Adam(trained, lr=recipe.learning_rate)
+        return torch.optim.Adam(trained, lr=recipe.learning_rate, fused=True)
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},  # biases and normalisation
     ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
 
 
 def schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> Any:

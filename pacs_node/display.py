@@ -20,6 +20,7 @@ from pacs_node.health import Snapshot
 from pacs_node.reconcile import IMAGE_LEVEL, Finding, Missing, Reconciliation
 
 _STYLES = {"positive": "bold red", "negative": "green", "undetermined": "yellow", "waiting": "dim"}
+_DELIVERY_STYLES = {"pending": "yellow", "delivered": "green", "committed": "green", "failed": "bold red"}
 _STATES = ("ready", "done", "failed")
 _WORK = {
     "score": "Scoring",
@@ -75,30 +76,45 @@ def decision(value: str) -> str:
 
 
 def print_ledger(rows: Sequence[Row], console: Console) -> None:
-    """Print rows of the view `ledger`, the columns that fit a terminal."""
-    names = ("Received", "Image", "Answer", "Report", "Destination", "State", "Delivered", "Committed")
-    table = Table(
-        *(Column(name, no_wrap=name != "Image", overflow="fold") for name in names),
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for row in rows:
-        table.add_row(*_ledger_cells(row))
-    console.print(table if rows else "No image matches.")
-    for error in dict.fromkeys(f"{row['destination']}: {row['error']}" for row in rows if row["error"]):
-        console.print(error, markup=False, highlight=False)
+    """Print rows of the view `ledger`: each image, and below it what each destination said."""
+    for _, same in itertools.groupby(rows, lambda row: (row["sop_instance_uid"], row["received_at"])):
+        destinations = list(same)
+        console.print(*_image_lines(destinations[0]), sep="\n", highlight=False, soft_wrap=True)
+        for row in destinations:
+            console.print(_destination_line(row), highlight=False, soft_wrap=True)
+    if not rows:
+        console.print("No image matches.")
 
 
-def _ledger_cells(row: Row) -> Iterator[str]:
-    yield f"{row['received_at'].astimezone():%Y-%m-%d %H:%M}"
-    yield escape(row["sop_instance_uid"])
-    yield answer({"reason": None, **row})
-    yield "" if row["report_uid"] is None else f"revision {row['report_revision']}"
-    yield escape(row["destination"] or "")
+def _image_lines(row: Row) -> Iterator[str]:
+    yield f"[bold]{escape(row['sop_instance_uid'])}[/]"
+    yield f"  study {escape(row['study_instance_uid'])} {escape(row['accession_number'])}".rstrip()
+    sender = f" from {row['calling_ae_title']}" if row["calling_ae_title"] else ""
+    said = [f"received {_moment(row['received_at'])}{escape(sender)}", answer({"reason": None, **row})]
+    if row["report_uid"] is not None:
+        said.append(f"report revision {row['report_revision']} of {_moment(row['reported_at'])}")
+    if row["removed_at"] is not None:
+        said.append(f"file removed {_moment(row['removed_at'])}")
+    yield "  " + ", ".join(said)
+
+
+def _destination_line(row: Row) -> str:
+    if row["destination"] is None:
+        return "  [dim]no destination[/]" if row["report_uid"] else "  [dim]no report yet[/]"
     status = "" if row["status"] is None else f" 0x{row['status']:04X}"
-    yield f"{row['state'] or ''}{status}"
-    for name in ("delivered_at", "committed_at"):
-        yield "" if row[name] is None else f"{row[name].astimezone():%m-%d %H:%M:%S}"
+    said = [f"{escape(row['destination'])}: [{_DELIVERY_STYLES[row['state']]}]{row['state']}[/]{status}"]
+    said += [
+        f"{name} {_moment(row[f'{name}_at'])}" for name in ("delivered", "committed") if row[f"{name}_at"]
+    ]
+    if row["tries"]:
+        said.append(f"{row['tries']} tries in vain")
+    if row["error"]:
+        said.append(escape(row["error"]))
+    return "  " + ", ".join(said)
+
+
+def _moment(at: datetime) -> str:
+    return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def write_csv(rows: Sequence[Row], columns: Sequence[str], file: TextIO) -> None:
@@ -166,7 +182,7 @@ def reconciliation_values(found: Reconciliation) -> dict[str, Any]:
         "images": found.images,
         **{missing.value: found.count(missing) for missing in Missing},
         "fetched": found.fetched,
-        "is_complete": found.is_complete,
+        "all_answers_read": found.is_complete,
         "findings": [vars(finding) for finding in found.findings],
     }
 

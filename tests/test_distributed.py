@@ -14,13 +14,14 @@ import torch
 from torch import nn
 from torch.multiprocessing.spawn import start_processes
 
-from classifier import train as training
+from classifier import run
 from classifier.augment import Augment, Strength
 from classifier.distributed import Group, rank, share_statistics
 from classifier.model import Network
 from classifier.optim import network
+from classifier.options import Options
 from classifier.recipes import DEFAULT, Recipe, changed
-from classifier.train import Options
+from classifier.train import train
 from tests.test_data import folder
 
 RECIPE = changed(DEFAULT, image_size=64, growth=1, epochs=2, batch_size=48, learning_rate=1e-3)
@@ -57,8 +58,8 @@ def _train_without_dropout(number: int, size: int, port: int, images: Path, out:
         model.classifier = nn.Sequential(nn.Identity(), *model.classifier[1:])
         return model
 
-    training.network = without_dropout  # type: ignore[attr-defined]
-    training.train(images, out, RECIPE, OPTIONS)
+    run.network = without_dropout  # type: ignore[attr-defined]
+    train(images, out, RECIPE, OPTIONS)
 
 
 def run_processes(size: int, images: Path, out: Path) -> Path:

@@ -261,8 +261,18 @@ def test_results_status_and_retry_answer_people_and_scripts(site: Site, sent: li
         "results", "--decision", "positive", "--since", "2h", "--format", "csv", "--config", site.config
     )
     assert {row["decision"] for row in csv.DictReader(io.StringIO(sheet.stdout))} == {"positive"}
+    for_study = ("ledger", "--study", sent[0].study_instance_uid, "--config", site.config)
+    account = json.loads(command(*for_study, "--format", "json").stdout)
+    assert {row["sop_instance_uid"] for row in account} == {s.sop_instance_uid for s in sent[:2]}
+    assert {(row["destination"], row["state"], row["status"]) for row in account} == {("PACS", "committed", 0)}
+    assert all(row["delivered_at"] <= row["committed_at"] for row in account)
+    shown = command(*for_study, COLUMNS="80").stdout
+    assert sent[0].sop_instance_uid in shown
+    assert "PACS: committed 0x0000" in shown
+    assert command(*for_study, "--state", "failed").stdout.strip() == "No image matches."
     status = command("status", "--format", "json", "--config", site.config)
     assert status.returncode == 0, status.stdout
+    assert json.loads(status.stdout)["spool"] == {"orphans": [], "missing": []}
     assert json.loads(status.stdout)["deliveries"]["PACS"].keys() == {"committed"}
     assert "All is well" in command("status", "--config", site.config).stdout
     assert "0 jobs" in command("retry", "--failed", "--config", site.config).stdout

@@ -10,25 +10,29 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torchvision.transforms import v2
 
-from classifier import train as training
 from classifier.augment import Augment, Published, Strength
+from classifier.batches import Images
 from classifier.data import load as load_data
 from classifier.distributed import Group
 from classifier.errors import TrainingError
 from classifier.evaluate import evaluate
 from classifier.explore import explore
 from classifier.finish import About, Wanted
+from classifier.folder import write_state
 from classifier.model import load
 from classifier.optim import network, optimizer, schedule
+from classifier.options import Epoch, Options, Watcher
 from classifier.predict import Predictor
-from classifier.recipes import DEFAULT, PUBLISHED, Recipe, changed
-from classifier.train import Options, Watcher, train
+from classifier.recipes import DEFAULT, PUBLISHED, changed
+from classifier.run import Run
+from classifier.train import train
 from classifier.transforms import Resize, tail
 from tests.test_data import folder, picture
 
@@ -131,10 +135,10 @@ def test_every_batch_has_enough_images(batch_size: int, images: Path, tmp_path: 
 
 
 def test_a_set_of_one_image_for_each_process_is_refused(images: Path, tmp_path: Path) -> None:
-    decoded = training._Images.decoded(images, RECIPE, OPTIONS, Watcher())
+    decoded = Images.decoded(images, RECIPE, OPTIONS, Watcher())
     group = Group(0, 32, torch.device("cpu"))
     with pytest.raises(TrainingError, match="A batch of 16 images is too small"):
-        training._Run(RECIPE, OPTIONS, tmp_path, decoded, group)
+        Run(RECIPE, OPTIONS, tmp_path, decoded, group)
 
 
 def test_an_interrupted_run_says_in_its_card_that_it_is_not_finished(images: Path, tmp_path: Path) -> None:
@@ -152,6 +156,26 @@ def test_an_interrupted_run_says_in_its_card_that_it_is_not_finished(images: Pat
     assert not any("Training was not finished" in limit for limit in card.limits)
 
 
+@pytest.mark.parametrize(
+    ("precision", "able", "is_half"),
+    [
+        ("auto", {"avx512_bf16": True}, True),
+        ("auto", {"amx_bf16": True}, True),
+        ("auto", {"avx2": True, "avx512_f": True, "avx512_bf16": False}, False),
+        ("bf16", {}, True),
+        ("fp32", {"avx512_bf16": True}, False),
+    ],
+)
+def test_a_processor_that_would_emulate_bfloat16_trains_in_float32(
+    precision: Literal["auto", "bf16", "fp32"],
+    able: dict[str, bool],
+    is_half: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert Options(precision=precision).is_half(torch.device("cpu")) is is_half
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice(images: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="lower --learning-rate"):
         train(
@@ -163,10 +187,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice(images: Path, tmp_pa
 
 
 def test_a_full_disk_leaves_the_earlier_state_whole(
-    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "full"
-    train(images, out, changed(RECIPE, epochs=1, schedule="plateau"), OPTIONS)
+    recipe = changed(RECIPE, epochs=1, schedule="plateau")
+    train(images, out, recipe, OPTIONS)
     before = (out / "last.pt").read_bytes()
 
     def full(state: object, path: Path) -> None:
@@ -174,12 +199,8 @@ def test_a_full_disk_leaves_the_earlier_state_whole(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    recipe: Recipe = changed(RECIPE, epochs=1, schedule="plateau")
-    decoded = training._Images.decoded(out / "split.csv", recipe, OPTIONS, Watcher())
-    state = training._Run(recipe, OPTIONS, out, decoded, Group(0, 1, torch.device("cpu")))
-    state.history = [training.Epoch(1, 0, 0, 0, 0, 0, 0, 0)]
     with pytest.raises(TrainingError, match="make space, then --resume"):
-        state._save_state()
+        write_state(out, recipe, load_data(out / "split.csv"), [Epoch(1, 0, 0, 0, 0, 0, 0, 0)], {})
     assert (out / "last.pt").read_bytes() == before
     assert not list(out.glob(".*.tmp"))
 

@@ -16,9 +16,10 @@ from classifier.config import SHIPPED_MODEL
 from classifier.data import load as load_data
 from classifier.images import decode_all
 from classifier.model import load
+from classifier.options import Epoch, Options, Watcher
 from classifier.predict import Predictor
 from classifier.recipes import DEFAULT, PUBLISHED, Recipe, changed
-from classifier.train import Epoch, Options, Watcher, train
+from classifier.train import train
 from tests.benchmarks.pair import Pair, rate
 from tests.benchmarks.plain import PlainLoop
 
