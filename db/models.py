@@ -185,13 +185,13 @@ class Delivery(Base):
     """One report on its way to one destination, and what the destination said last.
 
     `delivered` means that C-STORE was answered with Success, `committed` that the destination promised to
-    keep the object (Storage Commitment, PS3.4 Annex J).
+    keep the object (Storage Commitment, PS3.4 Annex J), `abandoned` that the destination is no more.
     """
 
     __tablename__ = "delivery"
     __table_args__ = (
         UniqueConstraint("report_id", "destination"),
-        CheckConstraint("state IN ('pending', 'delivered', 'committed', 'failed')", "state"),
+        CheckConstraint("state IN ('pending', 'delivered', 'committed', 'failed', 'abandoned')", "state"),
     )
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)

@@ -256,6 +256,30 @@ def retry(session: Session, study_instance_uid: str | None, give_up_at: datetime
     return len(revived)
 
 
+def abandon(session: Session, destination: str, at: datetime) -> int:
+    """Give up, for good, what a destination that is no more has yet to get; return how many reports."""
+    is_its = Delivery.destination == destination
+    is_open = Delivery.state.in_(("pending", "failed"))
+    for kind, refs in (
+        (Kind.DELIVER, select(Delivery.id).where(is_its, is_open)),
+        (Kind.COMMIT, select(Delivery.id).where(is_its)),
+    ):
+        session.execute(
+            update(Job)
+            .where(Job.kind == kind, Job.ref.in_(refs), Job.state != "done")
+            .values(state="done", token=None, error=None)
+            .execution_options(synchronize_session=False)
+        )
+    rows = session.execute(
+        update(Delivery)
+        .where(is_its, is_open)
+        .values(state="abandoned", updated_at=at)
+        .returning(Delivery.id)
+        .execution_options(synchronize_session=False)
+    )
+    return len(rows.all())
+
+
 def _belongs_to(study_instance_uid: str) -> Any:
     study = select(Study.id).where(Study.study_instance_uid == study_instance_uid)
     reports = select(Report.id).where(Report.study_id.in_(study))

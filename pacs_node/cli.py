@@ -67,6 +67,7 @@ class DeliveryState(StrEnum):
     DELIVERED = "delivered"
     COMMITTED = "committed"
     FAILED = "failed"
+    ABANDONED = "abandoned"
 
 
 class StatusFormat(StrEnum):
@@ -364,6 +365,25 @@ def reconcile(
     if found.failure is not None:
         raise found.failure
     sys.exit(0 if found.is_clean else 1)
+
+
+@app.command(epilog="Example:\n\npacs-node abandon OLD_PACS")
+def abandon(
+    destination: Annotated[str, typer.Argument(help="Its name, which [[destinations]] no longer has.")],
+    config: ConfigOption = None,
+) -> None:
+    """Give up for good what waits for a destination that is no more; `retry` cannot bring it back."""
+    from db import results as asked  # noqa: PLC0415
+    from pacs_node.errors import UserError  # noqa: PLC0415
+
+    settings = _configured(config)
+    if destination in {one.name for one in settings.destinations}:
+        raise UserError(
+            f"{destination} is still among the [[destinations]]; take it out and restart the node."
+        )
+    with _database(settings).write() as session:
+        number = asked.abandon(session, destination, datetime.now(UTC))
+    Console().print(f"{number} {'report' if number == 1 else 'reports'} abandoned.", highlight=False)
 
 
 @app.command()

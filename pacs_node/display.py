@@ -20,7 +20,13 @@ from pacs_node.health import Snapshot
 from pacs_node.reconcile import IMAGE_LEVEL, Finding, Missing, Reconciliation
 
 _STYLES = {"positive": "bold red", "negative": "green", "undetermined": "yellow", "waiting": "dim"}
-_DELIVERY_STYLES = {"pending": "yellow", "delivered": "green", "committed": "green", "failed": "bold red"}
+_DELIVERY_STYLES = {
+    "pending": "yellow",
+    "delivered": "green",
+    "committed": "green",
+    "failed": "bold red",
+    "abandoned": "dim",
+}
 _STATES = ("ready", "done", "failed")
 _WORK = {
     "score": "Scoring",

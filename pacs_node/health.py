@@ -81,7 +81,10 @@ class Snapshot:
                 "within the hour, or says in its log why not."
             )
         for name in self.unconfigured:
-            found.append(f"Reports wait for {name}, which is not among the [[destinations]].")
+            found.append(
+                f"Reports wait for {name}, which is not among the [[destinations]]: add it, or give them up "
+                f"for good with `pacs-node abandon`."
+            )
         return found
 
 

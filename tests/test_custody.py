@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import select, update
 
 from db import custody as custody_rows
+from db import results
 from db.models import Delivery, Instance, Job, Study
 from db.queue import Kind, enqueue
 from db.session import Database
@@ -168,6 +169,22 @@ def test_nothing_is_removed_while_a_destination_has_yet_to_commit(bench: Bench) 
         enqueue(session, Kind.COMMIT, session.scalars(select(Delivery.id)).one(), lane="PACS")
     keep_house(bench)
     assert files(bench) == set(names)
+
+
+def test_what_a_destination_that_is_no_more_has_yet_to_get_can_be_abandoned(bench: Bench) -> None:
+    names = through(bench)
+    with bench.database.write() as session:
+        session.execute(update(Delivery).values(state="pending"))
+        session.execute(update(Job).where(Job.kind == Kind.DELIVER).values(state="ready"))
+    keep_house(bench)
+    assert files(bench) == set(names)
+    with bench.database.write() as session:
+        assert results.abandon(session, "OTHER", datetime.now(UTC)) == 0
+        assert results.abandon(session, "PACS", datetime.now(UTC)) == 1
+    assert (only(bench.deliveries()).state, bench.states(Kind.DELIVER)) == ("abandoned", ["done"])
+    assert bench.retry() == 0
+    keep_house(bench)
+    assert files(bench) == set()
 
 
 def test_nothing_is_removed_unless_asked_for(bench: Bench) -> None:

@@ -264,7 +264,9 @@ def test_results_status_and_retry_answer_people_and_scripts(site: Site, sent: li
     for_study = ("ledger", "--study", sent[0].study_instance_uid, "--config", site.config)
     account = json.loads(command(*for_study, "--format", "json").stdout)
     assert {row["sop_instance_uid"] for row in account} == {s.sop_instance_uid for s in sent[:2]}
-    assert {(row["destination"], row["state"], row["status"]) for row in account} == {("PACS", "committed", 0)}
+    assert {(row["destination"], row["state"], row["status"]) for row in account} == {
+        ("PACS", "committed", 0)
+    }
     assert all(row["delivered_at"] <= row["committed_at"] for row in account)
     shown = command(*for_study, COLUMNS="80").stdout
     assert sent[0].sop_instance_uid in shown

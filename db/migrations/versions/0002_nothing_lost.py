@@ -26,7 +26,7 @@ def _change_delivery() -> None:
     with op.batch_alter_table("delivery") as batch:
         batch.drop_constraint(op.f("ck_delivery_state"), type_="check")
         batch.create_check_constraint(
-            op.f("ck_delivery_state"), "state IN ('pending', 'delivered', 'committed', 'failed')"
+            op.f("ck_delivery_state"), "state IN ('pending', 'delivered', 'committed', 'failed', 'abandoned')"
         )
         batch.add_column(sa.Column("delivered_at", _MOMENT))
         batch.add_column(sa.Column("committed_at", _MOMENT))
