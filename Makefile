@@ -2,6 +2,7 @@
 #
 #   make demo             the whole product at work on this machine (IMAGES=DIR for images of your own)
 #   make test             lint, types, import rules, tests; installs the peers that tests talk to where it can
+#   make faults           kills, full disks, dead databases and peers, and what became of the studies, in one table
 #   make bench            speed beside others, on this machine, in one table
 #   make run              the node with config.toml, until Ctrl-C
 
@@ -10,10 +11,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
   $$p -c '$(SUITABLE)' 2>/dev/null && command -v $$p && exit; done; echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := dcmtk orthanc dicom3tools postgresql
+PACKAGES := dcmtk orthanc dicom3tools postgresql faketime
 TESTS ?= tests
 
-.PHONY: demo test bench run lint peers clean
+.PHONY: demo test faults bench run lint peers clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/pacs-node demo $(if $(IMAGES),--images "$(IMAGES)")
@@ -23,6 +24,9 @@ run: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev peers lint
 	$(BIN)/pytest -n auto --dist loadfile $(TESTS)
+
+faults: $(VENV)/.installed-dev peers
+	$(BIN)/python -m tests.faults
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks
@@ -48,11 +52,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-# Peers for tests: DCMTK, Orthanc, dciodvfy, PostgreSQL. Without root, tests that miss one are skipped.
+# Peers for tests: DCMTK, Orthanc, dciodvfy, PostgreSQL, faketime. Without root, what misses one is skipped.
 ROOT_APT = apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends
 
 peers:
-	@missing=; for peer in storescu Orthanc dciodvfy; do \
+	@missing=; for peer in storescu Orthanc dciodvfy faketime; do \
 	  PATH="$$PATH:/usr/sbin" command -v $$peer >/dev/null || missing="$$missing $$peer"; done; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	if [ -z "$$missing" ]; then :; \
@@ -63,4 +67,4 @@ peers:
 	fi
 
 clean:
-	rm -rf $(VENV) demo bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) demo bench faults build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -11,7 +11,7 @@ from sqlalchemy import case, insert, select, update
 from sqlalchemy.orm import Session
 
 from db.models import CommitmentAsked, CommitmentWanted, Delivery, Instance
-from db.queue import Kind, close, enqueue, insert_or, later
+from db.queue import Kind, close, enqueue, insert_or
 
 _MOST_IN = 500  # values of one IN
 
@@ -101,7 +101,7 @@ def record_lost(
     )
     close(session, Kind.COMMIT, ids)
     for id_ in ids:
-        enqueue(session, Kind.DELIVER, id_, lane=destination, visible_at=later(session, pause_seconds))
+        enqueue(session, Kind.DELIVER, id_, lane=destination, wait_seconds=pause_seconds)
     close(session, Kind.DELIVER, late, why)
     return len(ids)
 
@@ -157,7 +157,7 @@ def add_wanted(
         index_elements=["calling_ae_title", "transaction_uid"], set_=columns
     ).returning(table.c.id)
     id_ = int(session.execute(statement).scalar_one())
-    enqueue(session, Kind.CONFIRM, id_, visible_at=later(session, wait_seconds))
+    enqueue(session, Kind.CONFIRM, id_, wait_seconds=wait_seconds)
     return id_
 
 

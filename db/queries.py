@@ -7,15 +7,16 @@ them commits or reads the clock of the machine.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
+from functools import cache
 from typing import Any
 
-from sqlalchemy import case, delete, func, insert, select, update
+from sqlalchemy import Float, bindparam, case, delete, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
 from db.models import Delivery, Instance, Job, Model, Process, Report, ReportImage, Score, Study
-from db.queue import Kind, enqueue, insert_or, later, revive, wake
+from db.queue import Kind, clock, enqueue, insert_for, insert_or, later, revive, wake
 from db.rows import (
     NewInstance,
     NewReport,
@@ -28,7 +29,10 @@ from db.rows import (
     StoredScore,
 )
 
-_INSTANCE_COLUMNS = {column.key for column in Instance.__table__.columns}
+_INSTANCE_COLUMNS = {column.key for column in Instance.__table__.columns} & {
+    f.name for f in fields(NewInstance)
+}
+_STUDY_COLUMNS = {column.key for column in Study.__table__.columns} & {f.name for f in fields(NewInstance)}
 _REPORT_COLUMNS = {column.key for column in Report.__table__.columns}
 
 # Receiving
@@ -42,49 +46,64 @@ def add_instance(session: Session, new: NewInstance, quiet_seconds: float) -> Re
     sqlalchemy.exc.IntegrityError
         When the same object is being recorded elsewhere; run the transaction again.
     """
-    rows = session.execute(
-        select(Instance.digest, Instance.id).where(Instance.sop_instance_uid == new.sop_instance_uid)
-    )
+    connection = session.connection()
+    statements = _receiving(connection.dialect.name == "postgresql")
+    rows = connection.execute(statements.known, {"uid": new.sop_instance_uid})
     known = {row.digest: row.id for row in rows}
     if new.digest in known:
         again = update(Instance).where(Instance.id == known[new.digest])
         session.execute(again.values(removed_at=None))  # its file is here once more
         revive(session, Kind.SCORE, known[new.digest])
         return Received.AGAIN
-    quiet_at = later(session, quiet_seconds)
-    study_id = _touch_study(session, new, quiet_at)
-    values = {name: value for name, value in asdict(new).items() if name in _INSTANCE_COLUMNS}
-    instance_id = session.execute(
-        insert(Instance).values(**values, study_id=study_id, copy=len(known)).returning(Instance.id)
-    ).scalar_one()
+    study = {f"of_{name}": value for name, value in vars(new).items() if name in _STUDY_COLUMNS}
+    moments = {"of_received_at": new.received_at, "quiet_seconds": quiet_seconds}
+    study_id = connection.execute(statements.study, study | moments).scalar_one()
+    values = {f"of_{name}": value for name, value in vars(new).items() if name in _INSTANCE_COLUMNS}
+    place = {"of_study_id": study_id, "of_copy": len(known)}
+    instance_id = connection.execute(statements.instance, values | place).scalar_one()
     enqueue(session, Kind.SCORE, instance_id)
-    enqueue(session, Kind.REPORT, study_id, visible_at=quiet_at)
+    enqueue(session, Kind.REPORT, study_id, wait_seconds=quiet_seconds)
     return Received.CONFLICT if known else Received.NEW
+
+
+@dataclass(frozen=True)
+class _Receiving:
+    """The statements of `add_instance`, which runs for each object: building them takes longest."""
+
+    known: Any
+    study: Any
+    instance: Any
+
+
+@cache
+def _receiving(is_postgresql: bool) -> _Receiving:
+    studies: Any = Study.__table__
+    instances: Any = Instance.__table__
+    moments = {
+        "last_received_at": bindparam("of_received_at"),
+        "quiet_at": clock(is_postgresql) + bindparam("quiet_seconds", type_=Float()),
+    }
+    # Inserted or not, the row of the study is locked until the commit
+    study = insert_for(is_postgresql, studies).values(
+        {name: bindparam(f"of_{name}") for name in _STUDY_COLUMNS}
+        | {"first_received_at": bindparam("of_received_at")}
+        | moments
+    )
+    instance: Any = {name: bindparam(f"of_{name}") for name in (*_INSTANCE_COLUMNS, "study_id", "copy")}
+    return _Receiving(
+        known=select(instances.c.digest, instances.c.id).where(
+            instances.c.sop_instance_uid == bindparam("uid")
+        ),
+        study=study.on_conflict_do_update(
+            index_elements=[studies.c.study_instance_uid], set_=moments
+        ).returning(studies.c.id),
+        instance=insert(instances).values(instance).returning(instances.c.id),
+    )
 
 
 def has_instances(session: Session) -> bool:
     """Tell whether anything was ever received."""
     return session.execute(select(Instance.id).limit(1)).first() is not None
-
-
-def _touch_study(session: Session, new: NewInstance, quiet_at: Any) -> int:
-    """Insert the study or move its quiet time; either way its row is locked until the commit."""
-    values = {
-        "study_instance_uid": new.study_instance_uid,
-        "patient_id": new.patient_id,
-        "patient_name": new.patient_name,
-        "accession_number": new.accession_number,
-        "study_date": new.study_date,
-        "first_received_at": new.received_at,
-        "last_received_at": new.received_at,
-        "quiet_at": quiet_at,
-    }
-    statement = insert_or(session, Study).values(**values)
-    statement = statement.on_conflict_do_update(
-        index_elements=[Study.study_instance_uid],
-        set_={"last_received_at": new.received_at, "quiet_at": quiet_at},
-    ).returning(Study.id)
-    return int(session.execute(statement).scalar_one())
 
 
 # Scoring

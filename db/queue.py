@@ -9,9 +9,10 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Float, case, cast, extract, func, select, update
+from sqlalchemy import ColumnElement, Float, Integer, bindparam, case, cast, extract, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -53,20 +54,28 @@ class Claim:
     given_up: Sequence[Claimed]
 
 
-def enqueue(
-    session: Session, kind: Kind, ref: int, *, lane: str = "", visible_at: ColumnElement[float] | None = None
-) -> None:
+def enqueue(session: Session, kind: Kind, ref: int, *, lane: str = "", wait_seconds: float = 0.0) -> None:
     """Add a job, or make an existing one ready anew; whoever is at work on it can no longer finish it."""
+    values = {"of_kind": kind, "of_ref": ref, "in_lane": lane, "wait_seconds": wait_seconds}
+    session.connection().execute(_enqueue(_is_postgresql(session)), values)
+
+
+@cache
+def _enqueue(is_postgresql: bool) -> Any:
+    """Return the statement of `enqueue`: building it takes longer than running it."""
     fresh = {
-        "lane": lane,
+        "lane": bindparam("in_lane"),
         "state": "ready",
-        "visible_at": later(session, 0) if visible_at is None else visible_at,
+        "visible_at": clock(is_postgresql) + bindparam("wait_seconds", type_=Float()),
         "attempts": 0,
         "token": None,
         "error": None,
     }
-    statement = insert_or(session, Job).values(kind=kind, ref=ref, **fresh)
-    session.execute(statement.on_conflict_do_update(index_elements=[Job.kind, Job.ref], set_=fresh))
+    table: Any = Job.__table__
+    statement = insert_for(is_postgresql, table).values(
+        kind=bindparam("of_kind"), ref=bindparam("of_ref"), **fresh
+    )
+    return statement.on_conflict_do_update(index_elements=[table.c.kind, table.c.ref], set_=fresh)
 
 
 def revive(session: Session, kind: Kind, ref: int) -> None:
@@ -99,50 +108,85 @@ def claim(session: Session, kind: Kind, lane: str, *, limit: int, lease_seconds:
     lease_seconds
         After this time another worker may take them.
     """
+    connection = session.connection()
+    statements = _claiming(_is_postgresql(session))
+    where = {"of_kind": kind, "in_lane": lane}
+    if connection.execute(statements.is_any_due, where).first() is None:  # nearly always: a cheap question
+        return Claim("", [], [])
     token = uuid.uuid4().hex
-    # A job that seems to be put off for longer than any is was put off before the clock jumped back.
-    is_due = (Job.visible_at <= _now(session)) | (Job.visible_at > later(session, LONGEST_WAIT_SECONDS))
-    due = select(Job.id).where(Job.kind == kind, Job.lane == lane, Job.state == "ready", is_due)
-    due = due.order_by(Job.visible_at, Job.id).with_for_update(skip_locked=True)
-    is_suspect = Job.attempts >= _SUSPECT
+    values = {**where, "by_token": token, "lease_seconds": lease_seconds}
     # Suspects first: with steady work they would never have their turn, and each has few turns left
-    for picked in (due.where(is_suspect).limit(1), due.where(~is_suspect).limit(limit)):
-        rows = _take(session, picked, token, later(session, lease_seconds))
+    for statement, most in ((statements.take_suspects, 1), (statements.take_others, limit)):
+        rows = connection.execute(statement, {**values, "most": most}).all()
         if rows:
-            mine = [Claimed(row.id, row.ref, row.attempts) for row in rows if row.state == "ready"]
-            dead = [Claimed(row.id, row.ref, row.attempts) for row in rows if row.state == "failed"]
-            return Claim(token, mine, dead)
+            return _claim(token, rows)
     return Claim(token, [], [])
 
 
 def claim_one(session: Session, kind: Kind, ref: int, lease_seconds: float) -> Claim:
     """Take one certain job, if it is ready, even before its time: it has just become possible."""
     token = uuid.uuid4().hex
-    picked = select(Job.id).where(Job.kind == kind, Job.ref == ref, Job.state == "ready", Job.token.is_(None))
-    if _is_postgresql(session):
+    statement = _claiming(_is_postgresql(session)).take_one
+    values = {"of_kind": kind, "of_ref": ref, "by_token": token, "lease_seconds": lease_seconds}
+    return _claim(token, session.connection().execute(statement, values).all())
+
+
+def _claim(token: str, rows: Sequence[Any]) -> Claim:
+    rows = sorted(rows, key=lambda row: int(row.id))
+    mine = [Claimed(row.id, row.ref, row.attempts) for row in rows if row.state == "ready"]
+    dead = [Claimed(row.id, row.ref, row.attempts) for row in rows if row.state == "failed"]
+    return Claim(token, mine, dead)
+
+
+@dataclass(frozen=True)
+class _Claiming:
+    """The statements of `claim`, which idle workers ask many times a second: built once."""
+
+    is_any_due: Any
+    take_suspects: Any
+    take_others: Any
+    take_one: Any
+
+
+@cache
+def _claiming(is_postgresql: bool) -> _Claiming:
+    job: Any = Job.__table__.c
+    now = clock(is_postgresql)
+    # A job that seems to be put off for longer than any is was put off before the clock jumped back.
+    is_due = (job.visible_at <= now) | (job.visible_at > now + LONGEST_WAIT_SECONDS)
+    is_ready = (job.kind == bindparam("of_kind")) & (job.state == "ready")
+    due = select(job.id).where(is_ready, job.lane == bindparam("in_lane"), is_due)
+    picked = due.order_by(job.visible_at, job.id).limit(bindparam("most", type_=Integer()))
+    is_suspect = job.attempts >= _SUSPECT
+    one = select(job.id).where(is_ready, job.ref == bindparam("of_ref"), job.token.is_(None))
+    return _Claiming(
+        is_any_due=due.limit(1),
+        take_suspects=_take(picked.where(is_suspect), is_postgresql),
+        take_others=_take(picked.where(~is_suspect), is_postgresql),
+        take_one=_take(one, is_postgresql),
+    )
+
+
+def _take(picked: Any, is_postgresql: bool) -> Any:
+    """Return the statement that takes the jobs picked, and gives up those of which too many workers died."""
+    if is_postgresql:  # SQLite has one writer at a time
         picked = picked.with_for_update(skip_locked=True)
-    rows = _take(session, picked, token, later(session, lease_seconds))
-    return Claim(token, [Claimed(row.id, row.ref, row.attempts) for row in rows], [])
-
-
-def _take(session: Session, picked: Any, token: str, until: ColumnElement[float]) -> Sequence[Any]:
     # A CTE and not a subquery of IN: PostgreSQL may run that one more than once and exceed the limit.
     due = picked.cte("due")
-    is_hopeless = Job.attempts >= MAX_ATTEMPTS
-    statement = (
-        update(Job)
-        .where(Job.id.in_(select(due.c.id)))
+    table: Any = Job.__table__
+    is_hopeless = table.c.attempts >= MAX_ATTEMPTS
+    return (
+        update(table)
+        .where(table.c.id.in_(select(due.c.id)))
         .values(
-            visible_at=until,
-            attempts=Job.attempts + 1,
-            token=token,
+            visible_at=clock(is_postgresql) + bindparam("lease_seconds", type_=Float()),
+            attempts=table.c.attempts + 1,
+            token=bindparam("by_token"),
             state=case((is_hopeless, "failed"), else_="ready"),
-            error=case((is_hopeless, func.coalesce(Job.error, _DIED)), else_=Job.error),
+            error=case((is_hopeless, func.coalesce(table.c.error, _DIED)), else_=table.c.error),
         )
-        .returning(Job.id, Job.ref, Job.attempts, Job.state)
-        .execution_options(synchronize_session=False)
+        .returning(table.c.id, table.c.ref, table.c.attempts, table.c.state)
     )
-    return sorted(session.execute(statement).all(), key=lambda row: int(row.id))
 
 
 def finish(session: Session, token: str, job_ids: Sequence[int]) -> set[int]:
@@ -209,17 +253,22 @@ def _settle(session: Session, token: str, job_ids: Sequence[int], **values: Any)
 
 def later(session: Session, seconds: float) -> ColumnElement[float]:
     """Return the moment that many seconds from now, in seconds since the epoch, by the database's clock."""
-    return _now(session) + seconds
+    return clock(_is_postgresql(session)) + seconds
 
 
 def insert_or(session: Session, entity: Any) -> Any:
     """Return an INSERT that knows ON CONFLICT, which SQLAlchemy has for each dialect apart."""
-    dialect = postgresql if _is_postgresql(session) else sqlite
-    return dialect.insert(entity)
+    return insert_for(_is_postgresql(session), entity)
 
 
-def _now(session: Session) -> ColumnElement[float]:
-    if _is_postgresql(session):
+def insert_for(is_postgresql: bool, entity: Any) -> Any:
+    """Return the same for a statement that is built once."""
+    return (postgresql if is_postgresql else sqlite).insert(entity)
+
+
+def clock(is_postgresql: bool) -> ColumnElement[float]:
+    """Return the time of the database's clock, in seconds since the epoch."""
+    if is_postgresql:
         # Not now(), which stands still in a transaction
         return cast(extract("epoch", func.clock_timestamp()), Float)
     return (func.julianday("now", type_=Float()) - 2440587.5) * 86400.0

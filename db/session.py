@@ -35,12 +35,14 @@ _DRIVERS = {
 }
 _BUSY_SECONDS = 30
 _UPGRADE_LOCK = 0x7061_6373  # any number, the same in every process
-# Dead peers are noticed, and nobody waits longer for a lock than a sender waits for its answer.
+# Dead peers are noticed, and nobody waits longer for a lock than a sender waits for its answer. Nor does a
+# machine that was cut off in a transaction keep its locks: its server would hear of that after two hours.
 _POSTGRESQL: dict[str, Any] = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
     "tcp_user_timeout": 20_000,
-    "options": f"-c lock_timeout={_BUSY_SECONDS}s -c timezone=UTC",
+    "options": f"-c lock_timeout={_BUSY_SECONDS}s -c timezone=UTC "
+    f"-c idle_in_transaction_session_timeout={_BUSY_SECONDS}s",
 }
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 
 from pacs_node.errors import NotAssociated, TakesNothing, UserError
 from pacs_node.report_encoding import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+
+_PIECE = 2**16  # bytes
 
 
 def application_entity(ae_title: str) -> AE:
@@ -60,7 +66,7 @@ def associate(
     """
     try:
         association = ae.associate(
-            host, port, ae_title=called_ae_title, ext_neg=list(roles), evt_handlers=list(handlers)
+            host, port, ae_title=called_ae_title, ext_neg=list(roles), evt_handlers=[bounded(), *handlers]
         )
     except (OSError, UnicodeError) as error:  # what looking up the host's name raises
         raise NotAssociated(f"cannot be reached: {error}") from error
@@ -71,6 +77,39 @@ def associate(
     if association.rejected_contexts and not association.accepted_contexts:
         raise TakesNothing("accepts none of the presentation contexts")
     raise NotAssociated("cannot be reached; check host, port and that it is running")
+
+
+def bounded() -> Any:
+    """Return the handler with which no association waits for the rest of a PDU beyond its network timeout.
+
+    pynetdicom reads a PDU that began to come for as long as that takes, and could not even abort meanwhile: a
+    peer that fell silent then, or sends a byte now and then, would keep the association for ever.
+    """
+    return evt.EVT_CONN_OPEN, _bound
+
+
+def _bound(event: evt.Event) -> None:
+    connection: Any = event.assoc.dul.socket
+    seconds = event.assoc.network_timeout
+    if seconds is not None:
+        connection.socket.settimeout(seconds)
+        connection.recv = partial(_receive, connection.socket, seconds)
+
+
+def _receive(connection: socket.socket, seconds: float, number: int) -> bytearray:
+    """Read so many bytes; fewer where the connection ended or, after that time, was ended."""
+    content, deadline = bytearray(), time.monotonic() + seconds
+    while len(content) < number:
+        try:
+            piece = connection.recv(min(number - len(content), _PIECE))
+        except TimeoutError:
+            piece = b""
+        if not piece or time.monotonic() > deadline:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            break
+        content += piece
+    return content
 
 
 def store(association: Association, path: Path) -> Dataset:

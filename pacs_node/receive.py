@@ -42,7 +42,7 @@ from db.errors import DatabaseError
 from db.rows import Received
 from db.session import Database
 from pacs_node import log
-from pacs_node.association import application_entity
+from pacs_node.association import application_entity, bounded
 from pacs_node.config import Settings
 from pacs_node.errors import PortInUse, Refused
 from pacs_node.header import Identity, UnreadableHeader, identity, read_header
@@ -137,7 +137,7 @@ class Receiver:
         return [(evt.EVT_C_STORE, self._on_c_store), (evt.EVT_ABORTED, _on_aborted)]
 
     def _handlers(self) -> list[Any]:
-        handlers = [*self.keeping(), *self._provider.handlers()]
+        handlers = [bounded(), *self.keeping(), *self._provider.handlers()]
         return [*handlers, (evt.EVT_ACCEPTED, _on_accepted), (evt.EVT_REJECTED, _on_rejected)]
 
     def _on_c_store(self, event: evt.Event) -> Dataset:

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,13 +88,109 @@ def running_server() -> Iterator[Server]:
         with log.open("wb") as output:
             options: dict[str, Any] = {"cwd": folder, "stdout": output, "stderr": output, **as_user}
             subprocess.run(_initdb(binaries), check=True, **options)
-            process = subprocess.Popen(_postgres(binaries, port), **options)
+            process = subprocess.Popen(_postgres(binaries, port, _SETTINGS), **options)
         try:
             with closing(_wait(process, port, log)) as server:
                 yield server
         finally:
             process.send_signal(signal.SIGINT)  # closes all connections, then ends in good order
             process.wait(_START_SECONDS)
+
+
+class OwnServer:
+    """A server that flushes what it commits, and can be stopped and started again.
+
+    Parameters
+    ----------
+    folder
+        Where its data and its log are to lie; it must be empty.
+    settings
+        What is to differ from the server of the tests.
+    initdb
+        Further options of initdb.
+    address
+        Where it listens besides 127.0.0.1, and takes connections from the 255 addresses around it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, str] | None = None,
+        initdb: Sequence[str] = (),
+        address: str = "127.0.0.1",
+    ) -> None:
+        self.port = _free_port()
+        self._address = address
+        self._folder = folder
+        self._binaries = _binaries()
+        durable = dict.fromkeys(("fsync", "synchronous_commit", "full_page_writes", "autovacuum"), "on")
+        listens = {"listen_addresses": ",".join(dict.fromkeys(("127.0.0.1", address)))}
+        self._settings = _SETTINGS | durable | listens | dict(settings or {})
+        as_user = _unprivileged()
+        if as_user:
+            shutil.chown(folder, as_user["user"], as_user["group"])
+        self._log = folder / "log"
+        self._options: dict[str, Any] = {"cwd": folder, **as_user}
+        self._process: subprocess.Popen[bytes] | None = None
+        with self._log.open("ab") as log:
+            command = [*_initdb(self._binaries), *initdb]
+            subprocess.run(command, check=True, stdout=log, stderr=log, **self._options)
+        if address != "127.0.0.1":
+            with (folder / "data" / "pg_hba.conf").open("a") as rules:
+                rules.write(f"host all all {address}/24 trust\n")
+
+    def start(self) -> None:
+        """Start it, and wait until it takes connections."""
+        with self._log.open("ab") as log:
+            command = _postgres(self._binaries, self.port, self._settings)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, **self._options)
+        _wait(self._process, self.port, self._log).close()
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> None:
+        """Stop it: SIGINT in good order, SIGQUIT at once as a crash would."""
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(_START_SECONDS)
+            self._process = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it ended by itself."""
+        return self._process is not None and self._process.poll() is not None
+
+    def said(self, what: str) -> bool:
+        """Whether its log holds a word."""
+        return what in self._log.read_text(errors="replace")
+
+    def admin(self, database: str = _USER) -> psycopg.Connection[Any]:
+        """Return a connection of the one who may do everything."""
+        return psycopg.connect(host="127.0.0.1", port=self.port, user=_USER, dbname=database, autocommit=True)
+
+    def create(self, options: str = "") -> str:
+        """Create a database with options of CREATE DATABASE, and return its URL."""
+        name = f"test_{uuid.uuid4().hex}"
+        with closing(self.admin()) as admin:
+            admin.execute(f"CREATE DATABASE {name} {options}".encode())
+        return f"postgresql+psycopg://{_USER}@{self._address}:{self.port}/{name}"
+
+    def __enter__(self) -> OwnServer:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.stop()
+
+
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """Return a context with a folder on the disk, which a server of one's own can get into."""
+    with tempfile.TemporaryDirectory(prefix="pacs-node-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 def _binaries() -> Path:
@@ -141,9 +237,9 @@ def _initdb(binaries: Path) -> list[str]:
     return [str(binaries / "initdb"), "--pgdata=data", *options]
 
 
-def _postgres(binaries: Path, port: int) -> list[str]:
-    settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
-    return [str(binaries / "postgres"), "-D", "data", "-p", str(port), *settings]
+def _postgres(binaries: Path, port: int, settings: Mapping[str, str]) -> list[str]:
+    options = [f"--{name}={value}" for name, value in settings.items()]
+    return [str(binaries / "postgres"), "-D", "data", "-p", str(port), *options]
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> Server:

@@ -92,7 +92,7 @@ def test_a_claim_takes_no_more_than_its_limit(database: Database) -> None:
 def test_a_new_job_can_be_claimed_at_once_and_one_for_later_cannot(database: Database) -> None:
     with database.write() as session:
         queue.enqueue(session, Kind.SCORE, 1)
-        queue.enqueue(session, Kind.SCORE, 2, visible_at=queue.later(session, 0.2))
+        queue.enqueue(session, Kind.SCORE, 2, wait_seconds=0.2)
     assert refs(take(database)) == [1]
     time.sleep(0.25)
     assert refs(take(database)) == [2]

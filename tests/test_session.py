@@ -351,6 +351,26 @@ def test_postgresql_says_when_another_program_holds_a_lock_too_long(
 
 
 @only_postgresql
+def test_a_program_that_stands_still_in_a_transaction_does_not_keep_its_locks(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = "idle_in_transaction_session_timeout="
+    options = _POSTGRESQL["options"].replace(f"{limit}30s", f"{limit}200ms")
+    monkeypatch.setitem(_POSTGRESQL, "options", options)
+
+    def stand_still(other: Database) -> None:
+        with other.write() as session:
+            session.execute(text("LOCK TABLE model"))
+            add(database, "a")
+            session.execute(model("b"))
+
+    with opened(database_url) as database, opened(database_url) as other:
+        with pytest.raises(DatabaseDown):
+            stand_still(other)
+        assert how_many(database) == 1
+
+
+@only_postgresql
 def test_a_short_url_of_postgresql_is_understood(database_url: str) -> None:
     with opened(database_url.replace("+psycopg", "")) as database:
         database.require_current()
