@@ -53,7 +53,7 @@ def test_what_a_killed_receiver_answered_with_success_survives_a_loss_of_power(
     backend: str, database_url: str, tmp_path: Path
 ) -> None:
     kill_receiver_at(
-        RECEIVING[1::3] if backend == "sqlite" else RECEIVING[2::3], tmp_path / "node", database_url
+        RECEIVING[1::4] if backend == "sqlite" else RECEIVING[2::4], tmp_path / "node", database_url
     )
 
 

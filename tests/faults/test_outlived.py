@@ -120,7 +120,8 @@ def _leave_delivery(session: Session) -> None:
 
 
 def _change_report(session: Session) -> None:
-    session.execute(update(Report).values(content=Report.content.concat(b"\0\0")))
+    content = session.scalars(select(Report.content).where(Report.id == 1)).one()
+    session.execute(update(Report).where(Report.id == 1).values(content=content + b"\0\0"))
 
 
 def _rename_report(session: Session) -> None:
