@@ -71,7 +71,7 @@ def _held(world: World) -> int:
 def retain_at(points: Sequence[Point], folder: Path, url: str) -> Outcome:
     """Kill whoever lets files go; what is let go is gone in the end, and what comes again is kept again."""
     recovery = 0.0
-    with Pacs() as pacs, World(folder, url, {"PACS": pacs.port}, _KEPT) as world:
+    with Pacs() as pacs, World(folder, url, {"PACS": pacs.port}) as world:
         world.start("receive", "score")
         modality, files = Modality(world.port), []
         for number, point in enumerate(points):
@@ -79,10 +79,12 @@ def retain_at(points: Sequence[Point], folder: Path, url: str) -> Outcome:
             files += [path for study in sent for path in study]
             modality.send_all(sent, 1)
             wait_for(lambda: not _left(world, "score"), "scores")
+            _keep(world, "")  # its first look at the spool may take longer than the reports do
             world.start("deliver")
             settled(world, 60)
             world.kill("deliver")
             time.sleep(_AGE)
+            _keep(world, _KEPT)
             world.start("deliver", point=str(point))
             victim = world.roles["deliver"]
             wait_for(lambda: victim.popen.poll() is not None, str(point))  # noqa: B023 - called at once
@@ -101,6 +103,12 @@ def retain_at(points: Sequence[Point], folder: Path, url: str) -> Outcome:
     if verdict.studies != len(files):
         verdict.lost.append(f"{len(files) - verdict.studies} studies were not taken again")
     return Outcome(len(points), verdict, recovery)
+
+
+def _keep(world: World, sections: str) -> None:
+    """Set for how long files are kept by the processes that start from now on."""
+    world.sections = sections
+    world.configure()
 
 
 def _left(world: World, kind: str) -> list[str]:

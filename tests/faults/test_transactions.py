@@ -1,4 +1,4 @@
-"""No transaction is open while something is decoded, scored, read, built, sent or asked: that may take long."""
+"""No transaction is open while something is decoded, scored, read, built, sent or asked; that takes long."""
 
 from __future__ import annotations
 
