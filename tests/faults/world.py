@@ -85,7 +85,11 @@ class Role:
 
     def has_event(self, name: str) -> bool:
         """Tell whether it logged such an event."""
-        return any(one.get("event") == name for one in self.events())
+        return self.count(name) > 0
+
+    def count(self, name: str) -> int:
+        """Tell how often it logged such an event."""
+        return sum(one.get("event") == name for one in self.events())
 
     def text(self) -> str:
         """Return its log as it is."""
