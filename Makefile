@@ -28,7 +28,7 @@ test: $(VENV)/.installed-dev peers lint
 faults: $(VENV)/.installed-dev peers
 	$(BIN)/python -m tests.faults
 
-bench: $(VENV)/.installed-dev
+bench: $(VENV)/.installed-dev peers
 	$(BIN)/python -m tests.benchmarks
 
 lint: $(VENV)/.installed-dev
@@ -45,7 +45,7 @@ $(VENV)/.created:
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "Installing into $(VENV); torch is large, this takes some minutes the first time."
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[openvino]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

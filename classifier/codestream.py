@@ -1,7 +1,7 @@
 """Headers of compressed frames, read before a decoder is trusted with them.
 
-GDCM, which decodes JPEG Lossless and 12-bit JPEG, ends the whole process on marker segments that it does not
-expect. It is given nothing but the segments that it needs, and those only when they are well-formed.
+A decoder can end the whole process on marker segments that it does not expect, as GDCM does. It is
+given nothing but the segments that it needs, and those only when they are well-formed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class Codestream(NamedTuple):
     columns: int
     samples: int
     precision: int
+    signed: bool = False
 
 
 class _Segment(NamedTuple):
@@ -56,7 +57,7 @@ def j2k_header(frame: bytes) -> Codestream | None:
         return None
     columns, rows, left, top = _numbers(segment, 4, 4, 4, 4)
     samples, precision = _numbers(segment[32:], 2, 1)
-    return Codestream(rows - top, columns - left, samples, (precision & 0x7F) + 1)
+    return Codestream(rows - top, columns - left, samples, (precision & 0x7F) + 1, precision > 0x7F)
 
 
 def jpeg_essence(frame: bytes) -> bytes | None:

@@ -1,11 +1,15 @@
 """The grayscale pipeline of PS3.3 C.11: stored pixel values to what a radiologist sees, 0 black to 1 white.
 
+It looks at one pixel at a time, so it is run once over the 256 or 65536 values that a pixel can have, and the
+image looks up its grey values there.
+
 Written out here rather than taken from pydicom, whose functions scale to the range of Bits Stored and back,
 index 8-bit tables with 8-bit numbers, and know nothing of padding.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,10 +19,12 @@ from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import ExplicitVRBigEndian
 
 from classifier.errors import NotScorable, Reason
-from classifier.pixels import translated, unreadable
+from classifier.pixels import Stored, translated, unreadable
+from classifier.resample import Grey, resample
 from classifier.tags import integer, items, numbers, text, values
 
-Grey = NDArray[np.float32]
+_ROWS = 64  # at once, which bounds the indices that a look-up needs
+_STRAIGHT = 1e-6  # of the grey scale; float32 knows 6e-8
 
 
 class Table(NamedTuple):
@@ -29,7 +35,7 @@ class Table(NamedTuple):
     bits: int
 
 
-def to_grey(ds: Dataset, stored: NDArray[Any], photometric: str, bits: int) -> Grey:
+def to_grey(ds: Dataset, stored: Stored, size: int | None = None) -> Grey:
     """Render stored pixel values.
 
     Parameters
@@ -37,31 +43,40 @@ def to_grey(ds: Dataset, stored: NDArray[Any], photometric: str, bits: int) -> G
     ds
         The data set, for the attributes of the pipeline.
     stored
-        (rows, columns) integers, or (rows, columns, 3) in colour.
-    photometric
-        Photometric Interpretation of `stored`.
-    bits
-        Bits Stored.
+        What was decoded.
+    size
+        Side in pixels of the square to resize to, after rendering; ``None`` leaves the image as it is.
 
     Returns
     -------
     numpy.ndarray
-        (rows, columns) float32, 0 black to 1 white.
+        (rows, columns) or (size, size) float32, 0 black to 1 white.
 
     Raises
     ------
     NotScorable
         ``CONSTANT_IMAGE`` when one grey value is left, ``UNREADABLE`` when the pipeline cannot be applied.
     """
-    if photometric in ("MONOCHROME1", "MONOCHROME2"):
-        grey = _monochrome(ds, stored, inverted=_is_inverted(ds, photometric))
-    elif photometric == "PALETTE COLOR":
-        grey = _palette(ds, stored)
-    elif photometric == "RGB":
-        grey = _float32(luminance(stored) / (2**bits - 1))
+    if stored.photometric in ("MONOCHROME1", "MONOCHROME2"):
+        return _monochrome(ds, stored, size)
+    if stored.photometric == "PALETTE COLOR":
+        grey = _palette(ds, stored.values)
+    elif stored.photometric == "RGB":
+        grey = _float32(luminance(stored.values) / (2**stored.image.stored - 1))
     else:
         raise unreadable("This Photometric Interpretation is not supported")
-    return require_contrast(grey)
+    require_contrast(grey)
+    return grey if size is None else resample(grey, size)
+
+
+def follows_averaging(ds: Dataset) -> bool:
+    """Tell whether an image averaged before rendering looks like one averaged after it.
+
+    So it does under a window. It does not where values mean something by themselves (Pixel Padding Value,
+    lookup tables), nor where the range of the pixels, which averaging narrows, is the window.
+    """
+    by_value = ("PixelPaddingValue", "ModalityLUTSequence", "VOILUTSequence")
+    return _window(ds) is not None and not any(keyword in ds for keyword in by_value)
 
 
 def require_contrast(grey: Grey) -> Grey:
@@ -81,38 +96,92 @@ def _is_inverted(ds: Dataset, photometric: str) -> bool:
     return photometric == "MONOCHROME1" or text(ds, "PresentationLUTShape") == "INVERSE"
 
 
-def _monochrome(ds: Dataset, stored: NDArray[Any], *, inverted: bool) -> Grey:
-    padding = _padding(ds, stored)
-    modality = _modality(ds, stored)
-    real = modality if padding is None else modality[~padding]
-    if not real.size or real.min() == real.max():
-        raise NotScorable(Reason.CONSTANT_IMAGE, "All pixels have the same value")
-    grey = _voi(ds, modality, float(real.min()), float(real.max()))
-    if inverted:
-        np.subtract(1, grey, out=grey)
-    if padding is not None:
-        grey[padding] = 0
+def _monochrome(ds: Dataset, stored: Stored, size: int | None) -> Grey:
+    kind = stored.values.dtype
+    levels = _codes(kind).view(kind)  # (256 or 65536,) every value there is
+    padding = _padding(ds, levels)
+    present = _present(ds, stored, padding)
+    with np.errstate(over="ignore", invalid="ignore"):  # of values that the image does not have
+        modality = _modality(ds, levels)
+        real = modality[present & ~padding]
+        if not real.size or real.min() == real.max():
+            raise NotScorable(Reason.CONSTANT_IMAGE, "All pixels have the same value")
+        curve = _voi(ds, modality, float(real.min()), float(real.max()))
+    if _is_inverted(ds, stored.photometric):
+        np.subtract(1, curve, out=curve)
+    curve[padding] = 0
+    require_contrast(curve[present])
+    return _rendered(stored.values, curve) if size is None else _resized(stored, curve, size)
+
+
+def _codes(kind: np.dtype[Any]) -> NDArray[Any]:
+    """Return all that the bits of an integer can say, as unsigned numbers in order: places in a curve."""
+    return np.arange(2 ** (8 * kind.itemsize), dtype=f"u{kind.itemsize}")
+
+
+def _present(ds: Dataset, stored: Stored, padding: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which values the image has, (levels,); the ends of their range alone where no others matter."""
+    codes = _as_codes(stored.values)
+    present = np.zeros(len(padding), np.bool_)
+    span = _span(stored)
+    if padding[span].any() or "ModalityLUTSequence" in ds or "VOILUTSequence" in ds:
+        for start in range(0, len(codes), _ROWS):
+            present[codes[start : start + _ROWS]] = True
+    else:  # what is left of the pipeline, rescaling and window, only rises or only falls
+        present[span[[0, -1]]] = True
+    return present
+
+
+def _as_codes(values: NDArray[Any]) -> NDArray[Any]:
+    return values.view(f"u{values.itemsize}")
+
+
+def _span(stored: Stored) -> NDArray[Any]:
+    """Return the codes of all from the lowest to the highest value."""
+    low, high = stored.range
+    codes: NDArray[Any] = np.arange(low, high + 1) % 2 ** (8 * stored.values.itemsize)
+    return codes
+
+
+def _rendered(values: NDArray[Any], curve: Grey) -> Grey:
+    codes = _as_codes(values)
+    grey = np.empty(values.shape, np.float32)
+    for start in range(0, len(grey), _ROWS):
+        rows = slice(start, start + _ROWS)
+        np.take(curve, codes[rows], out=grey[rows], mode="clip")
     return grey
 
 
-def _padding(ds: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Return where the image is padded (PS3.3 C.7.5.1.1.2), or None where it is not."""
+def _resized(stored: Stored, curve: Grey, size: int) -> Grey:
+    """Render and resize; where the curve is straight, its two ends are enough, after resizing."""
+    values = stored.values
+    low, high = stored.range
+    line = curve[_span(stored)]
+    resize = partial(resample, values, size, (stored.image.rows, stored.image.columns), stored.sampling)
+    if np.abs(line - np.linspace(line[0], line[-1], len(line))).max() > _STRAIGHT:
+        return np.clip(resize(lambda rows: _rendered(rows, curve)), 0, 1)
+    slope = float(line[-1] - line[0]) / (high - low)
+    return _float32(np.clip((resize() - low) * slope + float(line[0]), 0, 1))
+
+
+def _padding(ds: Dataset, levels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which values stand for padding (PS3.3 C.7.5.1.1.2)."""
     value = integer(ds, "PixelPaddingValue")
     if value is None:
-        return None
+        return np.zeros(len(levels), np.bool_)
     limit = integer(ds, "PixelPaddingRangeLimit")
     # The value representation follows Pixel Representation, but -2000 often arrives as 63536.
-    ends = np.array([value, value if limit is None else limit]).astype(stored.dtype)
-    mask = (stored >= ends.min()) & (stored <= ends.max())
-    return mask if mask.any() else None
+    ends = np.array([value, value if limit is None else limit]).astype(levels.dtype)
+    mask: NDArray[np.bool_] = (levels >= ends.min()) & (levels <= ends.max())
+    return mask
 
 
-def _modality(ds: Dataset, stored: NDArray[Any]) -> Grey:
+def _modality(ds: Dataset, levels: NDArray[Any]) -> Grey:
     """Apply Modality LUT Sequence, or Rescale Slope and Intercept (PS3.3 C.11.1)."""
     sequence = items(ds, "ModalityLUTSequence")
     if sequence:
-        return _look_up(stored, _table(sequence[0], _is_big_endian(ds)))
-    scaled = stored.astype(np.float32)
+        return _look_up(levels, _table(sequence[0], _is_big_endian(ds)))
+    scaled = levels.astype(np.float32)
     slope, intercept = (next(iter(numbers(ds, k)), None) for k in ("RescaleSlope", "RescaleIntercept"))
     if slope and intercept is not None and np.isfinite([slope, intercept]).all():
         scaled *= slope

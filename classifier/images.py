@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from classifier.data import Example
 from classifier.decode import decode
 from classifier.errors import DataError, NotScorable
-from classifier.transforms import Resize
 
 _CHUNK = 16
 _Decoded: TypeAlias = NDArray[np.uint8] | str  # (1, size, size), or why it cannot be decoded
@@ -97,10 +96,10 @@ def _processors() -> int:
 
 def _decode(path: Path, size: int) -> _Decoded:
     try:
-        plane = Resize(size)(decode(path))  # (1, size, size) float32 in 0..1
+        plane = decode(path, size=size)  # (1, size, size) float32 in 0..1
     except (NotScorable, OSError) as error:
         return str(error)
-    return np.asarray((plane * 255).round().to(torch.uint8).numpy())
+    return (plane * 255).round().astype(np.uint8)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +19,7 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     UID,
+    ExplicitVRBigEndian,
     JPEG2000TransferSyntaxes,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
@@ -28,7 +31,9 @@ from pydicom.uid import (
 )
 
 from classifier.codestream import has_end, j2k_header, jpeg_essence, jpeg_header
+from classifier.decoders import decoded, native
 from classifier.errors import NotScorable, Reason
+from classifier.resample import WHOLE, Sampling
 from classifier.tags import integer, quote, text, values
 
 _LOSSY_JPEG = {JPEGBaseline8Bit, JPEGExtended12Bit}
@@ -37,7 +42,8 @@ _SELF_DESCRIBED = {
     *JPEGLSTransferSyntaxes,
 }  # precision and sign are in the codestream
 _CODESTREAMS = {*JPEGTransferSyntaxes, *_SELF_DESCRIBED}
-# One decoder per transfer syntax, so that an image has the same pixels on every machine and in every year.
+# One decoder per transfer syntax, so that an image has the same pixels on every machine and in every year:
+# these are for colour, those in `decoders` for grey images.
 _PLUGINS: dict[str, str] = {
     **dict.fromkeys(JPEG2000TransferSyntaxes, "pylibjpeg"),
     **dict.fromkeys(JPEGLSTransferSyntaxes, "pyjpegls"),
@@ -45,6 +51,7 @@ _PLUGINS: dict[str, str] = {
     **dict.fromkeys((JPEGLossless, JPEGLosslessSV1), "gdcm"),
     RLELossless: "pydicom",
 }
+_GREY = {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"}
 
 
 class ImagePixel(NamedTuple):
@@ -60,12 +67,41 @@ class ImagePixel(NamedTuple):
     photometric: str
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Stored pixel values of one frame.
+
+    Attributes
+    ----------
+    values
+        (rows, columns) or (rows, columns, 3) of uint8, int8, uint16 or int16; unused bits are cleared or hold
+        the sign. Fewer rows and columns where it was decoded with less detail.
+    photometric
+        The Photometric Interpretation of `values`; YBR becomes RGB.
+    image
+        The Image Pixel Module of the whole frame.
+    sampling
+        Where `values` lie in it.
+    """
+
+    values: NDArray[Any]
+    photometric: str
+    image: ImagePixel
+    sampling: Sampling = WHOLE
+
+    @cached_property
+    def range(self) -> tuple[int, int]:
+        """The lowest and the highest value."""
+        return int(self.values.min()), int(self.values.max())
+
+
 class _Frame(NamedTuple):
-    """Pixel Data that was judged fit for a decoder, and what to tell the decoder of it."""
+    """One frame that was judged fit for a decoder, and what to tell the decoder of it."""
 
     data: bytes
     syntax: UID
     image: ImagePixel
+    precision: int = 0  # of the codestream, where it has one
 
 
 @contextmanager
@@ -116,7 +152,7 @@ def image_pixel(ds: Dataset, max_pixels: int) -> ImagePixel:
     return ImagePixel(rows, columns, samples, allocated, stored, high_bit, signed, photometric)
 
 
-def stored_values(ds: Dataset, image: ImagePixel) -> tuple[NDArray[Any], str]:
+def stored_values(ds: Dataset, image: ImagePixel, size: int | None = None) -> Stored:
     """Decode the first frame.
 
     Parameters
@@ -125,14 +161,9 @@ def stored_values(ds: Dataset, image: ImagePixel) -> tuple[NDArray[Any], str]:
         The data set with Pixel Data and file meta information.
     image
         Its checked Image Pixel Module.
-
-    Returns
-    -------
-    values
-        (rows, columns) or (rows, columns, 3) of uint8, int8, uint16 or int16; unused bits are cleared or hold
-        the sign.
-    photometric
-        The Photometric Interpretation of `values`; YBR becomes RGB.
+    size
+        Side of the square that it will be resized to: JPEG 2000 and JPEG of 8 bits are then decoded with less
+        detail, in a fraction of the time. ``None`` means all.
 
     Raises
     ------
@@ -142,10 +173,13 @@ def stored_values(ds: Dataset, image: ImagePixel) -> tuple[NDArray[Any], str]:
     syntax = _transfer_syntax(ds)
     frame = (_judge_frame if syntax.is_encapsulated else _judge_length)(ds, syntax, image)
     with translated("Decoding the pixel data"):
-        pixels, properties = _decode(ds, frame)
-    if frame.syntax not in _SELF_DESCRIBED:
-        pixels = _clear_unused_bits(pixels, frame.image)
-    return pixels, str(properties["photometric_interpretation"])
+        if image.samples == 1 and image.photometric in _GREY and syntax != ExplicitVRBigEndian:
+            stored = _grey(frame, image, size)
+        else:
+            stored = _colour(ds, frame, image)
+    if frame.syntax in _SELF_DESCRIBED:
+        return stored
+    return _clear_unused_bits(stored, frame.image)
 
 
 def _transfer_syntax(ds: Dataset) -> UID:
@@ -158,7 +192,20 @@ def _transfer_syntax(ds: Dataset) -> UID:
     return syntax
 
 
-def _decode(ds: Dataset, frame: _Frame) -> tuple[NDArray[Any], dict[str, str | int]]:
+def _grey(frame: _Frame, whole: ImagePixel, size: int | None) -> Stored:
+    image = frame.image
+    shape = image.rows, image.columns
+    kind = np.dtype(f"{'i' if image.signed else 'u'}{image.allocated // 8}")
+    if not frame.syntax.is_encapsulated:
+        return Stored(native(frame.data, shape, kind), image.photometric, whole)
+    values, sampling = decoded(
+        frame.data, frame.syntax, shape=shape, kind=kind, precision=frame.precision, size=size
+    )
+    return Stored(values, image.photometric, whole, sampling)
+
+
+def _colour(ds: Dataset, frame: _Frame, whole: ImagePixel) -> Stored:
+    """Let pydicom decode whatever it is."""
     image = frame.image
     options: dict[str, Any] = {
         "rows": image.rows,
@@ -176,17 +223,24 @@ def _decode(ds: Dataset, frame: _Frame) -> tuple[NDArray[Any], dict[str, str | i
     if frame.syntax not in _SELF_DESCRIBED:
         options["correct_unused_bits"] = False  # pydicom's correction takes High Bit to be Bits Stored - 1
     plugin = _PLUGINS.get(frame.syntax, "")
-    return get_decoder(frame.syntax).as_array(frame.data, index=0, decoding_plugin=plugin, **options)
+    data = encapsulate([frame.data]) if frame.syntax.is_encapsulated else frame.data
+    values, properties = get_decoder(frame.syntax).as_array(data, index=0, decoding_plugin=plugin, **options)
+    native_order = values.astype(values.dtype.newbyteorder("="), copy=False)
+    return Stored(native_order, str(properties["photometric_interpretation"]), whole)
 
 
-def _clear_unused_bits(pixels: NDArray[Any], image: ImagePixel) -> NDArray[Any]:
+def _clear_unused_bits(stored: Stored, image: ImagePixel) -> Stored:
     """Drop what older objects keep above High Bit, such as overlays, and restore the sign (PS3.5 8.1.1)."""
-    width = pixels.dtype.itemsize * 8
+    width = stored.values.itemsize * 8
     above, unused = width - 1 - image.high_bit, width - image.stored
-    if unused <= 0 or above < 0:
-        return pixels
-    cleared: NDArray[Any] = np.right_shift(np.left_shift(pixels, above), unused)
-    return cleared
+    if unused <= 0 or above < 0 or (above == unused and _fits(stored, image)):
+        return stored
+    return replace(stored, values=np.right_shift(np.left_shift(stored.values, above), unused))
+
+
+def _fits(stored: Stored, image: ImagePixel) -> bool:
+    lowest = -(2 ** (image.stored - 1)) if image.signed else 0
+    return lowest <= stored.range[0] and stored.range[1] < lowest + 2**image.stored
 
 
 def _judge_length(ds: Dataset, syntax: UID, image: ImagePixel) -> _Frame:
@@ -210,7 +264,7 @@ def _judge_frame(ds: Dataset, syntax: UID, image: ImagePixel) -> _Frame:
     bound = 1024 + 2 * image.rows * image.columns * image.samples * image.allocated // 8
     if syntax == RLELossless and len(frame) > bound:
         raise unreadable(f"The RLE frame has {len(frame)} bytes, more than its pixels can need")
-    return _Frame(ds.PixelData, syntax, image)
+    return _Frame(frame, syntax, image)
 
 
 def _judge_codestream(frame: bytes, syntax: UID, image: ImagePixel) -> _Frame:
@@ -227,16 +281,16 @@ def _judge_codestream(frame: bytes, syntax: UID, image: ImagePixel) -> _Frame:
     if not has_end(frame):
         raise unreadable("The compressed frame is truncated: it has no end marker")
     if syntax in _SELF_DESCRIBED:
-        return _Frame(encapsulate([frame]), syntax, image)
+        return _Frame(frame, syntax, image, header.precision)
     return _judge_jpeg(frame, syntax, image, header.precision)
 
 
 def _judge_jpeg(frame: bytes, syntax: UID, image: ImagePixel, precision: int) -> _Frame:
     if syntax in _LOSSY_JPEG and precision == 8:
         bits = image._replace(allocated=8, stored=8, high_bit=7)
-        return _Frame(encapsulate([frame]), syntax, bits)
+        return _Frame(frame, syntax, bits, precision)
     essence = jpeg_essence(frame)
     if essence is None:
         raise unreadable("The JPEG frame has a malformed or unexpected marker segment")
     # pydicom keeps 12-bit JPEG from GDCM, which decodes it well; GDCM takes the process from the codestream.
-    return _Frame(encapsulate([essence]), JPEGLossless, image)
+    return _Frame(essence, JPEGLossless, image, precision)

@@ -10,24 +10,18 @@ import numpy as np
 import torch
 
 from classifier.config import SHIPPED_MODEL, Eligibility
-from classifier.decode import read
+from classifier.engine import EngineName, choose
 from classifier.errors import CheckpointError, DeviceError, NotScorable, Reason
 from classifier.model import Checkpoint, load
 from classifier.outcome import Decision, Prediction
+from classifier.prepare import Preparation, Ready
 from classifier.transforms import Chain, chain
 
 __all__ = ["Decision", "Prediction", "Predictor", "choose_device"]
 
 _DEFAULT_RULES = Eligibility()
 _DECIMALS = 3  # of novelty and age
-
-
-class _Ready(NamedTuple):
-    """One image on its way to the network."""
-
-    tensor: torch.Tensor
-    view: str | None
-    age: float | None
+_LARGEST_ERROR = 0.01  # of a probability
 
 
 class _Score(NamedTuple):
@@ -50,6 +44,8 @@ class Predictor:
         The whole conversion from a file to the input of the network.
     model
         The network, in evaluation mode, channels last.
+    engines
+        What computes its features and logits.
     novelty
         Its measure of how unlike the training images an image is, if it has one.
     """
@@ -61,15 +57,18 @@ class Predictor:
         rules: Eligibility | None,
         *,
         cautious: bool = True,
+        engine: EngineName = "auto",
     ) -> None:
         model, self.card, novelty = checkpoint
         self.device = str(device)
         self.chain: Chain = chain(self.card.preprocessing, rules)
         self.model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         self.novelty = None if novelty is None else novelty.to(device)
-        self._rules = rules
+        self._prepare = Preparation(self.chain, rules)
         self._cautious = cautious
         self._require_square_planes()
+        planes = 1 if self.card.preprocessing[-1].get("name") == "RepeatChannel" else 3
+        self.engines = choose(self.model, planes, self._probe(), self._measure, engine)
 
     @classmethod
     def load(
@@ -79,6 +78,7 @@ class Predictor:
         rules: Eligibility | None = _DEFAULT_RULES,
         *,
         cautious: bool = True,
+        engine: EngineName = "auto",
     ) -> Predictor:
         """Load a checkpoint.
 
@@ -93,16 +93,24 @@ class Predictor:
         cautious
             Whether an image unlike the training images, or of a patient of another age than theirs, is
             undetermined. If not, both are measured all the same.
+        engine
+            What computes on a processor: ``"auto"`` (OpenVINO where it is installed), ``"openvino"``, or
+            ``"torch"``, always in float32.
 
         Raises
         ------
         CheckpointError
             When the file is missing, damaged or not understood.
         DeviceError
-            When the device does not exist.
+            When the device does not exist, or the engine is not there or not for it.
         """
         chosen = choose_device(device)
-        return cls(load(path or SHIPPED_MODEL), chosen, rules, cautious=cautious)
+        return cls(load(path or SHIPPED_MODEL), chosen, rules, cautious=cautious, engine=engine)
+
+    @property
+    def engine(self) -> str:
+        """What computes, and in which type: ``"OpenVINO f32"``."""
+        return self.engines.fast.name
 
     def predict(self, sources: Sequence[Path]) -> list[Prediction]:
         """Score files in one batch.
@@ -122,46 +130,46 @@ class Predictor:
         OSError
             When a file cannot be opened or read: that says nothing about the image, and may pass.
         """
-        prepared = [self._prepare(source) for source in sources]
-        scores = iter(self._score([image.tensor for image in prepared if isinstance(image, _Ready)]))
-        return [self._decide(next(scores), p) if isinstance(p, _Ready) else p for p in prepared]
+        prepared = self._prepare(sources)
+        scores = iter(self._score([image.tensor for image in prepared if isinstance(image, Ready)]))
+        return [self._decide(next(scores), p) if isinstance(p, Ready) else _refused(p) for p in prepared]
 
-    def _prepare(self, source: Path) -> _Ready | Prediction:
-        try:
-            radiograph = read(source, self._rules)
-        except NotScorable as refused:
-            return Prediction(None, Decision.NOT_SCORED, refused.reason, refused.detail, None)
-        return _Ready(self.chain(radiograph.pixels, start=1), radiograph.view, radiograph.age)
-
+    @torch.inference_mode()
     def _score(self, tensors: Sequence[torch.Tensor]) -> list[_Score]:
         """Return one score per tensor; its probability is calibrated."""
         if not tensors:
             return []
-        batch = torch.stack(list(tensors))  # (B, 3, S, S) float32, normalised
-        batch = batch.to(self.device, memory_format=torch.channels_last)
-        features, logits = self._run(batch, half=self.device.startswith("cuda"))
-        if not bool(torch.isfinite(logits).all()):
-            features, logits = self._run(batch, half=False)  # float16 ends at 65504
-        scores = torch.sigmoid((logits + self.card.offset) / self.card.temperature)
-        scores[~torch.isfinite(logits)] = torch.nan  # the sigmoid of an overflow is 0 or 1
-        return list(map(_Score, scores.tolist(), self._novelties(features)))
+        batch = torch.stack(list(tensors)).to(self.device)  # (B, 3, S, S) float32, normalised
+        fast, exact = self.engines
+        features, logits = fast(batch)
+        if fast is not exact and bool((again := self._doubtful(features, logits)).any()):
+            features[again], logits[again] = exact(batch[again])
+        probabilities, novelties = self._measure(features, logits)
+        probabilities[~torch.isfinite(logits)] = torch.nan  # the sigmoid of an overflow is 0 or 1
+        known = [None] * len(batch) if novelties is None else novelties.tolist()
+        return list(map(_Score, probabilities.tolist(), known))
 
-    @torch.inference_mode()
-    def _run(self, batch: torch.Tensor, *, half: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return features (B, F) and logits (B,), float32."""
-        # float16 rather than bfloat16: eight times finer, which four decimals need.
-        with torch.autocast(batch.device.type, dtype=torch.float16, enabled=half):
-            features = self.model.embed(batch)
-            logits = self.model.classifier(features)  # (B, 1)
-        return features.float(), logits.float().flatten()
-
-    def _novelties(self, features: torch.Tensor) -> Sequence[float | None]:
+    def _measure(
+        self, features: torch.Tensor, logits: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return calibrated probabilities and, if the model has the measure, novelties; (B,) each."""
+        probabilities = torch.sigmoid((logits + self.card.offset) / self.card.temperature)
         if self.novelty is None or self.card.novelty_limit is None:
-            return [None] * len(features)
-        distances: list[float] = (self.novelty(features) / self.card.novelty_limit).tolist()
-        return distances
+            return probabilities, None
+        return probabilities, self.novelty(features) / self.card.novelty_limit
 
-    def _decide(self, score: _Score, image: _Ready) -> Prediction:
+    def _doubtful(self, features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Return for which images, (B,) bool, the error of the fast engine could change what is answered."""
+        error, card = self.engines.fast.error, self.card
+        probabilities, novelties = self._measure(features, logits)
+        found = ~torch.isfinite(logits)  # float16 ends at 65504
+        for line in (card.threshold - card.band, card.threshold, card.threshold + card.band):
+            found |= (probabilities - line).abs() <= error
+        steepness = 4 * probabilities * (1 - probabilities)  # of the sigmoid, in relation to that at 0.5
+        found |= steepness * error > _LARGEST_ERROR
+        return found if novelties is None else found | ((novelties - 1).abs() <= error)
+
+    def _decide(self, score: _Score, image: Ready) -> Prediction:
         if not np.isfinite(score.probability):
             detail = "The network overflows on this image"
             refused = Decision.NOT_SCORED, Reason.NO_FINITE_SCORE
@@ -192,6 +200,13 @@ class Predictor:
             return Reason.NEAR_THRESHOLD, f"Nearer than {card.band:g} to the threshold {card.threshold:g}"
         return None, ""
 
+    def _probe(self) -> torch.Tensor:
+        """Return images to try engines on: (5, 3, S, S) float32, smooth noise from dark to bright."""
+        coarse = torch.rand(5, 1, 9, 9, generator=torch.Generator().manual_seed(0))
+        pictures = torch.nn.functional.interpolate(coarse, (256, 256), mode="bilinear")
+        bright = torch.linspace(0.4, 1, 5)[:, None, None, None]
+        return torch.stack([self.chain(picture, start=1) for picture in pictures * bright]).to(self.device)
+
     def _require_square_planes(self) -> None:
         """Try the preprocessing on a blank image: what does not fit must fail at the start."""
         tensor = self.chain(np.zeros((1, 32, 48), np.float32), start=1)
@@ -199,6 +214,10 @@ class Predictor:
             raise CheckpointError(
                 "The preprocessing of the model does not end in three square planes; pack it anew."
             )
+
+
+def _refused(why: NotScorable) -> Prediction:
+    return Prediction(None, Decision.NOT_SCORED, why.reason, why.detail, None)
 
 
 def _rounded(value: float | None) -> float | None:

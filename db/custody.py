@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, select, update
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from db.models import Delivery, Instance, Job, Report, Study
 from db.queue import Kind
+
+_AT_ONCE = 500  # images looked at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,22 +23,26 @@ class Held:
     digest: str
     sop_instance_uid: str
     study_instance_uid: str
-    is_removed: bool
 
 
-def held(session: Session, first: str, last: str) -> dict[str, Held]:
-    """Return the objects with ``first <= digest < last``, by digest."""
+def held(session: Session, first: str, last: str) -> dict[str, bool]:
+    """Return of the objects with ``first <= digest < last`` whether their file was let go, by digest."""
     rows = session.execute(
-        select(Instance.digest, Instance.sop_instance_uid, Study.study_instance_uid, Instance.removed_at)
-        .join(Study, Study.id == Instance.study_id)
-        .where(Instance.digest >= first, Instance.digest < last)
-    )
-    return {
-        digest: Held(
-            digest=digest, sop_instance_uid=uid, study_instance_uid=study, is_removed=removed is not None
+        select(Instance.digest, Instance.removed_at.is_not(None)).where(
+            Instance.digest >= first, Instance.digest < last
         )
-        for digest, uid, study, removed in rows
-    }
+    )
+    return {digest: bool(is_removed) for digest, is_removed in rows}
+
+
+def missed(session: Session, digest: str) -> Held | None:
+    """Return an object that should have a file now; ``None`` where there is none, or it was let go."""
+    row = session.execute(
+        select(Instance.sop_instance_uid, Study.study_instance_uid)
+        .join(Study, Study.id == Instance.study_id)
+        .where(Instance.digest == digest, Instance.removed_at.is_(None))
+    ).first()
+    return row and Held(digest=digest, sop_instance_uid=row[0], study_instance_uid=row[1])
 
 
 def spent(session: Session, before: datetime, limit: int) -> list[int]:
@@ -44,9 +51,31 @@ def spent(session: Session, before: datetime, limit: int) -> list[int]:
     Each image is scored, the report made, and each delivery of each of its revisions final: delivered, and
     committed where the destination was asked to. What failed is not final: a person has yet to look.
     """
-    has_files = exists().where(Instance.study_id == Study.id, Instance.removed_at.is_(None))
-    statement = select(Study.id).where(has_files, *_is_spent(before)).order_by(Study.id).limit(limit)
-    return list(session.scalars(statement))
+    found: dict[int, None] = {}
+    for studies in _old(session, before):
+        is_spent = select(Study.id).where(Study.id.in_(studies), *_is_spent(before))
+        found |= dict.fromkeys(session.scalars(is_spent.order_by(Study.id)))
+        if len(found) >= limit:
+            break
+    return list(found)[:limit]
+
+
+def _old(session: Session, before: datetime) -> Iterator[set[int]]:
+    """Yield studies of which files are here that came before a moment, those of the oldest files first."""
+    moment, last = datetime.min.replace(tzinfo=UTC), 0
+    while True:
+        came_later = or_(Instance.received_at > moment, Instance.id > last)
+        files = session.execute(
+            select(Instance.study_id, Instance.received_at, Instance.id)
+            .where(Instance.removed_at.is_(None), Instance.received_at < before)
+            .where(Instance.received_at >= moment, came_later)
+            .order_by(Instance.received_at, Instance.id)
+            .limit(_AT_ONCE)
+        ).all()
+        if not files:
+            return
+        yield {file.study_id for file in files}
+        _, moment, last = files[-1]
 
 
 def release(session: Session, study_id: int, before: datetime, at: datetime) -> list[str]:
@@ -82,21 +111,21 @@ def lock_released(session: Session, digests: Sequence[str]) -> set[str]:
 
 
 def _is_spent(before: datetime) -> Iterator[ColumnElement[bool]]:
-    scoring = exists().where(
-        Instance.study_id == Study.id, Job.kind == Kind.SCORE, Job.ref == Instance.id, Job.state != "done"
-    )
-    reporting = exists().where(Job.kind == Kind.REPORT, Job.ref == Study.id, Job.state != "done")
     is_mine = and_(Delivery.report_id == Report.id, Report.study_id == Study.id)
-    delivering = exists().where(is_mine, Delivery.state.in_(("pending", "failed")))
-    committing = exists().where(is_mine, Job.kind == Kind.COMMIT, Job.ref == Delivery.id, Job.state != "done")
     yield Study.last_received_at < before
-    yield from (~unfinished for unfinished in (scoring, reporting, delivering, committing))
+    yield _is_none(Instance.study_id == Study.id, _is_unfinished(Kind.SCORE, Instance.id))
+    yield ~_is_unfinished(Kind.REPORT, Study.id)
+    yield _is_none(is_mine, Delivery.state.in_(("pending", "failed")))
+    yield _is_none(is_mine, _is_unfinished(Kind.COMMIT, Delivery.id))
 
 
-def should_be_there(session: Session, digest: str) -> bool:
-    """Tell whether an object should have a file now."""
-    statement = select(Instance.id).where(Instance.digest == digest, Instance.removed_at.is_(None))
-    return session.execute(statement).first() is not None
+def _is_none(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Count what there is of a study: asked only whether there is any, planners may begin with all jobs."""
+    return select(func.count()).where(*conditions).correlate(Study).scalar_subquery() == 0
+
+
+def _is_unfinished(kind: Kind, ref: Any) -> ColumnElement[bool]:
+    return exists().where(Job.kind == kind, Job.ref == ref, Job.state != "done")
 
 
 def is_known(session: Session, digest: str) -> bool:

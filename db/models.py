@@ -24,6 +24,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -79,9 +80,9 @@ class Study(Base):
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     study_instance_uid: Mapped[str] = mapped_column(UID, unique=True)
     patient_id: Mapped[str] = mapped_column(LABEL, index=True)
-    patient_name: Mapped[str] = mapped_column(Text)
+    patient_name: Mapped[str] = mapped_column(Text, index=True)
     accession_number: Mapped[str] = mapped_column(LABEL, index=True)
-    study_date: Mapped[str] = mapped_column(String(8))  # VR DA as received; empty where unknown
+    study_date: Mapped[str] = mapped_column(String(8), index=True)  # VR DA as received; empty where unknown
     first_received_at: Mapped[datetime]
     last_received_at: Mapped[datetime]
     quiet_at: Mapped[float] = mapped_column(Float)  # database clock; the study may be reported from then on
@@ -97,6 +98,7 @@ class Instance(Base):
     __table_args__ = (
         UniqueConstraint("sop_instance_uid", "digest"),
         UniqueConstraint("sop_instance_uid", "copy"),
+        Index(None, "digest", "removed_at"),  # all that taking stock of the spool reads
     )
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
@@ -108,10 +110,10 @@ class Instance(Base):
     transfer_syntax_uid: Mapped[str] = mapped_column(UID)
     modality: Mapped[str] = mapped_column(String(16))
     view_position: Mapped[str] = mapped_column(String(16))
-    digest: Mapped[str] = mapped_column(LABEL, index=True)
+    digest: Mapped[str] = mapped_column(LABEL)
     size: Mapped[int] = mapped_column(BigInteger)  # bytes
     calling_ae_title: Mapped[str] = mapped_column(AE_TITLE)
-    received_at: Mapped[datetime]
+    received_at: Mapped[datetime] = mapped_column(index=True)
     removed_at: Mapped[datetime | None]  # when retention let its file go; the row stays
 
 
@@ -136,6 +138,7 @@ class Score(Base):
     __tablename__ = "score"
     __table_args__ = (
         UniqueConstraint("instance_id", "model_id"),
+        Index(None, "decision", "instance_id"),
         CheckConstraint("(probability IS NULL) = (decision = 'not_scored')", "scored"),
         CheckConstraint("probability BETWEEN 0 AND 1", "probability"),
         CheckConstraint("decision IN ('positive', 'negative', 'undetermined', 'not_scored')", "decision"),
@@ -191,6 +194,7 @@ class Delivery(Base):
     __tablename__ = "delivery"
     __table_args__ = (
         UniqueConstraint("report_id", "destination"),
+        Index(None, "state", "destination"),
         CheckConstraint("state IN ('pending', 'delivered', 'committed', 'failed', 'abandoned')", "state"),
     )
 
@@ -274,11 +278,15 @@ class Job(Base):
     error: Mapped[str | None] = mapped_column(Text)
 
 
-Index(
-    "ix_job_ready",
-    Job.kind,
-    Job.lane,
-    Job.visible_at,
-    postgresql_where=Job.state == "ready",
-    sqlite_where=Job.state == "ready",
-)
+def _partial(name: str, condition: str, *columns: Any) -> Index:
+    """Index the few rows of which something is asked; the planners of both databases take it by its words."""
+    return Index(name, *columns, postgresql_where=text(condition), sqlite_where=text(condition))
+
+
+_partial("ix_instance_held", "removed_at IS NULL", Instance.received_at)
+_partial("ix_score_probability", "probability IS NOT NULL", Score.probability, Score.instance_id)
+_partial("ix_delivery_sent", "sop_instance_uid IS NOT NULL", Delivery.sop_instance_uid)
+_partial("ix_job_ready", "state = 'ready'", Job.kind, Job.lane, Job.visible_at)
+_partial("ix_job_suspect", "state = 'ready' AND attempts >= 2", Job.kind, Job.lane, Job.visible_at)
+_partial("ix_job_failed", "state = 'failed'", Job.kind, Job.id)
+_partial("ix_job_held", "token IS NOT NULL", Job.token)

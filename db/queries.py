@@ -211,9 +211,9 @@ def study_instances(session: Session, study_id: int) -> list[StoredInstance]:
 
 def last_report(session: Session, study_id: int) -> StoredReport | None:
     """Return the newest revision of a study's report."""
-    row = session.scalars(
-        select(Report).where(Report.study_id == study_id).order_by(Report.revision.desc()).limit(1)
-    ).first()
+    uids = (Report.sop_class_uid, Report.sop_instance_uid, Report.series_instance_uid)
+    asked = select(Report.id, Report.revision, *uids).where(Report.study_id == study_id)
+    row = session.execute(asked.order_by(Report.revision.desc()).limit(1)).first()
     if row is None:
         return None
     images = session.execute(

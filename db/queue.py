@@ -12,18 +12,34 @@ from enum import StrEnum
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Float, Integer, bindparam, case, cast, extract, func, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Float,
+    Integer,
+    bindparam,
+    case,
+    cast,
+    extract,
+    func,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from db.models import Job
 
 MAX_ATTEMPTS = 5
+_MAX_ATTEMPTS_AT_SENDING = 50  # no report can kill a process; who is killed again and again was unlucky
 LONGEST_WAIT_SECONDS = 3000.0
 """No job may be put off for longer, by whatever machine and for whatever reason."""
 
-_DIED = f"The worker died {MAX_ATTEMPTS} times at this"
-_SUSPECT = 2  # attempts from which on a job is claimed alone, so that it cannot take others with it
+# In the words of the partial indexes, and not bound: planners do not look into parameters
+READY: ColumnElement[bool] = Job.state == literal_column("'ready'")
+FAILED: ColumnElement[bool] = Job.state == literal_column("'failed'")
+# From so many attempts on a job is claimed alone, so that it cannot take others with it
+_SUSPECT: ColumnElement[int] = literal_column("2")
 
 
 class Kind(StrEnum):
@@ -57,7 +73,7 @@ class Claim:
 def enqueue(session: Session, kind: Kind, ref: int, *, lane: str = "", wait_seconds: float = 0.0) -> None:
     """Add a job, or make an existing one ready anew; whoever is at work on it can no longer finish it."""
     values = {"of_kind": kind, "of_ref": ref, "in_lane": lane, "wait_seconds": wait_seconds}
-    session.connection().execute(_enqueue(_is_postgresql(session)), values)
+    session.connection().execute(_enqueue(is_postgresql(session)), values)
 
 
 @cache
@@ -109,12 +125,15 @@ def claim(session: Session, kind: Kind, lane: str, *, limit: int, lease_seconds:
         After this time another worker may take them.
     """
     connection = session.connection()
-    statements = _claiming(_is_postgresql(session))
+    statements = _claiming(is_postgresql(session))
     where = {"of_kind": kind, "in_lane": lane}
-    if connection.execute(statements.is_any_due, where).first() is None:  # nearly always: a cheap question
+    due, stray = connection.execute(statements.is_any_due, where).one()
+    if stray:
+        connection.execute(statements.call_back, where)
+    elif not due:  # nearly always: a cheap question
         return Claim("", [], [])
     token = uuid.uuid4().hex
-    values = {**where, "by_token": token, "lease_seconds": lease_seconds}
+    values = {**where, **_limits(kind), "by_token": token, "lease_seconds": lease_seconds}
     # Suspects first: with steady work they would never have their turn, and each has few turns left
     for statement, most in ((statements.take_suspects, 1), (statements.take_others, limit)):
         rows = connection.execute(statement, {**values, "most": most}).all()
@@ -126,9 +145,20 @@ def claim(session: Session, kind: Kind, lane: str, *, limit: int, lease_seconds:
 def claim_one(session: Session, kind: Kind, ref: int, lease_seconds: float) -> Claim:
     """Take one certain job, if it is ready, even before its time: it has just become possible."""
     token = uuid.uuid4().hex
-    statement = _claiming(_is_postgresql(session)).take_one
-    values = {"of_kind": kind, "of_ref": ref, "by_token": token, "lease_seconds": lease_seconds}
+    statement = _claiming(is_postgresql(session)).take_one
+    where = {"of_kind": kind, "of_ref": ref}
+    values = {**where, **_limits(kind), "by_token": token, "lease_seconds": lease_seconds}
     return _claim(token, session.connection().execute(statement, values).all())
+
+
+def max_attempts(kind: Kind) -> int:
+    """Return how many workers may die of a job before it is given up."""
+    return MAX_ATTEMPTS if kind in (Kind.SCORE, Kind.REPORT) else _MAX_ATTEMPTS_AT_SENDING
+
+
+def _limits(kind: Kind) -> dict[str, Any]:
+    most = max_attempts(kind)
+    return {"most_attempts": most, "died": f"The worker died {most} times at this"}
 
 
 def _claim(token: str, rows: Sequence[Any]) -> Claim:
@@ -143,6 +173,7 @@ class _Claiming:
     """The statements of `claim`, which idle workers ask many times a second: built once."""
 
     is_any_due: Any
+    call_back: Any
     take_suspects: Any
     take_others: Any
     take_one: Any
@@ -151,39 +182,48 @@ class _Claiming:
 @cache
 def _claiming(is_postgresql: bool) -> _Claiming:
     job: Any = Job.__table__.c
-    now = clock(is_postgresql)
-    # A job that seems to be put off for longer than any is was put off before the clock jumped back.
-    is_due = (job.visible_at <= now) | (job.visible_at > now + LONGEST_WAIT_SECONDS)
-    is_ready = (job.kind == bindparam("of_kind")) & (job.state == "ready")
-    due = select(job.id).where(is_ready, job.lane == bindparam("in_lane"), is_due)
+    # As a subquery it is one value for the whole statement, which PostgreSQL can look up in an index
+    now = select(clock(is_postgresql)).scalar_subquery()
+    is_ready = (job.kind == bindparam("of_kind")) & READY
+    waiting = select(job.id).where(is_ready, job.lane == bindparam("in_lane"))
+    due = waiting.where(job.visible_at <= now)
+    # A job that seems to be put off for longer than any is was put off before the clock jumped back
+    stray = waiting.where(job.visible_at > now + LONGEST_WAIT_SECONDS)
     picked = due.order_by(job.visible_at, job.id).limit(bindparam("most", type_=Integer()))
     is_suspect = job.attempts >= _SUSPECT
     one = select(job.id).where(is_ready, job.ref == bindparam("of_ref"), job.token.is_(None))
     return _Claiming(
-        is_any_due=due.limit(1),
+        is_any_due=select(due.exists(), stray.exists()),
+        call_back=_change(stray, is_postgresql).values(visible_at=clock(is_postgresql)),
         take_suspects=_take(picked.where(is_suspect), is_postgresql),
         take_others=_take(picked.where(~is_suspect), is_postgresql),
         take_one=_take(one, is_postgresql),
     )
 
 
-def _take(picked: Any, is_postgresql: bool) -> Any:
-    """Return the statement that takes the jobs picked, and gives up those of which too many workers died."""
+def _change(picked: Any, is_postgresql: bool) -> Any:
+    """Return an UPDATE of the jobs picked that are nobody else's at this moment."""
     if is_postgresql:  # SQLite has one writer at a time
         picked = picked.with_for_update(skip_locked=True)
     # A CTE and not a subquery of IN: PostgreSQL may run that one more than once and exceed the limit.
     due = picked.cte("due")
     table: Any = Job.__table__
-    is_hopeless = table.c.attempts >= MAX_ATTEMPTS
+    return update(table).where(table.c.id.in_(select(due.c.id)))
+
+
+def _take(picked: Any, is_postgresql: bool) -> Any:
+    """Return the statement that takes the jobs picked, and gives up those of which too many workers died."""
+    table: Any = Job.__table__
+    is_hopeless = table.c.attempts >= bindparam("most_attempts", type_=Integer())
+    died = func.coalesce(table.c.error, bindparam("died"))
     return (
-        update(table)
-        .where(table.c.id.in_(select(due.c.id)))
+        _change(picked, is_postgresql)
         .values(
             visible_at=clock(is_postgresql) + bindparam("lease_seconds", type_=Float()),
             attempts=table.c.attempts + 1,
             token=bindparam("by_token"),
             state=case((is_hopeless, "failed"), else_="ready"),
-            error=case((is_hopeless, func.coalesce(table.c.error, _DIED)), else_=table.c.error),
+            error=case((is_hopeless, died), else_=table.c.error),
         )
         .returning(table.c.id, table.c.ref, table.c.attempts, table.c.state)
     )
@@ -220,7 +260,7 @@ def postpone(
 ) -> set[int]:
     """Put jobs off; return those that were still the holder's.
 
-    Unless it `is_attempt`, that was in good order and does not count towards `MAX_ATTEMPTS`.
+    Unless it `is_attempt`, that was in good order and does not count towards `max_attempts`.
     """
     attempts = Job.attempts if is_attempt else Job.attempts - 1
     return _settle(
@@ -232,7 +272,7 @@ def renew(session: Session, token: str, lease_seconds: float) -> int:
     """Prolong the lease of all jobs held under a token; return how many there are."""
     rows = session.execute(
         update(Job)
-        .where(Job.token == token, Job.state == "ready")
+        .where(Job.token == token, READY)
         .values(visible_at=later(session, lease_seconds))
         .returning(Job.id)
         .execution_options(synchronize_session=False)
@@ -253,12 +293,12 @@ def _settle(session: Session, token: str, job_ids: Sequence[int], **values: Any)
 
 def later(session: Session, seconds: float) -> ColumnElement[float]:
     """Return the moment that many seconds from now, in seconds since the epoch, by the database's clock."""
-    return clock(_is_postgresql(session)) + seconds
+    return clock(is_postgresql(session)) + seconds
 
 
 def insert_or(session: Session, entity: Any) -> Any:
     """Return an INSERT that knows ON CONFLICT, which SQLAlchemy has for each dialect apart."""
-    return insert_for(_is_postgresql(session), entity)
+    return insert_for(is_postgresql(session), entity)
 
 
 def insert_for(is_postgresql: bool, entity: Any) -> Any:
@@ -274,5 +314,5 @@ def clock(is_postgresql: bool) -> ColumnElement[float]:
     return (func.julianday("now", type_=Float()) - 2440587.5) * 86400.0
 
 
-def _is_postgresql(session: Session) -> bool:
+def is_postgresql(session: Session) -> bool:
     return session.get_bind().dialect.name == "postgresql"

@@ -42,7 +42,10 @@ _POSTGRESQL: dict[str, Any] = {
     "keepalives_idle": 10,
     "tcp_user_timeout": 20_000,
     "options": f"-c lock_timeout={_BUSY_SECONDS}s -c timezone=UTC "
-    f"-c idle_in_transaction_session_timeout={_BUSY_SECONDS}s",
+    f"-c idle_in_transaction_session_timeout={_BUSY_SECONDS}s "
+    # No statement here reads much: compiling it and starting helpers takes longer than running it; and what
+    # is read from here and there lies in memory, or on a disk without heads.
+    "-c jit=off -c max_parallel_workers_per_gather=0 -c random_page_cost=1.1",
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 
 from pacs_node.errors import NotAssociated, TakesNothing, UserError
 from pacs_node.report_encoding import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from pacs_node.upper_layer import receive_into
 
 _PIECE = 2**16  # bytes
 
@@ -98,17 +98,14 @@ def _bound(event: evt.Event) -> None:
 
 def _receive(connection: socket.socket, seconds: float, number: int) -> bytearray:
     """Read so many bytes; fewer where the connection ended or, after that time, was ended."""
-    content, deadline = bytearray(), time.monotonic() + seconds
-    while len(content) < number:
-        try:
-            piece = connection.recv(min(number - len(content), _PIECE))
-        except TimeoutError:
-            piece = b""
-        if not piece or time.monotonic() > deadline:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+    content = bytearray()
+    deadline = time.monotonic() + seconds
+    while len(content) < number:  # piece by piece: the length may be one that never comes
+        piece = memoryview(bytearray(min(number - len(content), _PIECE)))
+        came = receive_into(connection, piece, deadline)
+        content += piece[:came]
+        if came < len(piece):
             break
-        content += piece
     return content
 
 

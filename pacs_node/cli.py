@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import socket
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -111,11 +111,14 @@ def role(
     name: Annotated[str, typer.Argument(help="receive, score or deliver.")],
     config: ConfigOption = None,
     control: Annotated[int, typer.Option(help="Descriptor of the socket to the supervisor.")] = -1,
+    number: Annotated[int, typer.Option(help="Which of several with this role.")] = 0,
+    listening: Annotated[int, typer.Option(help="Descriptor of the socket that receivers share.")] = -1,
 ) -> None:
     """Be one process of `serve`."""
     from pacs_node.supervisor import run_role  # noqa: PLC0415
 
-    run_role(_configured(config), name, None if control < 0 else socket.socket(fileno=control))
+    control_socket, shared = (None if fd < 0 else socket.socket(fileno=fd) for fd in (control, listening))
+    run_role(_configured(config), name, control_socket, number, shared)
 
 
 @app.command(
@@ -186,6 +189,9 @@ def results(
     ] = None,
     accession: Annotated[str | None, typer.Option(help="Accession number.")] = None,
     study: Annotated[str | None, typer.Option(help="Study Instance UID.")] = None,
+    study_date: Annotated[
+        str | None, typer.Option(help="Study date (ISO 8601), or the first and the last one with / between.")
+    ] = None,
     since: Annotated[
         str | None, typer.Option(help="Received since: a date or time (ISO 8601), or an age: 30m, 2h, 7d.")
     ] = None,
@@ -208,6 +214,7 @@ def results(
         patient=patient,
         accession=accession,
         study=study,
+        study_dates=None if study_date is None else _study_dates(study_date),
         since=None if since is None else _moment(since, now),
         until=None if until is None else _moment(until, now),
         decision=decision,
@@ -448,6 +455,18 @@ def _print_reconciliation(found: Reconciliation, output: Format, console: Consol
         notes.append("Some answers of the PACS could not be read: more may be missing; see its log.")
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def _study_dates(text: str) -> tuple[str, str]:
+    """Read one or two dates."""
+    from pacs_node.errors import UserError  # noqa: PLC0415
+
+    first, _, last = text.partition("/")
+    try:
+        days = (date.fromisoformat(first), date.fromisoformat(last or first))
+    except ValueError as error:
+        raise UserError(f"{text!r} is no date; write 2025-06-10, or 2025-06-10/2025-06-12.") from error
+    return f"{days[0]:%Y%m%d}", f"{days[1]:%Y%m%d}"
 
 
 def _moment(text: str, now: datetime) -> datetime:

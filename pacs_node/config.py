@@ -61,11 +61,17 @@ class ReceiveSettings(_Section):
 
     require_called_ae_title: bool = False
     calling_ae_titles: tuple[AETitle, ...] = ()
+    processes: Annotated[int, Field(ge=0, le=64)] = 0
     max_associations: Annotated[int, Field(ge=1, le=10_000)] = 64
     max_pdu_bytes: Annotated[int, Field(ge=4096, le=2**27)] = 262_144
     idle_seconds: Seconds = 60
     other_sop_classes: Literal["store", "refuse"] = "store"
     min_free_mebibytes: Annotated[int, Field(ge=0)] = 1024
+
+    @property
+    def process_count(self) -> int:
+        """How many receivers share the port."""
+        return min(self.processes or min(os.cpu_count() or 1, _MOST_BY_DEFAULT), self.max_associations)
 
 
 class SpoolSettings(_Section):
@@ -98,6 +104,7 @@ class ClassifierSettings(_Section):
 
     model: Path | None = None
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    engine: Literal["auto", "openvino", "torch"] = "auto"
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
     unknown_body_part: Literal["refuse", "score"] = "refuse"
     unknown_view: Literal["refuse", "score"] = "refuse"
@@ -212,6 +219,7 @@ class Settings(BaseSettings):
         return (env_settings, init_settings)
 
 
+_MOST_BY_DEFAULT = 4  # receivers
 _BLOCKS: dict[str, type[_Section]] = {"destinations": Destination, "modalities": Modality}
 
 

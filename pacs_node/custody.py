@@ -63,22 +63,23 @@ def take_stock(database: Database, spool: Spool, orphan_seconds: float) -> Stock
         with database.read() as session:
             rows = custody.held(session, first, last)
         files = set(spool.stored(first))
-        stock.missing += [
-            rows[d] for d in sorted(rows.keys() - files) if _is_missing(database, spool, rows[d])
-        ]
-        stock.leftovers += [d for d in sorted(rows.keys() & files) if rows[d].is_removed]
+        for name in sorted(rows.keys() - files):
+            if not rows[name]:
+                stock.missing += _missing(database, spool, name)
+        stock.leftovers += [d for d in sorted(rows.keys() & files) if rows[d]]
         stock.orphans += [
             d for d in sorted(files - rows.keys()) if _is_orphan(database, spool, d, orphan_seconds)
         ]
     return stock
 
 
-def _is_missing(database: Database, spool: Spool, row: Held) -> bool:
+def _missing(database: Database, spool: Spool, name: str) -> list[Held]:
     """Look again: it may have been let go, or have come back, since."""
-    if row.is_removed or spool.path(row.digest).is_file():
-        return False
+    if spool.path(name).is_file():
+        return []
     with database.read() as session:
-        return custody.should_be_there(session, row.digest)
+        missed = custody.missed(session, name)
+    return [missed] if missed else []
 
 
 def _is_orphan(database: Database, spool: Spool, name: str, orphan_seconds: float) -> bool:

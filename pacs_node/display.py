@@ -206,6 +206,7 @@ def status_values(found: Snapshot) -> dict[str, Any]:
         "instances": counts.instances,
         "scores": counts.scores,
         "reports": counts.reports,
+        "is_estimate": counts.is_estimate,
         "jobs": _nested(counts.jobs),
         "deliveries": _nested(counts.deliveries),
         "oldest_waiting": None if waiting is None else vars(waiting),
@@ -257,17 +258,17 @@ def _work_table(found: Snapshot) -> Table:
         table.add_row(name, *(str(jobs.get((kind, state), 0)) for state in _STATES))
     counted = found.counts.deliveries
     for destination in dict.fromkeys(name for name, _ in counted):
-        states = (("pending",), ("delivered", "committed"), ("failed",))
-        sums = (sum(counted.get((destination, state), 0) for state in group) for group in states)
-        table.add_row(f"  to {destination}", *map(str, sums))
+        waiting, failed = (str(counted.get((destination, state), 0)) for state in ("pending", "failed"))
+        table.add_row(f"  to {destination}", waiting, "", failed)
     return table
 
 
 def _facts_table(found: Snapshot) -> Table:
     table = Table(show_header=False)
     counts, model = found.counts, found.model
-    table.add_row("Stored", f"{counts.studies} studies, {counts.instances} objects")
-    table.add_row("Answered", f"{counts.scores} scores, {counts.reports} reports")
+    about = "about " if counts.is_estimate else ""
+    table.add_row("Stored", f"{about}{counts.studies} studies, {counts.instances} objects")
+    table.add_row("Answered", f"{about}{counts.scores} scores, {counts.reports} reports")
     table.add_row("Oldest image without score", _waiting(found))
     for late in found.undelivered:
         since = f"{late.since.astimezone():%Y-%m-%d %H:%M}"

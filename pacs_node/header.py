@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import struct
 import unicodedata
 import warnings
 import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,12 +17,42 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset, read_file_meta_info
 from pydicom.multival import MultiValue
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
+_MOST_META = 2**16  # bytes; file meta information is far smaller
 _MOST_INFLATED = 64 * 2**20  # bytes; a header is far smaller
 _MOST_VALUE = 2**20  # bytes; what is longer stays in the file until it is asked for
 _PIXEL_DATA = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _UID = re.compile(r"[0-9.]{1,64}")
+_MOST_LENGTHS = {
+    "patient_id": 64,
+    "patient_name": 324,
+    "accession_number": 64,
+    "study_date": 8,
+    "modality": 16,
+    "view_position": 16,
+}
+_SCANNED = {
+    0x00080016: "sop_class_uid",
+    0x00080018: "sop_instance_uid",
+    0x00080020: "study_date",
+    0x00080050: "accession_number",
+    0x00080060: "modality",
+    0x00100010: "patient_name",
+    0x00100020: "patient_id",
+    0x00185101: "view_position",
+    0x0020000D: "study_instance_uid",
+    0x0020000E: "series_instance_uid",
+}
+_CHARACTER_SET = 0x00080005
+_ASCII_INSIDE = {b"", b"ISO_IR 6", b"ISO_IR 100", b"ISO_IR 192"}  # character sets
+_UNDEFINED = 0xFFFFFFFF
+_SHORT_VRS = frozenset(
+    b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
+)  # with a length of 16 bits in Explicit VR (PS3.5 7.1.2)
+_LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+_EXPLICIT, _IMPLICIT = struct.Struct("<HH2sH"), struct.Struct("<HHL")
+_LENGTH = struct.Struct("<L")
 
 
 class UnreadableHeader(ValueError):
@@ -57,10 +89,13 @@ def read_header(path: Path) -> Dataset:
         with warnings.catch_warnings():
             # pydicom warns of values that break the Standard; such objects are the PACS's to judge
             warnings.simplefilter("ignore", UserWarning)
-            syntax, start = _data_set_offset(path)
-            if syntax == DeflatedExplicitVRLittleEndian:
-                return _read_deflated(path, start)
-            return dcmread(path, stop_before_pixels=True, defer_size=_MOST_VALUE)
+            if _may_be_deflated(path):
+                syntax, start = _data_set_offset(path)
+                if syntax == DeflatedExplicitVRLittleEndian:
+                    return _read_deflated(path, start)
+            header = dcmread(path, stop_before_pixels=True, defer_size=_MOST_VALUE)
+            header.file_meta.TransferSyntaxUID  # noqa: B018 - raises where it is missing
+            return header
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk; pydicom raises bare ones for bad bytes
@@ -81,13 +116,81 @@ def identity(header: Dataset) -> Identity:
         sop_instance_uid=_uid(header, "SOPInstanceUID"),
         series_instance_uid=_uid(header, "SeriesInstanceUID"),
         study_instance_uid=_uid(header, "StudyInstanceUID"),
-        patient_id=text(header, "PatientID", 64),
-        patient_name=text(header, "PatientName", 324),
-        accession_number=text(header, "AccessionNumber", 64),
-        study_date=text(header, "StudyDate", 8),
-        modality=text(header, "Modality", 16),
-        view_position=text(header, "ViewPosition", 16),
+        patient_id=text(header, "PatientID", _MOST_LENGTHS["patient_id"]),
+        patient_name=text(header, "PatientName", _MOST_LENGTHS["patient_name"]),
+        accession_number=text(header, "AccessionNumber", _MOST_LENGTHS["accession_number"]),
+        study_date=text(header, "StudyDate", _MOST_LENGTHS["study_date"]),
+        modality=text(header, "Modality", _MOST_LENGTHS["modality"]),
+        view_position=text(header, "ViewPosition", _MOST_LENGTHS["view_position"]),
     )
+
+
+def scan(data_set: bytes, transfer_syntax_uid: str) -> Identity | None:
+    """Return what `identity` would, ten times as fast, of a data set that is as plain as nearly all are.
+
+    Parameters
+    ----------
+    data_set
+        The beginning of an encoded data set.
+    transfer_syntax_uid
+        How it is encoded.
+
+    Returns
+    -------
+    Identity or None
+        None where it takes a full parser: the header is not whole in `data_set`, not plain Little Endian with
+        defined lengths and ascending tags, or has a text beyond ASCII, or a UID that is missing.
+    """
+    if transfer_syntax_uid in (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian):
+        return None
+    found: dict[str, bytes] = {}
+    last = 0
+    for tag, value in _elements(data_set, is_explicit=transfer_syntax_uid != ImplicitVRLittleEndian):
+        if tag in _PIXEL_DATA:
+            return _scanned(found)
+        if value is None or tag <= last:
+            return None
+        last = tag
+        if tag in _SCANNED:
+            found[_SCANNED[tag]] = value
+        elif tag == _CHARACTER_SET and value.strip() not in _ASCII_INSIDE:
+            return None
+    return None
+
+
+def _elements(data: bytes, *, is_explicit: bool) -> Iterator[tuple[int, bytes | None]]:
+    """Yield tags and values; ``None`` for a value that is not whole, after which nothing comes."""
+    at = 0
+    while at + 12 <= len(data):
+        if is_explicit:
+            group, element, vr, length = _EXPLICIT.unpack_from(data, at)
+            start = at + 8
+            if vr in _LONG_VRS:
+                length, start = _LENGTH.unpack_from(data, start)[0], at + 12
+            elif vr not in _SHORT_VRS:
+                length = _UNDEFINED
+        else:
+            group, element, length = _IMPLICIT.unpack_from(data, at)
+            start = at + 8
+        at = start + length
+        is_whole = length != _UNDEFINED and at <= len(data)
+        yield group << 16 | element, data[start:at] if is_whole else None
+
+
+def _scanned(found: Mapping[str, bytes]) -> Identity | None:
+    values: dict[str, str] = {}
+    for name in _SCANNED.values():
+        value = found.get(name, b"")
+        if not value.isascii():
+            return None
+        plain = value.decode("ascii")
+        if name in _MOST_LENGTHS:
+            values[name] = "".join(filter(str.isprintable, plain)).strip()[: _MOST_LENGTHS[name]]
+        else:
+            values[name] = plain.rstrip("\0 ")
+            if not _UID.fullmatch(values[name]):
+                return None
+    return Identity(**values)
 
 
 def text(header: Dataset, keyword: str, most: int) -> str:
@@ -127,6 +230,12 @@ def _read_deflated(path: Path, start: int) -> Dataset:
     return read_dataset(
         BytesIO(inflated), False, True, stop_when=lambda tag, _vr, _length: tag in _PIXEL_DATA
     )
+
+
+def _may_be_deflated(path: Path) -> bool:
+    """Look for the UID before parsing anything: nearly nothing is deflated."""
+    with path.open("rb") as file:
+        return DeflatedExplicitVRLittleEndian.encode() in file.read(_MOST_META)
 
 
 def _data_set_offset(path: Path) -> tuple[str, int]:

@@ -53,7 +53,7 @@ class Snapshot:
         """What a person should look at, one sentence each; none when all is well."""
         found = []
         for role in ROLES:
-            ages = [sign.age_seconds for sign in self.signs if sign.role == role]
+            ages = [sign.age_seconds for sign in self.signs if sign.role.split()[0] == role]
             if not ages:
                 found.append(f"No process does {role}; start `pacs-node serve`.")
             elif min(ages) > _SILENT_SECONDS:

@@ -6,10 +6,10 @@ wrong before is answered with a failure status, an Error Comment that says why, 
 
 from __future__ import annotations
 
-import errno
+import math
+import socket
 import time
 import warnings
-from pathlib import Path
 from typing import Any, cast
 
 from pydicom.dataset import Dataset
@@ -34,6 +34,7 @@ from pynetdicom import (
     dimse_messages,
     evt,
 )
+from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import
 
@@ -44,11 +45,13 @@ from db.session import Database
 from pacs_node import log
 from pacs_node.association import application_entity, bounded
 from pacs_node.config import Settings
-from pacs_node.errors import PortInUse, Refused
-from pacs_node.header import Identity, UnreadableHeader, identity, read_header
+from pacs_node.errors import Refused
+from pacs_node.header import Identity, UnreadableHeader, identity, read_header, scan
 from pacs_node.intake import OUT_OF_RESOURCES, described, record
+from pacs_node.listening import Server, listen
 from pacs_node.provider import Provider
-from pacs_node.spool import Arriving, Spool, digest
+from pacs_node.spool import Arriving, Spool
+from pacs_node.storing import UNABLE_TO_PROCESS, Answer, Request, Storing
 
 _log = log.get(__name__)
 
@@ -82,16 +85,22 @@ class Receiver:
         Sections ``node``, ``receive`` and ``study`` count.
     database, spool
         Where objects are recorded and kept; both ready for use.
+    listening
+        A socket that listens already, which other receivers may share.
     """
 
-    def __init__(self, settings: Settings, database: Database, spool: Spool) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, spool: Spool, listening: socket.socket | None = None
+    ) -> None:
+        self._listening = listening
         self._settings = settings
         self._database = database
         self._spool = spool
         self._provider = Provider(settings, database, spool)
-        self._ae = _application_entity(settings)
+        receivers = 1 if listening is None else settings.receive.process_count
+        self._ae = _application_entity(settings, receivers)
         self._provider.support(self._ae)
-        self._server: Any = None
+        self._server: Server
 
     def start(self) -> int:
         """Listen, and return the port.
@@ -102,22 +111,13 @@ class Receiver:
             When another program listens there, or the address is not one of this machine.
         """
         node = self._settings.node
-        try:
-            self._server = self._ae.start_server(
-                (node.host, node.port), block=False, evt_handlers=self._handlers()
-            )
-        except OSError as error:
-            what = (
-                "is in use"
-                if error.errno == errno.EADDRINUSE
-                else f"cannot be listened on ({error.strerror})"
-            )
-            raise PortInUse(f"Port {node.port} on {node.host} {what}; set [node] host and port.") from error
-        return int(self._server.server_address[1])
+        listening = self._listening or listen(node.host, node.port)
+        self._server = Server(self._ae, listening, self._handlers(), self._storing)
+        return self._server.port
 
     def stop(self) -> None:
         """Accept no more associations, let those that are open end, and abort what is left after 10 s."""
-        self._server.shutdown()
+        self._server.stop()
         deadline = time.monotonic() + _DRAIN_SECONDS
         while self._ae.active_associations and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -140,43 +140,68 @@ class Receiver:
         handlers = [bounded(), *self.keeping(), *self._provider.handlers()]
         return [*handlers, (evt.EVT_ACCEPTED, _on_accepted), (evt.EVT_REJECTED, _on_rejected)]
 
+    def _storing(self, association: Association) -> Storing:
+        return Storing(association, self._spool, self._answer)
+
     def _on_c_store(self, event: evt.Event) -> Dataset:
-        """Answer C-STORE; an exception that is not expected here becomes 0xC211 in pynetdicom."""
-        request = {
-            "sop_instance_uid": _printable(str(_request(event).AffectedSOPInstanceUID)),
-            "calling_ae": _calling_ae(event),
-        }
-        try:
-            self._store(event, request)
-        except Refused as refused:
-            return _failure(refused.status, refused.comment, request)
-        except OSError as error:
-            return _failure(OUT_OF_RESOURCES, f"Cannot write the spool: {error.strerror}", request)
-        except DatabaseError as error:
-            return _failure(OUT_OF_RESOURCES, "The database is not available", request, cause=str(error))
-        except Exception as error:
-            # Without its message, which may hold patient data
-            _log.error("instance not stored", cause=type(error).__name__, **request)
-            raise
-        finally:
-            _discard(_request(event)._dataset_file)
+        """Answer C-STORE over an association that this node opened."""
+        wanted = cast(C_STORE, event.request)
+        request = Request(
+            message_id=wanted.MessageID or 0,
+            sop_class_uid=str(wanted.AffectedSOPClassUID),
+            sop_instance_uid=str(wanted.AffectedSOPInstanceUID),
+            transfer_syntax_uid=str(event.context.transfer_syntax),
+            calling_ae_title=str(event.assoc.acceptor.ae_title),  # it was called
+        )
+        arriving: Any = wanted._dataset_file
+        if isinstance(arriving, Arriving):
+            arriving.close()
+            found = self._answer(request, arriving)
+            arriving.discard()
+        else:
+            found = Answer(CANNOT_UNDERSTAND, "The request has no data set")
         answer = Dataset()
-        answer.Status = SUCCESS
+        answer.Status = found.status
+        if found.comment:
+            answer.ErrorComment = found.comment
         return answer
 
-    def _store(self, event: evt.Event, request: dict[str, str]) -> None:
+    def _answer(self, request: Request, arriving: Arriving) -> Answer:
+        """Keep an object that came, and say what to answer."""
+        calling = _printable(request.calling_ae_title.strip())
+        who = {"sop_instance_uid": _printable(request.sop_instance_uid), "calling_ae": calling}
+        try:
+            self._store(request, arriving, who)
+        except Refused as refused:
+            return _failure(refused.status, refused.comment, who)
+        except OSError as error:
+            return _failure(OUT_OF_RESOURCES, f"Cannot write the spool: {error.strerror}", who)
+        except DatabaseError as error:
+            return _failure(OUT_OF_RESOURCES, "The database is not available", who, cause=str(error))
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong, the sender has to be told
+            # Without its message, which may hold patient data
+            _log.error("instance not stored", cause=type(error).__name__, **who)
+            return Answer(UNABLE_TO_PROCESS)
+        return Answer(SUCCESS)
+
+    def _store(self, request: Request, arriving: Arriving, who: dict[str, str]) -> None:
+        if arriving.error is not None:
+            raise arriving.error
         self._require_space()
-        received, syntax = _received(event), str(event.context.transfer_syntax)
-        found = _identified(received, event)
-        content = digest(received, syntax)
-        size = received.stat().st_size
-        self._spool.keep(received, content)
+        found = _identified(request, arriving)
+        content = arriving.digest()
+        size = arriving.path.stat().st_size
+        self._spool.keep(arriving.path, content)
         new = described(
-            found, transfer_syntax_uid=syntax, digest=content, size=size, calling_ae_title=_calling_ae(event)
+            found,
+            transfer_syntax_uid=request.transfer_syntax_uid,
+            digest=content,
+            size=size,
+            calling_ae_title=who["calling_ae"],
         )
         outcome = record(self._database, self._spool, new, self._settings.study.quiet_seconds)
         write = _log.warning if outcome is Received.CONFLICT else _log.info
-        write("instance stored", outcome=outcome.value, study=found.study_instance_uid, bytes=size, **request)
+        write("instance stored", outcome=outcome.value, study=found.study_instance_uid, bytes=size, **who)
 
     def _require_space(self) -> None:
         floor = self._settings.receive.min_free_mebibytes * 2**20
@@ -185,10 +210,10 @@ class Receiver:
             raise Refused(OUT_OF_RESOURCES, f"Spool almost full: {free // 2**20} MiB free")
 
 
-def _application_entity(settings: Settings) -> AE:
+def _application_entity(settings: Settings, receivers: int) -> AE:
     ae = application_entity(settings.node.ae_title)
     receive = settings.receive
-    ae.maximum_associations = receive.max_associations
+    ae.maximum_associations = math.ceil(receive.max_associations / receivers)
     ae.maximum_pdu_size = receive.max_pdu_bytes
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = receive.idle_seconds
     ae.require_calling_aet = list(receive.calling_ae_titles)
@@ -203,45 +228,23 @@ def _application_entity(settings: Settings) -> AE:
     return ae
 
 
-def _received(event: evt.Event) -> Path:
-    """Return the file that was received, whole."""
-    arriving: Any = _request(event)._dataset_file
-    if not isinstance(arriving, Arriving):
-        raise Refused(CANNOT_UNDERSTAND, "The request has no data set")
-    arriving.close()
-    if arriving.error is not None:
-        raise arriving.error
-    return arriving.path
-
-
-def _discard(arriving: object) -> None:
-    if isinstance(arriving, Arriving):
-        arriving.discard()
-
-
-def _identified(received: Path, event: evt.Event) -> Identity:
+def _identified(request: Request, arriving: Arriving) -> Identity:
     """Return what identifies the object, which must be what the C-STORE request announced (PS3.7 9.1.1.1)."""
     try:
-        found = identity(read_header(received))
+        found = scan(bytes(arriving.head), request.transfer_syntax_uid)
+        found = found or identity(read_header(arriving.path))
     except UnreadableHeader as error:
         raise Refused(CANNOT_UNDERSTAND, str(error)) from error
-    if found.sop_class_uid != _request(event).AffectedSOPClassUID:
+    if found.sop_class_uid != request.sop_class_uid:
         raise Refused(DOES_NOT_MATCH, "SOP Class UID is another than that of the request")
-    if found.sop_instance_uid != _request(event).AffectedSOPInstanceUID:
+    if found.sop_instance_uid != request.sop_instance_uid:
         raise Refused(DOES_NOT_MATCH, "SOP Instance UID is another than that of the request")
     return found
 
 
-def _request(event: evt.Event) -> C_STORE:
-    return cast(C_STORE, event.request)
-
-
-def _failure(status: int, comment: str, request: dict[str, str], **details: str) -> Dataset:
-    _log.warning("instance refused", status=f"0x{status:04X}", comment=comment, **details, **request)
-    answer = Dataset()
-    answer.Status = status
-    answer.ErrorComment = comment[:64]  # VR LO
-    return answer
+def _failure(status: int, comment: str, who: dict[str, str], **details: str) -> Answer:
+    _log.warning("instance refused", status=f"0x{status:04X}", comment=comment, **details, **who)
+    return Answer(status, comment[:64])
 
 
 def _on_accepted(event: evt.Event) -> None:
@@ -263,8 +266,9 @@ def _on_rejected(event: evt.Event) -> None:
 def _on_aborted(event: evt.Event) -> None:
     _log.warning("association aborted", **_peer(event))
     half_received = event.assoc.dimse.message
-    if half_received is not None:
-        _discard(half_received._data_set_file)
+    arriving: Any = half_received and half_received._data_set_file
+    if isinstance(arriving, Arriving):
+        arriving.discard()
 
 
 def _peer(event: evt.Event) -> dict[str, Any]:

@@ -50,11 +50,17 @@ Ready = Callable[[], None]
 Role = Callable[[Settings, threading.Event, Ready], None]
 
 
-def receive(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
-    """Answer associations."""
-    database, spool = _open(settings)
-    leftovers = spool.leftovers()
-    receiver = Receiver(settings, database, spool)
+def receive(
+    settings: Settings,
+    stopped: threading.Event,
+    ready: Ready,
+    number: int = 0,
+    listening: socket.socket | None = None,
+) -> None:
+    """Answer associations, as one of the receivers that share a listening socket."""
+    database, spool = _open(settings, number)
+    leftovers = spool.leftovers(None if number else settings.receive.process_count)
+    receiver = Receiver(settings, database, spool, listening)
     port = receiver.start()
     for path in leftovers:  # only now: a node that runs here already would have kept the port
         _log.warning("incomplete object removed", file=path.name)
@@ -101,8 +107,9 @@ ROLES: dict[str, Role] = {"receive": receive, "score": score, "deliver": deliver
 
 
 @contextmanager
-def giving_signs(settings: Settings, role: str) -> Iterator[None]:
+def giving_signs(settings: Settings, role: str, number: int = 0) -> Iterator[None]:
     """Tell the database every few seconds that this process is at work, for `status` to see."""
+    role = f"{role} {number + 1}" if number else role
     database, host = Database(settings.database.url), socket.gethostname()
     started_at, ended = datetime.now(UTC), threading.Event()
 
@@ -122,13 +129,13 @@ def giving_signs(settings: Settings, role: str) -> Iterator[None]:
         queries.forget_sign(session, role, host)
 
 
-def _open(settings: Settings) -> tuple[Database, Spool]:
+def _open(settings: Settings, number: int = 0) -> tuple[Database, Spool]:
     database = Database(settings.database.url)
     database.require_current()
-    return database, open_spool(settings, database)
+    return database, open_spool(settings, database, number)
 
 
-def open_spool(settings: Settings, database: Database) -> Spool:
+def open_spool(settings: Settings, database: Database, number: int = 0) -> Spool:
     """Return the spool, ready for use.
 
     Raises
@@ -137,7 +144,7 @@ def open_spool(settings: Settings, database: Database) -> Spool:
     """
     with database.read() as session:
         is_empty = not queries.has_instances(session)
-    spool = Spool(settings.spool.path, settings.node.port)
+    spool = Spool(settings.spool.path, settings.node.port, number)
     spool.prepare(may_be_new=is_empty)
     return spool
 
@@ -150,7 +157,9 @@ def _load_model(settings: Settings, database: Database) -> tuple[Scorer, StoredM
     wanted = settings.classifier
     rules = Eligibility(wanted.unknown_body_part, wanted.unknown_view, wanted.max_pixels)
     try:
-        predictor = Predictor.load(wanted.model, wanted.device, rules, cautious=wanted.is_cautious)
+        predictor = Predictor.load(
+            wanted.model, wanted.device, rules, cautious=wanted.is_cautious, engine=wanted.engine
+        )
         card = predictor.card
         model = StoredModel(
             id=0,
@@ -168,7 +177,12 @@ def _load_model(settings: Settings, database: Database) -> tuple[Scorer, StoredM
     except (ClassifierError, InvalidReport) as error:
         raise ModelUnusable(str(error)) from error
     _log.info(
-        "model loaded", model=card.name, version=card.version, sha256=card.sha256, device=predictor.device
+        "model loaded",
+        model=card.name,
+        version=card.version,
+        sha256=card.sha256,
+        device=predictor.device,
+        engine=predictor.engine,
     )
     return predictor, model
 

@@ -3,7 +3,7 @@
 ::
 
     spool/.pacs-node           says that this is a spool, and not the folder where one should be mounted
-    spool/incoming/HOST-PORT/  being received; whatever a crash leaves here was never answered with Success
+    spool/incoming/HOST-PORT-N/  being received; whatever a crash leaves here was never answered with Success
     spool/objects/ab/abcd….dcm received; named by the SHA-256 of transfer syntax UID and encoded data set
 """
 
@@ -17,13 +17,17 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from pydicom.filereader import read_dataset
 
 from pacs_node.errors import SpoolUnusable
 
 _CHUNK = 2**20
-_GROUP_LENGTH_VALUE = 140  # PS3.10 7.1
+_HEAD = 2**15  # bytes, more than nearly all headers have
+_GROUP_LENGTH_VALUE, _META = 140, 144  # PS3.10 7.1
 
 
 class Spool:
@@ -33,13 +37,14 @@ class Spool:
     ----------
     root
         Its path; on a local disk, or on a shared one when several machines work together.
-    port
-        Of the receiver whose objects arrive here.
+    port, number
+        Of the receiver whose objects arrive here: several share a port.
     """
 
-    def __init__(self, root: Path, port: int = 0) -> None:
+    def __init__(self, root: Path, port: int = 0, number: int = 0) -> None:
         self.root = root
-        self.incoming = root / "incoming" / f"{socket.gethostname()}-{port}"
+        self._receivers = f"{socket.gethostname()}-{port}"
+        self.incoming = root / "incoming" / f"{self._receivers}-{number}"
         self.objects = root / "objects"
         self._marker = root / ".pacs-node"
 
@@ -80,9 +85,20 @@ class Spool:
                 f"Cannot write the spool {self.root}: {error.strerror}; correct [spool] path or its rights."
             ) from error
 
-    def leftovers(self) -> list[Path]:
-        """Return what a crash left half received; asked before this receiver receives anything."""
-        return [path for path in self.incoming.iterdir() if path.is_file()]
+    def leftovers(self, receivers: int | None = None) -> list[Path]:
+        """Return what a crash left half received; asked before this receiver receives anything.
+
+        Parameters
+        ----------
+        receivers
+            How many share the port now; with it, what others left that are no more is returned too.
+        """
+        folders = [self.incoming]
+        if receivers is not None:
+            there = {self.incoming.with_name(f"{self._receivers}-{number}") for number in range(receivers)}
+            others = self.incoming.parent.glob(f"{self._receivers}*")  # earlier versions had no number
+            folders += [folder for folder in others if folder not in there]
+        return [path for folder in folders for path in folder.iterdir() if path.is_file()]
 
     def arriving(self) -> Arriving:
         """Return a new file for an object that begins to arrive."""
@@ -138,8 +154,35 @@ class Spool:
         return shutil.disk_usage(self.root).free
 
 
+class _Sha:
+    """What `digest` returns, of a file that is being written from its beginning."""
+
+    def __init__(self) -> None:
+        self._head = bytearray()  # until the file meta information is complete
+        self._sha: Any = None
+
+    def begin(self, transfer_syntax_uid: str, content: bytes | bytearray = b"") -> None:
+        """Begin with the data set."""
+        self._sha = hashlib.sha256(transfer_syntax_uid.encode() + b"\0")
+        self._sha.update(content)
+
+    def update(self, content: bytes | memoryview) -> None:
+        if self._sha is not None:
+            self._sha.update(content)
+            return
+        self._head += content
+        length = bytes(self._head[_GROUP_LENGTH_VALUE:_META])
+        start = _META + int.from_bytes(length, "little")
+        if len(self._head) >= start > _META:
+            meta = read_dataset(BytesIO(self._head[_META:start]), False, True)
+            self.begin(str(meta.TransferSyntaxUID), self._head[start:])
+
+    def hex(self) -> str:
+        return str(self._sha.hexdigest())
+
+
 class Arriving:
-    """A file that is being received.
+    """A file that is being received, and digested meanwhile.
 
     It is written by a thread of pynetdicom, which an exception would end without an answer to the sender. So
     none is raised here: the first one waits in `error`, and nothing is written after it.
@@ -148,6 +191,8 @@ class Arriving:
     ----------
     name, file
         As pynetdicom expects them of a temporary file.
+    head
+        The beginning of the data set, after `begin`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -155,15 +200,33 @@ class Arriving:
         self.name = str(path)
         self.file = self
         self.error: OSError | None = None
+        self.head = bytearray()
+        self._is_begun = False
+        self._sha = _Sha()
         self._opened: BinaryIO | None = None
         with self._error_kept():
             self._opened = path.open("xb")
 
-    def write(self, content: bytes) -> None:
+    def write(self, content: bytes | memoryview) -> None:
         """Write, unless something went wrong before."""
         if self._opened is not None and self.error is None:
             with self._error_kept():
                 self._opened.write(content)
+                self._sha.update(content)
+        if self._is_begun and len(self.head) < _HEAD:
+            self.head += content[: _HEAD - len(self.head)]
+
+    def begin(self, file_meta: bytes, transfer_syntax_uid: str) -> None:
+        """Write all that comes before the data set; from now on, `head` is kept."""
+        self._is_begun = True
+        self._sha.begin(transfer_syntax_uid)
+        if self._opened is not None:
+            with self._error_kept():
+                self._opened.write(file_meta)
+
+    def digest(self) -> str:
+        """Return what `digest` would, of the whole file."""
+        return self._sha.hex()
 
     def flush(self) -> None:
         """Hand over to the operating system what was written."""

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from db.errors import DatabaseDown, DatabaseError
@@ -22,7 +23,8 @@ from db.session import Database
 from pacs_node import __version__, log
 from pacs_node.config import Settings
 from pacs_node.errors import DatabaseUnusable, ModelUnusable
-from pacs_node.roles import ROLES, giving_signs, open_spool
+from pacs_node.listening import listen
+from pacs_node.roles import ROLES, giving_signs, open_spool, receive
 
 _log = log.get(__name__)
 
@@ -34,10 +36,22 @@ _HEALTHY_SECONDS = 60  # a process that lived so long starts its next life witho
 
 
 class _Process:
-    """One role, through all its lives."""
+    """One role, through all its lives.
 
-    def __init__(self, role: str, config: Path | None) -> None:
+    Parameters
+    ----------
+    number
+        Which of several with this role it is.
+    listening
+        The socket that it shares with them.
+    """
+
+    def __init__(
+        self, role: str, config: Path | None, number: int = 0, listening: socket.socket | None = None
+    ) -> None:
         self.role = role
+        self._number = number
+        self._listening = listening
         self._config = config
         self._deaths = 0
         self._started_at = 0.0
@@ -49,9 +63,13 @@ class _Process:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "pacs_node", "role", self.role]
         command += ["--control", str(theirs.fileno())]
+        passed = [theirs.fileno()]
+        if self._listening is not None:
+            passed.append(self._listening.fileno())
+            command += ["--number", str(self._number), "--listening", str(self._listening.fileno())]
         if self._config is not None:
             command += ["--config", str(self._config)]
-        self._popen = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._popen = subprocess.Popen(command, pass_fds=passed, stdin=subprocess.DEVNULL)
         theirs.close()
         ours.setblocking(False)
         self._socket = ours
@@ -116,12 +134,18 @@ def serve(settings: Settings, config: Path | None, roles: Sequence[str]) -> int:
 
     Raises
     ------
-    DatabaseUnusable, SpoolUnusable
+    DatabaseUnusable, PortInUse, SpoolUnusable
     """
-    with stop_on_signals() as stopped:
+    with stop_on_signals() as stopped, ExitStack() as stack:
+        listening = None
+        if "receive" in roles:  # first of all: a node that runs here already has the port
+            listening = stack.enter_context(listen(settings.node.host, settings.node.port))
         _prepare(settings, roles)
         _log.info("starting", version=__version__, roles=",".join(roles))
-        processes = [_Process(role, config) for role in roles]
+        processes = [_Process(role, config) for role in roles if role != "receive"]
+        if listening is not None:
+            count = settings.receive.process_count
+            processes += [_Process("receive", config, number, listening) for number in range(count)]
         try:
             return _watch(processes, stopped)
         finally:
@@ -163,19 +187,26 @@ def _watch(processes: Sequence[_Process], stopped: threading.Event) -> int:
     return 0
 
 
-def run_role(settings: Settings, role: str, control: socket.socket | None) -> None:
+def run_role(
+    settings: Settings,
+    role: str,
+    control: socket.socket | None,
+    number: int = 0,
+    listening: socket.socket | None = None,
+) -> None:
     """Be the process of one role; end with the supervisor."""
+    work = partial(receive, number=number, listening=listening) if role == "receive" else ROLES[role]
     with stop_on_signals() as stopped, ExitStack() as stack:
         if control is not None:
             threading.Thread(target=_end_with, args=(control,), daemon=True).start()
 
         def ready() -> None:
-            stack.enter_context(giving_signs(settings, role))
+            stack.enter_context(giving_signs(settings, role, number))
             if control is not None:
                 control.sendall(b"R")
 
         try:
-            ROLES[role](settings, stopped, ready)
+            work(settings, stopped, ready)
         except DatabaseDown as error:  # that may pass: end like a process that died, and be started again
             _log.error("database failed", role=role, cause=str(error))
             sys.exit(1)

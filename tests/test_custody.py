@@ -67,7 +67,9 @@ def through(bench: Bench, study: str = "1", images: int = 1) -> list[str]:
     with bench.database.write() as session:
         session.execute(update(Delivery).values(state="delivered"))
         session.execute(update(Job).where(Job.kind == Kind.DELIVER).values(state="done"))
-        session.execute(update(Study).values(last_received_at=datetime.now(UTC) - timedelta(days=10)))
+        before = datetime.now(UTC) - timedelta(days=10)
+        session.execute(update(Study).values(last_received_at=before))
+        session.execute(update(Instance).values(received_at=before))
     return names
 
 

@@ -25,7 +25,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # m
 from sqlalchemy import update
 
 from db.models import Delivery, Job
-from db.queue import MAX_ATTEMPTS, Claimed, Kind
+from db.queue import Claimed, Kind, max_attempts
 from db.session import Database
 from pacs_node.config import DeliverSettings, Destination, Settings
 from pacs_node.deliver import Sent, open_link
@@ -599,7 +599,7 @@ def test_a_revision_does_not_wait_for_one_that_killed_its_workers(bench: Bench) 
     revised(bench)
     first = bench.jobs(Kind.DELIVER)[0].id
     with bench.database.write() as session:
-        session.execute(update(Job).where(Job.id == first).values(attempts=MAX_ATTEMPTS))
+        session.execute(update(Job).where(Job.id == first).values(attempts=max_attempts(Kind.DELIVER)))
     with peer() as other:
         for _ in range(3):
             deliver(bench, other.destination)

@@ -68,7 +68,7 @@ def test_the_onnx_graph_gives_the_same_figures_in_onnx_runtime(
     export.to_onnx(load(model), tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     assert [output.name for output in session.get_outputs()] == ["probability", "logit", "novelty"]
-    predictor = Predictor.load(model, "cpu", cautious=False)
+    predictor = Predictor.load(model, "cpu", cautious=False, engine="torch")
     for file, expected in zip(files, predictor.predict(files), strict=True):
         probability, _, novelty = session.run(None, {"image": decode(file)[None]})
         assert float(probability[0]) == pytest.approx(expected.probability, abs=SAME)
@@ -102,7 +102,7 @@ def test_the_bundle_gives_the_same_figures_run_by_monai(
     assert run.returncode == 0, run.stderr
     with (bundle / "eval" / "predictions.csv").open(newline="") as file:
         found = {Path(name).name: float(value) for name, value in csv.reader(file)}
-    expected = Predictor.load(model, "cpu", cautious=False).predict(files)
+    expected = Predictor.load(model, "cpu", cautious=False, engine="torch").predict(files)
     assert list(found) == [file.name for file in files]
     assert list(found.values()) == pytest.approx([p.probability for p in expected], abs=SAME)
     meta = ("--meta_file", "configs/metadata.json", "--net_id", "network_def", "--device", "cpu")

@@ -28,7 +28,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from pacs_node.header import UnreadableHeader, identity, read_header, text
+from pacs_node.header import UnreadableHeader, identity, read_header, scan, text
 from tests.conftest import radiograph, save, uid
 
 MEBIBYTE = 2**20
@@ -392,3 +392,74 @@ def test_a_sequence_that_ends_in_the_middle_is_bad_bytes_and_no_fault_of_the_dis
     path.write_bytes(path.read_bytes() + begun + b"\xfe\xff\x00")
     with pytest.raises(UnreadableHeader):
         read_header(path)
+
+
+# Scanning, which is faster and must say the same
+
+
+def data_set_of(path: Path) -> bytes:
+    """Return the encoded data set of a Part 10 file."""
+    whole = path.read_bytes()
+    return whole[144 + int.from_bytes(whole[140:144], "little") :]
+
+
+@pytest.mark.parametrize("kind", ["CR", "DX", "SC"])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_a_plain_object_is_scanned_as_it_is_parsed(kind: str, syntax: str, tmp_path: Path) -> None:
+    path = encoded(
+        radiograph(kind, PatientName="Test^Alice=", AccessionNumber="A\\B "), syntax, tmp_path / "x"
+    )
+    assert scan(data_set_of(path), syntax) == identity(read_header(path))
+    assert scan(data_set_of(path)[:20_000], syntax) is not None
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian])
+def test_what_is_no_plain_little_endian_is_left_to_the_parser(syntax: str, tmp_path: Path) -> None:
+    assert scan(data_set_of(encoded(radiograph(), syntax, tmp_path / "x")), syntax) is None
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"PatientName": "Müller^Eva", "SpecificCharacterSet": "ISO_IR 100"},
+        {"SpecificCharacterSet": "ISO_IR 13"},
+        {"SpecificCharacterSet": ["", "ISO 2022 IR 87"]},
+        {"StudyInstanceUID": None},
+        {"PixelData": None},
+        {"ICCProfile": bytes(70_000)},
+    ],
+)
+def test_what_takes_a_parser_is_left_to_it(tags: dict[str, Any], tmp_path: Path) -> None:
+    path = encoded(radiograph(**tags), ExplicitVRLittleEndian, tmp_path / "x")
+    assert scan(data_set_of(path)[:32_768], ExplicitVRLittleEndian) is None
+
+
+def test_a_header_that_is_cut_is_left_to_the_parser(tmp_path: Path) -> None:
+    data_set = data_set_of(encoded(radiograph(), ExplicitVRLittleEndian, tmp_path / "x"))
+    pixels = data_set.index(b"\xe0\x7f\x10\x00OW")
+    assert all(scan(data_set[:end], ExplicitVRLittleEndian) is None for end in range(pixels + 12))
+
+
+@settings(
+    max_examples=400,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    damage=st.binary(min_size=1, max_size=12),
+    where=st.floats(0, 1),
+    syntax=st.sampled_from([ExplicitVRLittleEndian, ImplicitVRLittleEndian]),
+)
+def test_what_is_scanned_of_a_damaged_object_is_what_is_parsed(
+    damage: bytes, where: float, syntax: str, tmp_path: Path
+) -> None:
+    path = encoded(radiograph(), syntax, tmp_path / "damaged.dcm")
+    content = bytearray(path.read_bytes())
+    start = len(content) - len(data_set_of(path))
+    at = start + int(where * (1500 - len(damage)))
+    content[at : at + len(damage)] = damage
+    path.write_bytes(content)
+    found = scan(data_set_of(path), syntax)
+    if found is not None:
+        assert found == identity(read_header(path))

@@ -24,7 +24,6 @@ from tests.conftest import radiograph, save
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SAME = 1e-4  # what kernels, threads and the size of a batch may change
 CPU = torch.device("cpu")
 REPEAT = {"name": "RepeatChannel", "count": 3}
 
@@ -126,7 +125,7 @@ def test_a_batch_gives_what_single_images_give_in_the_same_order(
     single = [shipped.predict([sample.path])[0] for sample in drawn]
     for alone, batched in zip(single, answers, strict=True):
         assert (alone.decision, alone.reason, alone.view) == (batched.decision, batched.reason, batched.view)
-    assert probabilities(single) == pytest.approx(probabilities(answers), abs=SAME)
+    assert probabilities(single) == pytest.approx(probabilities(answers), abs=shipped.engines.fast.error)
 
 
 def test_two_processes_with_one_and_two_threads_give_the_same(
@@ -145,7 +144,7 @@ def test_two_processes_with_one_and_two_threads_give_the_same(
         here = probabilities(shipped.predict(files))
     finally:
         torch.set_num_threads(1)
-    assert there == pytest.approx(here, abs=SAME)
+    assert there == pytest.approx(here, abs=shipped.engines.fast.error)
 
 
 def test_a_real_chest_is_scored_and_a_real_limb_is_not(shared: Path, shipped: Predictor) -> None:

@@ -448,7 +448,7 @@ def test_a_revision_does_not_wait_for_one_whose_job_was_given_up(database: Datab
     first, _ = pending(database)
     with database.write() as session:
         earlier = (Job.kind == Kind.DELIVER) & (Job.ref == first.id)
-        session.execute(update(Job).where(earlier).values(attempts=queue.MAX_ATTEMPTS))
+        session.execute(update(Job).where(earlier).values(attempts=queue.max_attempts(Kind.DELIVER)))
     for _ in range(2):
         with database.write() as session:
             queue.claim(session, Kind.DELIVER, "PACS", limit=1, lease_seconds=60)

@@ -63,7 +63,7 @@ from pacs_node import header, log, receive
 from pacs_node.config import LogSettings, NodeSettings, ReceiveSettings, Settings
 from pacs_node.errors import PortInUse
 from pacs_node.receive import READABLE_SYNTAXES, Receiver
-from pacs_node.spool import Spool
+from pacs_node.spool import Arriving, Spool
 from tests.conftest import radiograph, save, uid
 from tests.test_header import encoded, part10, raw
 
@@ -708,7 +708,7 @@ def test_an_unexpected_error_is_no_success_and_is_logged(
     def _bug(*_: object) -> NoReturn:
         raise ValueError("Test^Alice")
 
-    monkeypatch.setattr(receive, "digest", _bug)
+    monkeypatch.setattr(Arriving, "digest", _bug)
     with logged() as lines:
         assert send(node, image).Status == 0xC211
     node.assert_holds_nothing()

@@ -193,16 +193,16 @@ def test_any_program_that_speaks_sql_can_read_the_results(several: Database, dat
         ("1\\0", None, "not_scored", "NOT_FRONTAL"),
         ("*", None, "waiting", None),
     ]
-    columns = "SELECT * FROM results"
+    columns, in_view = "SELECT * FROM results", (*RESULT_COLUMNS, "instance_id")
     if several.file:
         with closing(sqlite3.connect(several.file)) as file:
             assert file.execute(query).fetchall() == expected
-            assert tuple(column[0] for column in file.execute(columns).description) == RESULT_COLUMNS
+            assert tuple(column[0] for column in file.execute(columns).description) == in_view
     else:
         with psycopg.connect(database_url.replace("+psycopg", "")) as server:
             assert server.execute(query).fetchall() == expected
             described = server.execute(columns).description or []
-            assert tuple(column.name for column in described) == RESULT_COLUMNS
+            assert tuple(column.name for column in described) == in_view
 
 
 def test_the_newest_image_comes_first_and_a_limit_cuts_the_oldest(several: Database) -> None:
@@ -251,6 +251,14 @@ def test_images_are_found_from_a_moment_on_and_before_another(several: Database)
     assert found(several, since=NOW + HOUR, until=NOW + 3 * HOUR) == "bc"
     tokyo = timezone(timedelta(hours=9))
     assert found(several, since=(NOW + HOUR).astimezone(tokyo)) == "bcd"
+
+
+def test_images_are_found_by_study_date(database: Database) -> None:
+    for study, day in (("a", "20250609"), ("b", "20250610"), ("c", "20250611"), ("d", "")):
+        receive(database, new(study=study, study_date=day))
+    assert found(database, study_dates=("20250610", "20250610")) == "b"
+    assert found(database, study_dates=("20250610", "20250630")) == "bc"
+    assert found(database, study_dates=("20250101", "20250610"), limit=9) == "ab"
 
 
 def test_images_are_found_by_decision_and_probability(several: Database) -> None:

@@ -74,7 +74,7 @@ def test_the_chain_prints_readably() -> None:
     assert str(chain(SPEC, Eligibility(unknown_view="score", max_pixels=9))) == (
         "Chain(\n"
         "    DecodeRadiograph(rules="
-        "Eligibility(unknown_body_part='refuse', unknown_view='score', max_pixels=9)),\n"
+        "Eligibility(unknown_body_part='refuse', unknown_view='score', max_pixels=9), size=160),\n"
         "    Resize(size=160),\n"
         "    Normalise(mean=0.485, std=0.229),\n"
         "    RepeatChannel(count=3),\n"
@@ -84,7 +84,7 @@ def test_the_chain_prints_readably() -> None:
 
 def test_the_chain_of_the_shipped_model_prints_what_its_card_says(card: ModelCard) -> None:
     first, decoding, *steps, last = str(chain(card.preprocessing)).splitlines()
-    assert (first, decoding, last) == ("Chain(", "    DecodeRadiograph(rules=None),", ")")
+    assert (first, decoding, last) == ("Chain(", "    DecodeRadiograph(rules=None, size=160),", ")")
     assert ", ".join(step.strip(" ,") for step in steps) == card.preprocessing_text
 
 
@@ -126,7 +126,8 @@ def test_the_tail_gives_a_plain_float32_tensor_and_leaves_its_input_alone(as_inp
 def test_the_tail_after_decoding_is_the_serving_chain(card: ModelCard, files: list[str]) -> None:
     rules = Eligibility()
     served = chain(card.preprocessing, rules)(files[0])
-    assert torch.equal(tail(card.preprocessing)(DecodeRadiograph(rules)(files[0])), served)
+    assert torch.equal(tail(card.preprocessing)(DecodeRadiograph(rules, 160)(files[0])), served)
+    np.testing.assert_allclose(tail(card.preprocessing)(DecodeRadiograph(rules)(files[0])), served, atol=1e-4)
     assert torch.equal(chain(card.preprocessing, rules)(Path(files[0])), served)
     assert not torch.equal(chain(card.preprocessing, rules)(files[1]), served)
 
@@ -195,7 +196,7 @@ def test_a_step_without_name_is_refused() -> None:
 
 def training(*random: Any) -> Chain:
     """Return the chain of training: random transforms between decoding and the tail."""
-    return Chain([DecodeRadiograph(Eligibility()), *random, *tail(SPEC).transforms])
+    return Chain([DecodeRadiograph(Eligibility(), 160), *random, *tail(SPEC).transforms])
 
 
 def epoch(files: list[str], seed: int) -> torch.Tensor:

@@ -1,0 +1,211 @@
+"""pynetdicom's upper layer (PS3.8) without its pauses and copies, for associations over which objects come.
+
+Its two threads per association look for news once a millisecond, which delays each PDU and wears the
+processor out while nothing comes: here they wait for news. It copies what comes half a dozen times, in pieces
+that the system has to find memory for each time: here P-DATA-TF PDUs are read into one buffer, and their
+fragments written from it. All else is left to it, and so is a PDU larger than was agreed on.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from queue import Queue
+from typing import Any
+
+from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import P_DATA
+
+from pacs_node.storing import OutOfOrder, Storing
+
+_POLL_SECONDS = 0.1  # for what comes without a call: timers, the end of a thread
+_DATA_TRANSFER, _CLOSING = "Sta6", "Sta13"  # PS3.8 9.2.1
+_CLOSED, _INVALID_PDU = "Evt17", "Evt19"  # PS3.8 9.2.2
+_P_DATA_TF = 0x04  # PS3.8 9.3.5
+_HEADER, _ITEM = struct.Struct(">BxL"), struct.Struct(">LB")
+
+
+def hasten(association: Association, storing: Storing) -> None:
+    """Let an acceptor that has not started yet wait for its peer, and copy nothing that it need not.
+
+    Parameters
+    ----------
+    storing
+        What takes the C-STORE requests.
+    """
+    # What the peer sent, for the thread of the association
+    news, dimse, dul = threading.Event(), association.dimse, association.dul
+    dimse.msg_queue, dul.to_user_queue = _Heard(news.set), _Heard(news.set)
+    dimse.get_msg = partial(_message, news, dimse.get_msg)  # type: ignore[method-assign]
+    # What is to be sent, and what comes, for the thread of the upper layer
+    wake, woken = socket.socketpair()
+    woken.setblocking(False)
+    dul.to_provider_queue = _Heard(partial(_ring, wake))
+    dul._run_loop_delay = 0
+    upper_layer: Any = dul
+    upper_layer._is_transport_event = partial(_transport_event, dul, woken, dul._is_transport_event)
+    upper_layer._read_pdu_data = _Reader(association, storing, dul._read_pdu_data).read
+    upper_layer.run = partial(_run, dul.run, storing, wake, woken)
+
+
+def receive_into(connection: socket.socket, view: memoryview, deadline: float) -> int:
+    """Fill a view from a connection; return how many bytes came before it ended.
+
+    Parameters
+    ----------
+    deadline
+        In monotonic seconds: then the connection is ended. It has a timeout of its own for silence.
+    """
+    came = 0
+    while came < len(view):
+        try:
+            number = connection.recv_into(view[came:])
+        except TimeoutError:
+            number = 0
+        came += number
+        if not number or (came < len(view) and time.monotonic() > deadline):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            break
+    return came
+
+
+class _Reader:
+    """Reads PDUs: those with data itself, others as pynetdicom does.
+
+    Parameters
+    ----------
+    storing
+        What takes the C-STORE requests.
+    others
+        What reads a PDU of any kind.
+    """
+
+    def __init__(self, association: Association, storing: Storing, others: Callable[[], None]) -> None:
+        self._association = association
+        self._storing = storing
+        self._others = others
+        self._view = memoryview(bytearray())
+
+    def read(self) -> None:
+        """Read one PDU, and let what is in it be done."""
+        dul = self._association.dul
+        connection: Any = dul.socket and dul.socket.socket
+        if connection is None or dul.state_machine.current_state != _DATA_TRANSFER:
+            return self._others()
+        try:
+            header = connection.recv(_HEADER.size, socket.MSG_PEEK)
+        except OSError:
+            return self._others()
+        if len(header) < _HEADER.size or header[0] != _P_DATA_TF:
+            return self._others()
+        length = _HEADER.size + _HEADER.unpack(header)[1]
+        if length > _HEADER.size + (self._association.acceptor.maximum_length or 0):
+            return self._others()
+        return self._read_data(connection, length)
+
+    def _read_data(self, connection: socket.socket, length: int) -> None:
+        dul = self._association.dul
+        pdu = self._buffer(length)
+        if receive_into(connection, pdu, self._deadline()) < length:
+            dul.event_queue.put(_CLOSED)
+            return
+        try:
+            others = [one for one in list(_fragments(pdu)) if not self._storing.take(*one)]
+        except (ValueError, OutOfOrder):
+            dul.event_queue.put(_INVALID_PDU)
+            return
+        if others:
+            indication = P_DATA()
+            indication.presentation_data_value_list = []
+            indication.presentation_data_value_list.extend(others)  # type: ignore[arg-type]
+            # Action DT-2 (PS3.8 9.2.2), after which the state is the same
+            self._association.dimse.receive_primitive(indication)
+
+    def _buffer(self, length: int) -> memoryview:
+        if len(self._view) < length:
+            self._view = memoryview(bytearray(length))
+        return self._view[:length]
+
+    def _deadline(self) -> float:
+        seconds = self._association.network_timeout
+        return time.monotonic() + (float("inf") if seconds is None else seconds)
+
+
+def _fragments(pdu: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield presentation context ID and value of each item of a P-DATA-TF PDU, uncopied (PS3.8 9.3.5.1).
+
+    Raises
+    ------
+    ValueError
+        When lengths do not add up, or a value has no message control header.
+    """
+    at = _HEADER.size
+    while at < len(pdu):
+        if len(pdu) < at + _ITEM.size:
+            raise ValueError("The PDU ends in the header of an item")
+        length, context_id = _ITEM.unpack_from(pdu, at)
+        end = at + 4 + length
+        if length < 2 or end > len(pdu):
+            raise ValueError("The length of an item is not possible")
+        yield context_id, pdu[at + _ITEM.size : end]
+        at = end
+
+
+class _Heard(Queue[Any]):
+    """A queue that says so when something is put into it."""
+
+    def __init__(self, tell: Callable[[], object]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        """Put, and say so."""
+        super().put(item, block, timeout)
+        self._tell()
+
+
+def _message(news: threading.Event, look: Callable[[bool], Any], block: bool = False) -> Any:
+    if not block:
+        news.wait(_POLL_SECONDS)
+        news.clear()  # before looking: what comes from now on is heard
+    return look(block)
+
+
+def _transport_event(dul: Any, woken: socket.socket, look: Callable[[], bool]) -> bool:
+    """Wait for what comes or is to be sent, and read PDUs as long as more of them are there."""
+    is_read = False
+    while True:
+        connection = dul.socket and dul.socket.socket
+        is_idle = dul.event_queue.empty() and dul.to_provider_queue.empty() and not dul._kill_thread
+        if connection is None or not is_idle or dul.state_machine.current_state == _CLOSING:
+            return is_read or look()
+        poll = select.poll()
+        for waited_for in (connection, woken):
+            poll.register(waited_for, select.POLLIN)
+        poll.poll(0 if is_read else 1000 * _POLL_SECONDS)
+        with suppress(BlockingIOError):
+            woken.recv(4096)
+        if not look():
+            return is_read
+        is_read = True
+        dul._idle_timer.restart()
+
+
+def _ring(wake: socket.socket) -> None:
+    with suppress(OSError):  # the thread that would hear it has ended
+        wake.send(b"\0")
+
+
+def _run(run: Callable[[], None], storing: Storing, wake: socket.socket, woken: socket.socket) -> None:
+    with wake, woken:
+        try:
+            run()
+        finally:
+            storing.discard()
