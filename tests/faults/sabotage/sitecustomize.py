@@ -295,7 +295,7 @@ def _light(module: ModuleType) -> None:
     )
 
     class Predictor:
-        device = "cpu"
+        device, engine = "cpu", "none"
 
         def __init__(self, rules: Any) -> None:
             self.card = card
