@@ -233,12 +233,13 @@ class Traffic:
             return is_answered and time.monotonic() - self._last.get(association, 0.0) > _QUIET_SECONDS
 
     def _on_received(self, event: evt.Event) -> None:
-        self._count(event.assoc, 1)
+        self.count(event.assoc, 1)
 
     def _on_sent(self, event: evt.Event) -> None:
-        self._count(event.assoc, -1)
+        self.count(event.assoc, -1)
 
-    def _count(self, association: Association, change: int) -> None:
+    def count(self, association: Association, change: int) -> None:
+        """Note a message that came, 1, or was sent, -1."""
         with self._lock:
             self._open_requests[association] = self._open_requests.get(association, 0) + change
             self._last[association] = time.monotonic()

@@ -44,7 +44,7 @@ class Provider:
         self._database = database
         self._spool = spool
         self._addresses = {modality.ae_title for modality in settings.modalities}
-        self._traffic = Traffic()
+        self.traffic = Traffic()
 
     def support(self, ae: AE) -> None:
         """Let an application entity accept storage commitment, with either side in the role of the SCU."""
@@ -55,7 +55,7 @@ class Provider:
         return [
             (evt.EVT_N_ACTION, self._on_request),
             (evt.EVT_N_EVENT_REPORT, self._on_answer),
-            *self._traffic.handlers(),
+            *self.traffic.handlers(),
         ]
 
     def _on_answer(self, event: evt.Event) -> tuple[int | Dataset, None]:
@@ -85,7 +85,7 @@ class Provider:
     def _tell_here(self, association: Association, calling: str, request: Request, wanted_id: int) -> None:
         """Answer over the association of the request; what fails is left to the job, which says so."""
         try:
-            with self._traffic.held(association, _PATIENCE_SECONDS) as is_held:
+            with self.traffic.held(association, _PATIENCE_SECONDS) as is_held:
                 if is_held:
                     self._tell(association, calling, request, wanted_id)
         except (DatabaseError, NotAssociated) as error:

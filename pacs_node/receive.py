@@ -141,7 +141,7 @@ class Receiver:
         return [*handlers, (evt.EVT_ACCEPTED, _on_accepted), (evt.EVT_REJECTED, _on_rejected)]
 
     def _storing(self, association: Association) -> Storing:
-        return Storing(association, self._spool, self._answer)
+        return Storing(association, self._spool, self._answer, self._provider.traffic.count)
 
     def _on_c_store(self, event: evt.Event) -> Dataset:
         """Answer C-STORE over an association that this node opened."""

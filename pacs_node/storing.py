@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pynetdicom import evt
 from pynetdicom.association import Association
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
@@ -74,12 +73,21 @@ class Storing:
         Where data sets arrive.
     answering
         What keeps them, and says what is answered.
+    count
+        Told of each message that came, 1, and was sent, -1.
     """
 
-    def __init__(self, association: Association, spool: Spool, answering: Answering) -> None:
+    def __init__(
+        self,
+        association: Association,
+        spool: Spool,
+        answering: Answering,
+        count: Callable[[Association, int], None],
+    ) -> None:
         self._association = association
         self._spool = spool
         self._answering = answering
+        self._count = count
         self._coming: tuple[int, Request, Arriving] | None = None
 
     def take(self, context_id: int, value: memoryview) -> bool:
@@ -124,7 +132,7 @@ class Storing:
             return None
         if data_set in (None, _NO_DATA_SET) or uid_to_service_class(class_uid) is not StorageServiceClass:
             return None
-        evt.trigger(self._association, evt.EVT_DIMSE_RECV, {"message": None})
+        self._count(self._association, 1)
         syntax = str(context.transfer_syntax[0])
         calling = str(self._association.requestor.ae_title)
         arriving = self._spool.arriving()
@@ -145,7 +153,7 @@ class Storing:
         connection = self._association.dul.socket
         if connection is not None:
             connection.send(header + response)
-        evt.trigger(self._association, evt.EVT_DIMSE_SENT, {"message": None})
+        self._count(self._association, -1)
 
 
 def read_command(command: bytes) -> Mapping[int, int | str] | None:

@@ -313,7 +313,7 @@ def test_an_idle_association_costs_no_processor_time(tmp_path: Path) -> None:
     with sharing(tmp_path, 1) as (node, port):
         (receiver,) = receivers_of(node)
         connections: list[Any] = []
-        for _ in range(20):
+        for _ in range(40):
             connection = socket.create_connection(("127.0.0.1", port), timeout=20)
             connection.sendall(association_request())
             assert connection.recv(1) == b"\x02"
@@ -323,7 +323,7 @@ def test_an_idle_association_costs_no_processor_time(tmp_path: Path) -> None:
         share = (ticks(receiver) - before) / os.sysconf("SC_CLK_TCK") / (time.monotonic() - since)
         for connection in connections:
             connection.close()
-    assert share < 0.5  # with a look around every millisecond, it is more than one processor
+    assert share < 0.15  # with a look around every millisecond, it is half a processor or more
 
 
 def ticks(pid: int) -> int:
