@@ -434,6 +434,14 @@ def test_what_takes_a_parser_is_left_to_it(tags: dict[str, Any], tmp_path: Path)
     assert scan(data_set_of(path)[:32_768], ExplicitVRLittleEndian) is None
 
 
+def test_tags_that_do_not_ascend_are_left_to_the_parser(tmp_path: Path) -> None:
+    data_set = data_set_of(encoded(radiograph(), ImplicitVRLittleEndian, tmp_path / "x"))
+    twice = struct.pack("<HHL", 0x0008, 0x0016, 4) + b"1.2\0"
+    assert scan(data_set, ImplicitVRLittleEndian) is not None
+    pixels = data_set.index(b"\xe0\x7f\x10\0")
+    assert scan(data_set[:pixels] + twice + data_set[pixels:], ImplicitVRLittleEndian) is None
+
+
 def test_a_header_that_is_cut_is_left_to_the_parser(tmp_path: Path) -> None:
     data_set = data_set_of(encoded(radiograph(), ExplicitVRLittleEndian, tmp_path / "x"))
     pixels = data_set.index(b"\xe0\x7f\x10\x00OW")
