@@ -175,6 +175,7 @@ class _Broken:
 
     def close(self) -> None:
         self._file.close()
+        disturb("flush")  # of what was not yet handed over
         disturb("close")
 
 
