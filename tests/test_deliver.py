@@ -559,9 +559,9 @@ def test_a_destination_that_hangs_does_not_delay_another(database: Database, tmp
         workers = [Worker(database, stage(bench, to), 0.01, 60) for to in destinations]
         with running(workers[0]), running(workers[1]):
             until(lambda: len(slow.received) == 1 and len(quick.received) == 2)
-            until(lambda: bench.counts().deliveries == {("QUICK", "delivered"): 2, ("SLOW", "pending"): 2})
+            until(lambda: bench.counts().deliveries == {("SLOW", "pending"): 2})
             may_answer.set()
-            until(lambda: ("SLOW", "delivered") in bench.counts().deliveries)
+            until(lambda: bench.counts().deliveries.get(("SLOW", "pending"), 0) < 2)
 
 
 def revised(bench: Bench) -> None:
@@ -605,7 +605,7 @@ def test_a_revision_does_not_wait_for_one_that_killed_its_workers(bench: Bench) 
             deliver(bench, other.destination)
             bench.hurry()
     assert [read.InstanceNumber for read in other.read()] == [2, 3]
-    assert only(bench.failures()).error == "The worker died 5 times at this"
+    assert only(bench.failures()).error == "The worker died 50 times at this"
     assert [state for state, _ in states(bench)] == ["failed", "delivered", "delivered"]
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import sqlite3
 import struct
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
+from pynetdicom import _config, dimse_messages
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import decode
@@ -136,8 +138,10 @@ class Wire:
 
 
 @pytest.fixture
-def wire(tmp_path: Path) -> Iterator[Wire]:
+def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     """Open an association for DX in Explicit VR Little Endian with a receiver."""
+    monkeypatch.setattr(_config, "STORE_RECV_CHUNKED_DATASET", False)  # what a receiver changes is put back
+    monkeypatch.setattr(dimse_messages, "NamedTemporaryFile", tempfile.NamedTemporaryFile)
     database = Database(f"sqlite:///{tmp_path}/results.sqlite")
     database.upgrade()
     spool = Spool(tmp_path / "spool")
