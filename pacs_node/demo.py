@@ -47,6 +47,7 @@ port = {node_port}
 
 [receive]
 min_free_mebibytes = 64
+processes = 1
 
 [study]
 quiet_seconds = {quiet}

@@ -95,6 +95,7 @@ host = "127.0.0.1"
 port = {port}
 [receive]
 min_free_mebibytes = 16
+processes = 1
 [database]
 url = "{url}"
 [study]
