@@ -34,17 +34,17 @@ def bench(
     out.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "machine": _machine()}
     tables = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for part in parts or list(Part):
-            started = time.monotonic()
+    for part in parts or list(Part):
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory() as scratch:
             # In a process of its own: one part's threads must not be in the way of another's
             alone = ProcessPoolExecutor(1, get_context("spawn"))
             with alone, console.status(f"Measuring {part.value}"):
                 table, raw = alone.submit(measure, part, Path(scratch), out, rounds, rows).result()
-            content[part.value] = raw
-            console.print(table)
-            console.print(f"{part.value}: {time.monotonic() - started:.0f} s\n", style="dim")
-            tables.append(table)
+        content[part.value] = raw
+        console.print(table)
+        console.print(f"{part.value}: {time.monotonic() - started:.0f} s\n", style="dim")
+        tables.append(table)
     with (out / "bench.txt").open("w", encoding="utf-8") as file:
         text = Console(width=140, file=file)
         for table in tables:

@@ -75,12 +75,12 @@ def _scoring(_scratch: Path, _out: Path, rounds: int, _rows: int) -> tuple[Table
 
 def _training(scratch: Path, _out: Path, rounds: int, _rows: int) -> tuple[Table, Any]:
     pictures = scratch / "training"
-    pairs = [*training(pictures, 64, rounds), *prediction(pictures, 64, rounds)]
+    pairs = [*training(pictures, 32, rounds), *prediction(pictures, 32, rounds)]
     return _of_pairs("Training and predicting", pairs), _raw(pairs)
 
 
 def _growth(scratch: Path, _out: Path, rounds: int, rows: int) -> tuple[Table, Any]:
-    grown = list(growth(scratch / "growth", rounds, rows))
+    grown = list(growth(scratch, rounds, rows))
     table = Table("What", *_right("Empty", f"{rows:,} results", "Ratio"), "Wanted", title="Growth")
     for one in grown:
         table.add_row(*one.cells)
