@@ -245,7 +245,7 @@ def _role(pid: int) -> str:
 
 def picture(found: EndToEnd, path: Path) -> None:
     """Draw where time goes: of a study, beside the quiet period, and of the processors at saturation."""
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
     times, cpu = figure.subplots(2, 1, height_ratios=(2, 1))
     for load in (found.busy, found.idle):
         left = 0.0
@@ -253,12 +253,12 @@ def picture(found: EndToEnd, path: Path) -> None:
             times.barh(load.name, seconds, left=left, color=f"C{number}", label=stage)
             left += seconds
     handles, labels = times.get_legend_handles_labels()
-    times.legend(handles[: len(_STAGES)], labels[: len(_STAGES)], loc="lower right", fontsize=8)
+    times.legend(handles[: len(_STAGES)], labels[: len(_STAGES)], loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     times.set_xlabel("seconds since Success for the image, median of each stage")
     left = 0.0
     for number, (role, seconds) in enumerate(found.cpu_seconds.items()):
         cpu.barh("at saturation", seconds, left=left, color=f"C{number + 4}", label=role)
         left += seconds
-    cpu.legend(loc="lower right", fontsize=8)
+    cpu.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     cpu.set_xlabel("processor seconds for a study of 8 MB")
     figure.savefig(path, dpi=120)
