@@ -253,7 +253,8 @@ def picture(found: EndToEnd, path: Path) -> None:
             times.barh(load.name, seconds, left=left, color=f"C{number}", label=stage)
             left += seconds
     handles, labels = times.get_legend_handles_labels()
-    times.legend(handles[: len(_STAGES)], labels[: len(_STAGES)], loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    once = slice(len(_STAGES))
+    times.legend(handles[once], labels[once], loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     times.set_xlabel("seconds since Success for the image, median of each stage")
     left = 0.0
     for number, (role, seconds) in enumerate(found.cpu_seconds.items()):
