@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Float, bindparam, case, delete, func, insert, select, update
+from sqlalchemy import Dialect, Float, bindparam, case, delete, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
 from db.models import Delivery, Instance, Job, Model, Process, Report, ReportImage, Score, Study
+from db.prepared import Prepared
 from db.queue import Kind, clock, enqueue, insert_for, insert_or, later, revive, wake
 from db.rows import (
     NewInstance,
@@ -47,20 +48,19 @@ def add_instance(session: Session, new: NewInstance, quiet_seconds: float) -> Re
         When the same object is being recorded elsewhere; run the transaction again.
     """
     connection = session.connection()
-    statements = _receiving(connection.dialect.name == "postgresql")
-    rows = connection.execute(statements.known, {"uid": new.sop_instance_uid})
-    known = {row.digest: row.id for row in rows}
+    statements = _receiving(connection.dialect)
+    known = dict(statements.known.run(connection, uid=new.sop_instance_uid))
     if new.digest in known:
         again = update(Instance).where(Instance.id == known[new.digest])
         session.execute(again.values(removed_at=None))  # its file is here once more
         revive(session, Kind.SCORE, known[new.digest])
         return Received.AGAIN
-    study = {f"of_{name}": value for name, value in vars(new).items() if name in _STUDY_COLUMNS}
-    moments = {"of_received_at": new.received_at, "quiet_seconds": quiet_seconds}
-    study_id = connection.execute(statements.study, study | moments).scalar_one()
-    values = {f"of_{name}": value for name, value in vars(new).items() if name in _INSTANCE_COLUMNS}
+    values = {f"of_{name}": value for name, value in vars(new).items()}
+    study = {name: values[name] for name in statements.study_values}
+    ((study_id,),) = statements.study.run(connection, quiet_seconds=quiet_seconds, **study)
+    instance = {name: values[name] for name in statements.instance_values}
     place = {"of_study_id": study_id, "of_copy": len(known)}
-    instance_id = connection.execute(statements.instance, values | place).scalar_one()
+    ((instance_id,),) = statements.instance.run(connection, **place, **instance)
     enqueue(session, Kind.SCORE, instance_id)
     enqueue(session, Kind.REPORT, study_id, wait_seconds=quiet_seconds)
     return Received.CONFLICT if known else Received.NEW
@@ -68,36 +68,39 @@ def add_instance(session: Session, new: NewInstance, quiet_seconds: float) -> Re
 
 @dataclass(frozen=True)
 class _Receiving:
-    """The statements of `add_instance`, which runs for each object: building them takes longest."""
+    """The statements of `add_instance`, which runs for each object."""
 
-    known: Any
-    study: Any
-    instance: Any
+    known: Prepared
+    study: Prepared
+    study_values: Sequence[str]
+    instance: Prepared
+    instance_values: Sequence[str]
 
 
-@cache
-def _receiving(is_postgresql: bool) -> _Receiving:
+@lru_cache(maxsize=8)
+def _receiving(dialect: Dialect) -> _Receiving:
+    is_postgresql = dialect.name == "postgresql"
     studies: Any = Study.__table__
     instances: Any = Instance.__table__
     moments = {
         "last_received_at": bindparam("of_received_at"),
         "quiet_at": clock(is_postgresql) + bindparam("quiet_seconds", type_=Float()),
     }
+    known = select(instances.c.digest, instances.c.id).where(instances.c.sop_instance_uid == bindparam("uid"))
     # Inserted or not, the row of the study is locked until the commit
     study = insert_for(is_postgresql, studies).values(
         {name: bindparam(f"of_{name}") for name in _STUDY_COLUMNS}
         | {"first_received_at": bindparam("of_received_at")}
         | moments
     )
+    study = study.on_conflict_do_update(index_elements=[studies.c.study_instance_uid], set_=moments)
     instance: Any = {name: bindparam(f"of_{name}") for name in (*_INSTANCE_COLUMNS, "study_id", "copy")}
     return _Receiving(
-        known=select(instances.c.digest, instances.c.id).where(
-            instances.c.sop_instance_uid == bindparam("uid")
-        ),
-        study=study.on_conflict_do_update(
-            index_elements=[studies.c.study_instance_uid], set_=moments
-        ).returning(studies.c.id),
-        instance=insert(instances).values(instance).returning(instances.c.id),
+        known=Prepared(known, dialect),
+        study=Prepared(study.returning(studies.c.id), dialect),
+        study_values=[f"of_{name}" for name in (*_STUDY_COLUMNS, "received_at")],
+        instance=Prepared(insert(instances).values(instance).returning(instances.c.id), dialect),
+        instance_values=[f"of_{name}" for name in _INSTANCE_COLUMNS],
     )
 
 

@@ -9,11 +9,12 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    Dialect,
     Float,
     Integer,
     bindparam,
@@ -29,6 +30,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from db.models import Job
+from db.prepared import Prepared
 
 MAX_ATTEMPTS = 5
 _MAX_ATTEMPTS_AT_SENDING = 50  # no report can kill a process; who is killed again and again was unlucky
@@ -73,12 +75,13 @@ class Claim:
 def enqueue(session: Session, kind: Kind, ref: int, *, lane: str = "", wait_seconds: float = 0.0) -> None:
     """Add a job, or make an existing one ready anew; whoever is at work on it can no longer finish it."""
     values = {"of_kind": kind, "of_ref": ref, "in_lane": lane, "wait_seconds": wait_seconds}
-    session.connection().execute(_enqueue(is_postgresql(session)), values)
+    connection = session.connection()
+    _enqueue(connection.dialect).run(connection, **values)
 
 
-@cache
-def _enqueue(is_postgresql: bool) -> Any:
-    """Return the statement of `enqueue`: building it takes longer than running it."""
+@lru_cache(maxsize=8)
+def _enqueue(dialect: Dialect) -> Prepared:
+    is_postgresql = dialect.name == "postgresql"
     fresh = {
         "lane": bindparam("in_lane"),
         "state": "ready",
@@ -91,7 +94,9 @@ def _enqueue(is_postgresql: bool) -> Any:
     statement = insert_for(is_postgresql, table).values(
         kind=bindparam("of_kind"), ref=bindparam("of_ref"), **fresh
     )
-    return statement.on_conflict_do_update(index_elements=[table.c.kind, table.c.ref], set_=fresh)
+    return Prepared(
+        statement.on_conflict_do_update(index_elements=[table.c.kind, table.c.ref], set_=fresh), dialect
+    )
 
 
 def revive(session: Session, kind: Kind, ref: int) -> None:

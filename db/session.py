@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -27,6 +27,15 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from db.errors import DatabaseDown, DatabaseError, SchemaMismatch, WriteConflict
+
+try:
+    # SQLite itself comes with it: a release in which WAL is safe, whatever the operating system has
+    from pysqlite3 import dbapi2 as _driver
+except ImportError:  # a machine for which it is not built
+    from sqlite3 import dbapi2 as _driver
+
+sqlite: Any = _driver
+"""The driver of SQLite: a module like `sqlite3`."""
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _DRIVERS = {
@@ -65,10 +74,11 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._url = _parsed(url)
+        self._turn = threading.Lock()
         public = self._url.difference_update_query(["password", "sslpassword"])
         self.name = public.render_as_string(hide_password=True)
         if self.is_sqlite:
-            self._engine = create_engine(self._url, connect_args={"timeout": _BUSY_SECONDS})
+            self._engine = create_engine(self._url, module=sqlite, connect_args={"timeout": _BUSY_SECONDS})
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
             self._reader = self._engine
@@ -101,7 +111,18 @@ class Database:
         if self.file is not None and not self.file.exists():
             # An open connection would go on writing into a file that nobody can find any more
             raise DatabaseDown(f"The database {self.file} was removed; put it back.")
-        return _transaction(self._writer, self.name)
+        return self._in_turn() if self.is_sqlite else _transaction(self._writer, self.name)
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[Session]:
+        # Who waits for SQLite's lock sleeps longer and longer; of these threads, the next one wakes at once
+        if not self._turn.acquire(timeout=_BUSY_SECONDS):
+            raise DatabaseDown(f"The database {self.name} does not work: it is locked for long.")
+        try:
+            with _transaction(self._writer, self.name) as session:
+                yield session
+        finally:
+            self._turn.release()
 
     def read(self) -> AbstractContextManager[Session]:
         """Return a context with a `Session` that reads one state of the database.
@@ -181,10 +202,10 @@ def _cause(error: SQLAlchemyError) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # transactions are begun by `_begin_sqlite`
     for pragma in (
-        f"journal_mode={journal_mode(sqlite3.sqlite_version_info)}",
+        f"journal_mode={journal_mode(sqlite.sqlite_version_info)}",
         "synchronous=FULL",
         "foreign_keys=ON",
     ):

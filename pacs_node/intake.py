@@ -1,7 +1,8 @@
-"""Recording an object whose file is in its place: the last step before Success."""
+"""Recording an object whose file is in its place, or will be at the commit: the last step before Success."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from db import queries
@@ -31,8 +32,19 @@ def described(
     )
 
 
-def record(database: Database, spool: Spool, new: NewInstance, quiet_seconds: float) -> Received:
+def record(
+    database: Database,
+    spool: Spool,
+    new: NewInstance,
+    quiet_seconds: float,
+    kept: Callable[[], object] = lambda: None,
+) -> Received:
     """Record an object; where another association records the same one right now, look what it left.
+
+    Parameters
+    ----------
+    kept
+        Waits until its file is in its place, and raises what prevents that; nothing is committed before.
 
     Raises
     ------
@@ -44,6 +56,7 @@ def record(database: Database, spool: Spool, new: NewInstance, quiet_seconds: fl
         try:
             with database.write() as session:
                 outcome = queries.add_instance(session, new, quiet_seconds)
+                kept()
                 # Its row is locked now, so that whoever lets go of files has done so before, or never will
                 if outcome is Received.AGAIN and not spool.path(new.digest).is_file():
                     raise Refused(OUT_OF_RESOURCES, "Its file was just removed; send it again")

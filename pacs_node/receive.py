@@ -10,6 +10,7 @@ import math
 import socket
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, cast
 
 from pydicom.dataset import Dataset
@@ -98,6 +99,7 @@ class Receiver:
         self._spool = spool
         self._provider = Provider(settings, database, spool)
         receivers = 1 if listening is None else settings.receive.process_count
+        self._flushing = ThreadPoolExecutor(settings.receive.max_associations, "flush")
         self._ae = _application_entity(settings, receivers)
         self._provider.support(self._ae)
         self._server: Server
@@ -191,7 +193,8 @@ class Receiver:
         found = _identified(request, arriving)
         content = arriving.digest()
         size = arriving.path.stat().st_size
-        self._spool.keep(arriving.path, content)
+        # Flushing waits for the disk; meanwhile the statements are run, all but the commit
+        keeping = self._flushing.submit(self._spool.keep, arriving.path, content)
         new = described(
             found,
             transfer_syntax_uid=request.transfer_syntax_uid,
@@ -199,7 +202,11 @@ class Receiver:
             size=size,
             calling_ae_title=who["calling_ae"],
         )
-        outcome = record(self._database, self._spool, new, self._settings.study.quiet_seconds)
+        try:
+            quiet_seconds = self._settings.study.quiet_seconds
+            outcome = record(self._database, self._spool, new, quiet_seconds, keeping.result)
+        finally:
+            wait([keeping])  # who called removes what is not kept
         write = _log.warning if outcome is Received.CONFLICT else _log.info
         write("instance stored", outcome=outcome.value, study=found.study_instance_uid, bytes=size, **who)
 

@@ -90,6 +90,11 @@ class Storing:
         self._count = count
         self._coming: tuple[int, Request, Arriving] | None = None
 
+    @property
+    def is_coming(self) -> bool:
+        """Whether a data set has begun and not ended."""
+        return self._coming is not None
+
     def take(self, context_id: int, value: memoryview) -> bool:
         """Take a presentation data value that belongs to a C-STORE request; tell whether it does.
 

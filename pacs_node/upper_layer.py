@@ -8,6 +8,7 @@ fragments written from it. All else is left to it, and so is a PDU larger than w
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 import struct
@@ -24,6 +25,8 @@ from pynetdicom.pdu_primitives import P_DATA
 
 from pacs_node.storing import OutOfOrder, Storing
 
+_LARGEST_PDU = 2**26  # bytes of data; a peer that goes beyond what was agreed on is borne with so far
+_PART_SECONDS = 0.005  # between looks for the rest of a header
 _POLL_SECONDS = 0.1  # for what comes without a call: timers, the end of a thread
 _DATA_TRANSFER, _CLOSING = "Sta6", "Sta13"  # PS3.8 9.2.1
 _CLOSED, _INVALID_PDU = "Evt17", "Evt19"  # PS3.8 9.2.2
@@ -39,6 +42,8 @@ def hasten(association: Association, storing: Storing) -> None:
     storing
         What takes the C-STORE requests.
     """
+    if association.dul.socket is not None and association.dul.socket.socket is not None:
+        _time_out_by_itself(association.dul.socket.socket, association.network_timeout)
     # What the peer sent, for the thread of the association
     news, dimse, dul = threading.Event(), association.dimse, association.dul
     dimse.msg_queue, dul.to_user_queue = _Heard(news.set), _Heard(news.set)
@@ -60,13 +65,13 @@ def receive_into(connection: socket.socket, view: memoryview, deadline: float) -
     Parameters
     ----------
     deadline
-        In monotonic seconds: then the connection is ended. It has a timeout of its own for silence.
+        In monotonic seconds: then the connection is ended. For silence it has a limit of its own.
     """
     came = 0
     while came < len(view):
         try:
-            number = connection.recv_into(view[came:])
-        except TimeoutError:
+            number = connection.recv_into(view[came:], 0, socket.MSG_WAITALL)
+        except (TimeoutError, BlockingIOError):
             number = 0
         came += number
         if not number or (came < len(view) and time.monotonic() > deadline):
@@ -74,6 +79,14 @@ def receive_into(connection: socket.socket, view: memoryview, deadline: float) -
                 connection.shutdown(socket.SHUT_RDWR)
             break
     return came
+
+
+def _time_out_by_itself(connection: socket.socket, seconds: float | None) -> None:
+    """Let the system watch over silence: Python would ask it before each call whether there is any."""
+    connection.settimeout(None)
+    limit = struct.pack("ll", math.ceil(seconds or 0), 0)  # 0 for none
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        connection.setsockopt(socket.SOL_SOCKET, option, limit)
 
 
 class _Reader:
@@ -94,39 +107,65 @@ class _Reader:
         self._view = memoryview(bytearray())
 
     def read(self) -> None:
-        """Read one PDU, and let what is in it be done."""
+        """Read a PDU, and let what is in it be done; then others that are here, while an object comes."""
         dul = self._association.dul
         connection: Any = dul.socket and dul.socket.socket
         if connection is None or dul.state_machine.current_state != _DATA_TRANSFER:
-            return self._others()
-        try:
-            header = connection.recv(_HEADER.size, socket.MSG_PEEK)
-        except OSError:
-            return self._others()
-        if len(header) < _HEADER.size or header[0] != _P_DATA_TF:
-            return self._others()
-        length = _HEADER.size + _HEADER.unpack(header)[1]
-        if length > _HEADER.size + (self._association.acceptor.maximum_length or 0):
-            return self._others()
-        return self._read_data(connection, length)
+            self._others()
+            return
+        length = self._length(connection)
+        if length is None:
+            self._others()
+        while length is not None:
+            is_read = self._read_data(connection, length)
+            is_alone = dul.event_queue.empty() and dul.to_provider_queue.empty() and not dul._kill_thread
+            if not (is_read and is_alone and self._storing.is_coming):
+                return
+            dul._idle_timer.restart()
+            length = self._length(connection, may_wait=False)
 
-    def _read_data(self, connection: socket.socket, length: int) -> None:
+    def _length(self, connection: socket.socket, *, may_wait: bool = True) -> int | None:
+        """Return the length of the PDU that comes; ``None`` where it is not for this reader, or not here."""
+        deadline = self._deadline()
+        flags = socket.MSG_PEEK | (0 if may_wait else socket.MSG_DONTWAIT)
+        while True:
+            try:
+                header = connection.recv(_HEADER.size, flags)
+            except OSError:
+                return None
+            if not header or header[0] != _P_DATA_TF or (len(header) < _HEADER.size and not may_wait):
+                return None
+            if len(header) == _HEADER.size:
+                break
+            if time.monotonic() > deadline:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+                return None
+            time.sleep(_PART_SECONDS)
+        length = _HEADER.size + int(_HEADER.unpack(header)[1])
+        # What goes on is read here whatever its size: nobody else knows its beginning
+        most = _LARGEST_PDU if self._storing.is_coming else self._association.acceptor.maximum_length or 0
+        return length if length <= _HEADER.size + most else None
+
+    def _read_data(self, connection: socket.socket, length: int) -> bool:
+        """Read a P-DATA-TF PDU and let it be done; tell whether that went well."""
         dul = self._association.dul
         pdu = self._buffer(length)
         if receive_into(connection, pdu, self._deadline()) < length:
             dul.event_queue.put(_CLOSED)
-            return
+            return False
         try:
             others = [one for one in list(_fragments(pdu)) if not self._storing.take(*one)]
         except (ValueError, OutOfOrder):
             dul.event_queue.put(_INVALID_PDU)
-            return
+            return False
         if others:
             indication = P_DATA()
             indication.presentation_data_value_list = []
             indication.presentation_data_value_list.extend(others)  # type: ignore[arg-type]
             # Action DT-2 (PS3.8 9.2.2), after which the state is the same
             self._association.dimse.receive_primitive(indication)
+        return True
 
     def _buffer(self, length: int) -> memoryview:
         if len(self._view) < length:

@@ -9,7 +9,6 @@ import resource
 import shutil
 import socket
 import socketserver
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -58,7 +57,7 @@ from classifier.config import PROJECTION_RADIOGRAPHS
 from db import queries
 from db.errors import DatabaseDown, WriteConflict
 from db.models import Instance, Job, Study
-from db.session import Database
+from db.session import Database, sqlite
 from pacs_node import header, log, receive
 from pacs_node.config import LogSettings, NodeSettings, ReceiveSettings, Settings
 from pacs_node.errors import PortInUse
@@ -659,7 +658,7 @@ def test_a_database_file_that_cannot_be_opened_refuses(node: Node, image: Path) 
 
 def test_a_commit_that_fails_is_no_success(node: Node, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def _broken(*_: object) -> NoReturn:
-        raise sqlite3.OperationalError("disk I/O error")
+        raise sqlite.OperationalError("disk I/O error")
 
     with monkeypatch.context() as patched:
         patched.setattr(DefaultDialect, "do_commit", _broken)
@@ -680,26 +679,44 @@ def test_success_waits_for_the_commit(node: Node, image: Path) -> None:
     assert len(node.instances()) == 1
 
 
-def test_an_object_is_on_the_disk_before_its_row_is_written(
+def test_an_object_is_on_the_disk_before_its_row_is_committed(
     node: Node, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add, fsync = queries.add_instance, os.fsync
+    commit: Any = DefaultDialect.do_commit
+    fsync = os.fsync
     synced: list[int] = []
     seen: list[bool] = []
 
     def _fsync(descriptor: int) -> None:
+        time.sleep(0.2)  # a slow disk: all else is done long before
         fsync(descriptor)
         synced.append(os.fstat(descriptor).st_ino)
 
-    def _add(session: Any, new: Any, quiet_seconds: float) -> Any:
-        file = node.spool.path(new.digest)
+    def _commit(dialect: Any, connection: Any) -> None:
+        (file,) = [node.spool.path(digest) for digest in node.spool.stored()]
         seen.append(file.stat().st_ino in synced and file.parent.stat().st_ino in synced)
-        return add(session, new, quiet_seconds)
+        commit(dialect, connection)
 
-    monkeypatch.setattr(os, "fsync", _fsync)
-    monkeypatch.setattr(queries, "add_instance", _add)
-    assert send(node, image).Status == 0x0000
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", _fsync)
+        patched.setattr(DefaultDialect, "do_commit", _commit)
+        assert send(node, image).Status == 0x0000
     assert seen == [True]
+
+
+def test_a_file_that_cannot_be_kept_leaves_no_row(
+    node: Node, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def _broken(_: int) -> NoReturn:
+        time.sleep(0.2)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", _broken)
+        answer = send(node, image)
+    assert answer.Status == 0xA700
+    assert "Cannot write the spool" in answer.ErrorComment
+    node.assert_holds_nothing()
 
 
 def test_an_unexpected_error_is_no_success_and_is_logged(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -23,7 +22,7 @@ from sqlalchemy.exc import StatementError
 
 from db.errors import DatabaseDown, DatabaseError, SchemaMismatch, WriteConflict
 from db.models import Base, Model
-from db.session import _POSTGRESQL, Database, journal_mode
+from db.session import _POSTGRESQL, Database, journal_mode, sqlite
 from tests.postgres import Server
 
 NOW = datetime(2025, 6, 10, 1, 30, 0, 123456, tzinfo=UTC)
@@ -270,7 +269,7 @@ def test_sqlite_says_when_another_program_holds_the_lock_too_long(
     monkeypatch.setattr("db.session._BUSY_SECONDS", 0.2)
     with opened(f"sqlite:///{tmp_path}/results.sqlite") as database:
         database.upgrade()
-        with closing(sqlite3.connect(tmp_path / "results.sqlite", isolation_level=None)) as other:
+        with closing(sqlite.connect(tmp_path / "results.sqlite", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(DatabaseDown, match="does not work: database is locked"):
                 add(database, "a")
@@ -298,7 +297,7 @@ def test_sqlite_waits_for_a_short_lock_and_lets_read_then_write_transactions_que
 def test_sqlite_answers_only_when_the_data_is_on_the_disk(database: Database) -> None:
     with database.write() as session:
         assert session.scalar(text("PRAGMA synchronous")) == 2  # FULL
-        expected = journal_mode(sqlite3.sqlite_version_info).lower()
+        expected = journal_mode(sqlite.sqlite_version_info).lower()
         assert session.scalar(text("PRAGMA journal_mode")) == expected
 
 

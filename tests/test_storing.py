@@ -108,7 +108,11 @@ class Wire:
 
     def send_bytes(self, content: bytes) -> None:
         """Send them as a P-DATA-TF PDU."""
-        self._connection.sendall(struct.pack(">BxL", 4, len(content)) + content)
+        self.send_raw(struct.pack(">BxL", 4, len(content)) + content)
+
+    def send_raw(self, content: bytes) -> None:
+        """Send them as they are."""
+        self._connection.sendall(content)
 
     def status(self) -> int:
         """Return the status of the response."""
@@ -217,6 +221,32 @@ def test_a_pdu_larger_than_agreed_is_taken_all_the_same(wire: Wire, tmp_path: Pa
     assert wire.status() == 0x0000
     kept = {digest(path, EXPLICIT), digest(tmp_path / "large.dcm", EXPLICIT)}
     assert set(wire.spool.stored()) == kept
+
+
+def test_a_pdu_larger_than_agreed_may_go_on_with_an_object(wire: Wire, tmp_path: Path) -> None:
+    large = radiograph("DX", number=2)
+    large.Rows, large.Columns, large.PixelData = 1000, 1000, bytes(2_000_000)
+    whole = save(large, tmp_path / "large.dcm").read_bytes()
+    content = whole[144 + int.from_bytes(whole[140:144], "little") :]
+    wire.send((0x03, command(large.SOPInstanceUID)))
+    wire.send((0x00, content[:1000]))
+    wire.send((0x02, content[1000:]))
+    assert wire.status() == 0x0000
+    assert list(wire.spool.stored()) == [digest(tmp_path / "large.dcm", EXPLICIT)]
+
+
+@pytest.mark.parametrize("first", [1, 3, 5, 6, 7, 11, 12, 13])
+def test_a_pdu_may_come_in_two_parts(first: int, wire: Wire, tmp_path: Path) -> None:
+    request, data_set, path = an_object(tmp_path)
+    wire.send((0x03, request))
+    for control, piece in pieces(data_set, 20_000):
+        item = struct.pack(">LBB", len(piece) + 2, 1, control) + piece
+        pdu = struct.pack(">BxL", 4, len(item)) + item
+        wire.send_raw(pdu[:first])
+        time.sleep(0.02)
+        wire.send_raw(pdu[first:])
+    assert wire.status() == 0x0000
+    assert list(wire.spool.stored()) == [digest(path, EXPLICIT)]
 
 
 @pytest.mark.parametrize(
