@@ -21,8 +21,7 @@ from tests.faults.world import World, wait_for
 
 ORPHANING = (
     Point("receive", "receive: after fsync of the folder"),
-    Point("receive", "receive: before the rows"),
-    Point("receive", "receive: rows written, before commit"),
+    Point("receive", "receive: rows and file written, before commit"),
 )
 RETAINING = (
     Point("deliver", "retain: before the rows"),

@@ -140,7 +140,7 @@ def _cut_off(folder: Path, url: str) -> Outcome:
     """A machine is cut off while it scores a batch, and inside a transaction; the other one takes over."""
     with ExitStack() as stack:
         net, pacs, (left, right) = _site(stack, folder)
-        left.start("receive", point="receive: rows written, before commit:1", SABOTAGE_PAUSE=_PAUSE)
+        left.start("receive", point="receive: rows and file written, before commit:1", SABOTAGE_PAUSE=_PAUSE)
         left.start("score", point="worker: worked, before settling:3", SABOTAGE_PAUSE=_PAUSE)
         left.start("deliver")
         right.start()

@@ -38,7 +38,7 @@ class Point:
         return f"{self.name}:{self.nth}"
 
 
-# write, fsync, rename, commit, answer: between each and the next
+# Write, fsync, rename, commit, answer: between each and the next; rows are written while the file is flushed
 RECEIVING = (
     Point("receive", "receive: before a write"),
     Point("receive", "receive: after a write", 2),
@@ -49,7 +49,8 @@ RECEIVING = (
     Point("receive", "receive: before fsync of the folder", 2),
     Point("receive", "receive: after fsync of the folder"),
     Point("receive", "receive: before the rows", 2),
-    Point("receive", "receive: rows written, before commit"),
+    Point("receive", "receive: rows written"),
+    Point("receive", "receive: rows and file written, before commit"),
     Point("receive", "receive: committed, before the answer", 2),
     Point("receive", "receive: answered", 2),
 )

@@ -203,12 +203,27 @@ def _break_disk(module: ModuleType) -> None:
 
 
 def _queries(module: ModuleType) -> None:
-    around(module, "add_instance", "receive: before the rows", "receive: rows written, before commit")
+    around(module, "add_instance", "receive: before the rows", "receive: rows written")
     around(module, "add_score", "score: before the row", "score: row written, before commit")
     around(module, "add_report", "report: before the row", "report: row written, before commit")
     around(
         module, "record_delivered", "deliver: answered, before the row", "deliver: row written, before commit"
     )
+
+
+def _intake(module: ModuleType) -> None:
+    record = module.record
+
+    def wrapped(*args: Any) -> Any:
+        *others, kept = args if len(args) == 5 else (*args, lambda: None)
+
+        def reported() -> None:
+            kept()
+            reach("receive: rows and file written, before commit")
+
+        return record(*others, reported)
+
+    module.record = wrapped  # type: ignore[attr-defined]
 
 
 def _receive(module: ModuleType) -> None:
@@ -270,6 +285,7 @@ _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "db.commitments": _commitments,
     "db.custody": _custody,
     "pacs_node.dispatch": _dispatch,
+    "pacs_node.intake": _intake,
     "pacs_node.receive": _receive,
     "pacs_node.worker": _worker,
     "pacs_node.pipeline": _pipeline,
