@@ -5,7 +5,7 @@ Of a short statement's time, SQLAlchemy takes several times as much as the datab
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Dialect
@@ -21,11 +21,16 @@ class Prepared:
         Of SQLAlchemy Core, with a `bindparam` for each value that changes.
     dialect
         Of the connections on which it will run.
+
+    Attributes
+    ----------
+    sql
+        As the driver gets it.
     """
 
     def __init__(self, statement: Any, dialect: Dialect) -> None:
         compiled = statement.compile(dialect=dialect)
-        self._sql = str(compiled)
+        self.sql = str(compiled)
         self._dialect = dialect
         self._order: list[str] | None = compiled.positiontup
         self._fixed = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
@@ -35,6 +40,13 @@ class Prepared:
             if converter is not None:
                 self._converters[name] = converter
 
+    def bound(self, values: Mapping[str, Any]) -> Mapping[str, Any] | tuple[Any, ...]:
+        """Return the parameters as the driver gets them."""
+        all_values = {**self._fixed, **values}
+        for name, convert in self._converters.items():
+            all_values[name] = convert(all_values[name])
+        return all_values if self._order is None else tuple([all_values[name] for name in self._order])
+
     def run(self, connection: Connection, **values: Any) -> Sequence[tuple[Any, ...]]:
         """Execute it in the connection's transaction; return its rows as the driver does.
 
@@ -43,15 +55,12 @@ class Prepared:
         sqlalchemy.exc.DBAPIError
             Of the subclass that SQLAlchemy raises for the same error.
         """
-        all_values = {**self._fixed, **values}
-        for name, convert in self._converters.items():
-            all_values[name] = convert(all_values[name])
-        given = all_values if self._order is None else [all_values[name] for name in self._order]
+        given = self.bound(values)
         driver: Any = connection.connection.driver_connection
         errors = self._dialect.loaded_dbapi.Error
         try:
-            cursor = driver.execute(self._sql, given)
+            cursor = driver.execute(self.sql, given)
             return [] if cursor.description is None else list(cursor.fetchall())
         except errors as error:
             # Without the values, which may be a patient's
-            raise DBAPIError.instance(self._sql, None, error, errors, dialect=self._dialect) from error
+            raise DBAPIError.instance(self.sql, None, error, errors, dialect=self._dialect) from error

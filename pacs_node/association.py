@@ -17,7 +17,7 @@ from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 
 from pacs_node.errors import NotAssociated, TakesNothing, UserError
 from pacs_node.report_encoding import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from pacs_node.upper_layer import receive_into
+from pacs_node.upper_layer import limit_silence, receive_into
 
 _PIECE = 2**16  # bytes
 
@@ -92,7 +92,7 @@ def _bound(event: evt.Event) -> None:
     connection: Any = event.assoc.dul.socket
     seconds = event.assoc.network_timeout
     if seconds is not None:
-        connection.socket.settimeout(seconds)
+        limit_silence(connection.socket, seconds)
         connection.recv = partial(_receive, connection.socket, seconds)
 
 

@@ -75,6 +75,10 @@ def _encode_element(element: DataElement | RawDataElement) -> bytes:
         return _framed(element.tag, str(element.VR), element.value or b"")
     if element.VR == VR.SQ:
         return _framed(element.tag, "SQ", b"".join(map(_encode_item, element.value)))
+    if isinstance(element.value, str) and element.value.isascii():  # most of a report: spare pydicom's ways
+        padding = b"\0" if element.VR == VR.UI else b" "
+        value = element.value.encode("ascii")
+        return _framed(element.tag, str(element.VR), value + padding * (len(value) % 2))
     stream = DicomBytesIO()
     stream.is_little_endian, stream.is_implicit_VR = True, False
     write_data_element(stream, element, ["ascii"])

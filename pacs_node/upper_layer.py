@@ -42,8 +42,6 @@ def hasten(association: Association, storing: Storing) -> None:
     storing
         What takes the C-STORE requests.
     """
-    if association.dul.socket is not None and association.dul.socket.socket is not None:
-        _time_out_by_itself(association.dul.socket.socket, association.network_timeout)
     # What the peer sent, for the thread of the association
     news, dimse, dul = threading.Event(), association.dimse, association.dul
     dimse.msg_queue, dul.to_user_queue = _Heard(news.set), _Heard(news.set)
@@ -81,10 +79,10 @@ def receive_into(connection: socket.socket, view: memoryview, deadline: float) -
     return came
 
 
-def _time_out_by_itself(connection: socket.socket, seconds: float | None) -> None:
-    """Let the system watch over silence: Python would ask it before each call whether there is any."""
+def limit_silence(connection: socket.socket, seconds: float) -> None:
+    """Let the system end what waits for longer; Python would ask it before each call how things are."""
     connection.settimeout(None)
-    limit = struct.pack("ll", math.ceil(seconds or 0), 0)  # 0 for none
+    limit = struct.pack("ll", math.ceil(seconds), 0)  # struct timeval
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         connection.setsockopt(socket.SOL_SOCKET, option, limit)
 

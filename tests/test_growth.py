@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from alembic import command
@@ -19,6 +20,7 @@ from sqlalchemy.orm import Session
 import db
 from db import commitments, custody, inventory, queries, queue, results
 from db.models import Base, Instance, Job
+from db.prepared import Prepared
 from db.queue import Kind
 from db.results import LEDGER_COLUMNS, RESULT_COLUMNS, Filter
 from db.session import Database
@@ -60,6 +62,9 @@ class _Undo(Exception):
     """Nothing is kept."""
 
 
+PREPARED = Prepared.run
+
+
 @contextmanager
 def undone(database: Database) -> Iterator[Session]:
     with suppress(_Undo), database.write() as session:
@@ -74,13 +79,18 @@ def plans(database: Database, ask: Callable[[Session], object]) -> dict[str, lis
     def note(_connection: Any, _cursor: Any, statement: str, values: Any, *_: Any) -> None:
         said.append((statement, values))
 
+    def run(prepared: Prepared, connection: Any, **values: Any) -> Any:
+        said.append((prepared.sql, prepared.bound(values)))
+        return PREPARED(prepared, connection, **values)
+
     with undone(database) as session:
         if not database.is_sqlite:
             for way in ("seqscan", "hashjoin", "mergejoin"):  # right for so few rows, not for many
                 session.execute(text(f"SET LOCAL enable_{way} = off"))
         engine = session.get_bind()
         event.listen(engine, "before_cursor_execute", note)
-        ask(session)
+        with patch.object(Prepared, "run", run):
+            ask(session)
         event.remove(engine, "before_cursor_execute", note)
         cursor = session.connection().connection.cursor()
         return {
