@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from classifier import data
 from classifier.calibrate import Calibration, choose_threshold, fit, probabilities
 from classifier.data import Example
-from classifier.metrics import calibration_error, interval
+from classifier.metrics import auroc, calibration_error, interval
 from classifier.model import Metric, ModelCard
 from classifier.optim import ARCHITECTURE
 from classifier.recipes import Recipe
@@ -198,7 +197,7 @@ def _measures(threshold: float) -> dict[str, Callable[[Numbers, Numbers], float]
         return float((probability[labels == 0] < threshold).mean())
 
     return {
-        "AUROC": lambda labels, probability: float(roc_auc_score(labels, probability)),
+        "AUROC": auroc,
         "sensitivity": sensitivity,
         "specificity": specificity,
         "accuracy": accuracy,

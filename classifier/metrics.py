@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
+from scipy.stats import rankdata
+from sklearn.metrics import average_precision_score
 
 Numbers = NDArray[np.float64]
 
@@ -76,13 +77,28 @@ def measure(
         precision=_share(tp, tp + fp),
         npv=_share(tn, tn + fn),
         f1=_share(2 * tp, 2 * tp + fp + fn),
-        auroc=float(roc_auc_score(labels, probability)),
-        auroc_ci95=interval(labels, probability, patients, roc_auc_score, seed),
+        auroc=auroc(labels, probability),
+        auroc_ci95=interval(labels, probability, patients, auroc, seed),
         average_precision=float(average_precision_score(labels, probability)),
         brier=float(np.mean((probability - labels) ** 2)),
         ece=calibration_error(labels, probability),
         confusion_matrix=((tn, fp), (fn, tp)),
     )
+
+
+def auroc(labels: Numbers, scores: Numbers) -> float:
+    """Return the area under the ROC curve: the share of pairs in the right order (Mann and Whitney 1947).
+
+    As scikit-learn's without its checks, a hundred times faster: a bootstrap asks it a thousand times.
+
+    Parameters
+    ----------
+    labels, scores
+        (N,) each; labels 0 or 1, both present. A pair with equal scores counts half.
+    """
+    positive = labels == 1
+    sick, well = int(positive.sum()), int((~positive).sum())
+    return float((rankdata(scores)[positive].sum() - sick * (sick + 1) / 2) / (sick * well))
 
 
 def interval(

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -19,6 +18,7 @@ from classifier.distributed import Group, share_statistics
 from classifier.errors import TrainingError
 from classifier.finish import Validation, card
 from classifier.folder import MODEL_FILE, read_state, write_state
+from classifier.metrics import auroc
 from classifier.model import Network, save
 from classifier.optim import averaged, freeze_statistics, network, optimizer, schedule
 from classifier.options import Epoch, Options, Watcher
@@ -96,7 +96,7 @@ class Run:
                 learning_rate=rate,
                 train_loss=train_loss,
                 val_loss=val_loss,
-                val_auroc=float(roc_auc_score(labels, logits)),
+                val_auroc=auroc(labels, logits),
                 val_accuracy=float(np.mean((logits >= 0) == labels)),
                 images_per_second=len(self._labels) / (trained - started),
                 seconds=time.monotonic() - started,

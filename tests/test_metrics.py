@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from classifier import finish
 from classifier.calibrate import choose_threshold, fit, probabilities
-from classifier.metrics import calibration_error, interval, measure
+from classifier.metrics import auroc, calibration_error, interval, measure
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 1], np.float64)
 PROBABILITY = np.array([0.1, 0.2, 0.6, 0.3, 0.4, 0.7, 0.8, 0.9])
@@ -30,6 +33,15 @@ def test_a_measure_without_denominator_is_none() -> None:
 
 def test_a_probability_at_the_threshold_is_positive() -> None:
     assert measure(LABELS, PROBABILITY, PATIENTS, 0.9).confusion_matrix == ((4, 0), (3, 1))
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 0.1, 0.5, 0.7, 1.0])), min_size=2, max_size=40)
+)
+def test_the_area_under_the_curve_is_that_of_scikit_learn(pairs: list[tuple[bool, float]]) -> None:
+    labels = np.array([1.0, 0.0, *(float(label) for label, _ in pairs)])
+    scores = np.array([0.5, 0.5, *(score for _, score in pairs)])
+    assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
 
 
 def test_the_calibration_error_weighs_bins_by_their_images() -> None:
