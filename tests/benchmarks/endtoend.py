@@ -87,7 +87,7 @@ class EndToEnd:
         return self.saturation / min(self.ingest_alone, self.scoring_alone)
 
 
-class _Pacs:
+class Pacs:
     """A storage SCP that remembers when the report of each study came."""
 
     def __init__(self) -> None:
@@ -98,13 +98,21 @@ class _Pacs:
             self._ae.add_supported_context(sop_class)
 
     @contextmanager
-    def running(self) -> Iterator[_Pacs]:
+    def running(self) -> Iterator[Pacs]:
         handlers: list[Any] = [(evt.EVT_C_STORE, self._on_c_store)]
         self._ae.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
         try:
             yield self
         finally:
             self._ae.shutdown()
+
+    @property
+    def section(self) -> str:
+        """How it stands in config.toml."""
+        return (
+            f'[[destinations]]\nname = "PACS"\nae_title = "PACS"\nhost = "127.0.0.1"\nport = {self.port}\n'
+            'commitment = "off"\n'
+        )
 
     def _on_c_store(self, event: evt.Event) -> int:
         self.arrived[str(event.dataset.StudyInstanceUID)] = time.time()
@@ -116,19 +124,15 @@ class _Site:
     """A node, its log, and the PACS that it sends to."""
 
     receiver: Receiver
-    pacs: _Pacs
+    pacs: Pacs
     log: Path
 
 
 def end_to_end(scratch: Path, studies: int) -> EndToEnd:
     """Run a whole node with SQLite, idle, at saturation, and at 80 % of it."""
     files = radiographs(scratch / "studies", studies, _SIDE, drawn=8)
-    pacs = _Pacs()
-    sections = (
-        f"[study]\nquiet_seconds = {_QUIET_SECONDS}\n[receive]\nmin_free_mebibytes = 0\n"
-        f'[[destinations]]\nname = "PACS"\nae_title = "PACS"\nhost = "127.0.0.1"\nport = {pacs.port}\n'
-        'commitment = "off"\n'
-    )
+    pacs = Pacs()
+    sections = f"[study]\nquiet_seconds = {_QUIET_SECONDS}\n[receive]\nmin_free_mebibytes = 0\n{pacs.section}"
     with pacs.running(), node(scratch / "node", sections, "receive,score,deliver") as receiver:
         site = _Site(receiver, pacs, scratch / "node" / "node.log")
         idle = _load("idle", site, files[:20], None)
@@ -136,7 +140,7 @@ def end_to_end(scratch: Path, studies: int) -> EndToEnd:
         per_minute = _saturation(site, files)
         after = _cpu_seconds(receiver.pids)
         busy = _load("80 % of saturation", site, files, 0.8 * per_minute / 60)
-        peaks = {_role(pid): peak_mebibytes(pid) for pid in receiver.pids}
+        peaks = {role_of(pid): peak_mebibytes(pid) for pid in receiver.pids}
         spent = {role: (after[role] - before[role]) / len(files) for role in after}
     with node(scratch / "receiver") as receiver:
         ingest_alone = 60 * send(files, receiver, 4)
@@ -149,7 +153,7 @@ def _saturation(site: _Site, files: Sequence[Path]) -> float:
     arrived.clear()
     started = time.time()
     send(files, site.receiver, 4)
-    _wait_for(site.pacs, len(files))
+    wait_for_reports(site.pacs, len(files))
     return 60 * len(files) / (max(arrived.values()) - started - _QUIET_SECONDS)
 
 
@@ -166,20 +170,21 @@ def _load(name: str, site: _Site, files: Sequence[Path], per_second: float | Non
         sender.start()
         senders.append(sender)
         if per_second is None:
-            _wait_for(site.pacs, number)
+            wait_for_reports(site.pacs, number)
         else:
             due += 1 / per_second
             time.sleep(max(0.0, due - time.monotonic()))
     for sender in senders:
         sender.join()
-    _wait_for(site.pacs, len(files))
+    wait_for_reports(site.pacs, len(files))
     moments = _moments(site.log, skipped, len(files))
     beyond = [arrived[study] - times[0] - _QUIET_SECONDS for study, times in moments.items()]
     gaps = np.median([_stages(times) for times in moments.values()], axis=0)
     return Load(name, beyond, gaps.tolist())
 
 
-def _wait_for(pacs: _Pacs, number: int) -> None:
+def wait_for_reports(pacs: Pacs, number: int) -> None:
+    """Return when so many reports have come since the last time that they were forgotten."""
     deadline = time.monotonic() + _WAIT_SECONDS
     while len(pacs.arrived) < number:
         if time.monotonic() > deadline:
@@ -231,13 +236,14 @@ def _cpu_seconds(pids: Sequence[int]) -> dict[str, float]:
     spent: dict[str, float] = {}
     for pid in pids:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        role = _role(pid).split()[0]
+        role = role_of(pid).split()[0]
         ticks = int(fields[11]) + int(fields[12])
         spent[role] = spent.get(role, 0.0) + ticks / os.sysconf("SC_CLK_TCK")
     return spent
 
 
-def _role(pid: int) -> str:
+def role_of(pid: int) -> str:
+    """Return what a process of the node does, with its number where several do that."""
     words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
     number = words[words.index("--number") + 1] if "--number" in words else "0"
     return words[words.index("role") + 1] + (f" {int(number) + 1}" if number != "0" else "")

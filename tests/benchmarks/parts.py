@@ -12,25 +12,31 @@ from rich.table import Column, Table
 
 from tests.benchmarks.decoding import decoding
 from tests.benchmarks.endtoend import EndToEnd, end_to_end, picture
+from tests.benchmarks.endurance import endurance
+from tests.benchmarks.endurance import picture as memory_picture
 from tests.benchmarks.growth import growth
 from tests.benchmarks.ingest import ingest, memory
 from tests.benchmarks.learning import prediction, training
+from tests.benchmarks.machines import machines
 from tests.benchmarks.pair import Pair
 from tests.benchmarks.scoring import scoring
 
 _MOST_RECEIVER_MEBIBYTES, _MOST_WORKER_MEBIBYTES = 200, 1500
+_MANY_STUDIES, _MOST_GROWTH_MEBIBYTES = 10_000, 20
 _SOON_SECONDS, _WANTED_SHARE = 0.5, 0.8
 
 
 class Part(StrEnum):
-    """What can be measured alone."""
+    """What can be measured alone; `ENDURANCE` takes a quarter of an hour, and only where it is asked for."""
 
     INGEST = "ingest"
     DECODING = "decoding"
     SCORING = "scoring"
     TRAINING = "training"
     GROWTH = "growth"
+    MACHINES = "machines"
     END_TO_END = "end-to-end"
+    ENDURANCE = "endurance"
 
 
 def measure(part: Part, scratch: Path, out: Path, rounds: int, rows: int) -> tuple[Table, Any]:
@@ -87,6 +93,11 @@ def _growth(scratch: Path, _out: Path, rounds: int, rows: int) -> tuple[Table, A
     return table, [asdict(one) for one in grown]
 
 
+def _machines(scratch: Path, _out: Path, _rounds: int, _rows: int) -> tuple[Table, Any]:
+    pairs = list(machines(scratch / "machines", 1))  # each round starts six nodes
+    return _of_pairs("Machines", pairs), _raw(pairs)
+
+
 def _end_to_end(scratch: Path, out: Path, _rounds: int, _rows: int) -> tuple[Table, Any]:
     found = end_to_end(scratch / "end-to-end", 40)
     picture(found, out / "end-to-end.png")
@@ -112,13 +123,28 @@ def _end_to_end(scratch: Path, out: Path, _rounds: int, _rows: int) -> tuple[Tab
     return table, _raw_end(found)
 
 
+def _endurance(scratch: Path, out: Path, _rounds: int, _rows: int) -> tuple[Table, Any]:
+    found = endurance(scratch / "endurance", _MANY_STUDIES)
+    memory_picture(found, out / "endurance.png")
+    first, last = found.studies[len(found.studies) // 10], found.studies[-1]
+    columns = _right(f"MiB after {first:,}", f"after {last:,}", "Growth")
+    table = Table("Resident set", *columns, "Wanted", title="Endurance")
+    for role, sizes in found.mebibytes.items():
+        grown = found.growth(role)
+        wanted = f"{_MOST_GROWTH_MEBIBYTES} {_verdict(grown <= _MOST_GROWTH_MEBIBYTES)}"
+        table.add_row(role, f"{sizes[-1] - grown:.0f}", f"{sizes[-1]:.0f}", f"{grown:.0f}", wanted)
+    return table, asdict(found)
+
+
 _MEASURED: dict[Part, Callable[[Path, Path, int, int], tuple[Table, Any]]] = {
     Part.INGEST: _ingest,
     Part.DECODING: _decoding,
     Part.SCORING: _scoring,
     Part.TRAINING: _training,
     Part.GROWTH: _growth,
+    Part.MACHINES: _machines,
     Part.END_TO_END: _end_to_end,
+    Part.ENDURANCE: _endurance,
 }
 
 
