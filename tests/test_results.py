@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from contextlib import closing
 from datetime import timedelta, timezone
 from typing import Any
@@ -15,7 +14,7 @@ from db import queries, queue, results
 from db.models import Delivery, Job
 from db.queue import Kind
 from db.results import RESULT_COLUMNS, Counts, Failure, Filter, Waiting
-from db.session import Database
+from db.session import Database, sqlite
 from tests.conftest import uid
 from tests.test_queries import (
     NOW,
@@ -195,7 +194,7 @@ def test_any_program_that_speaks_sql_can_read_the_results(several: Database, dat
     ]
     columns, in_view = "SELECT * FROM results", (*RESULT_COLUMNS, "instance_id")
     if several.file:
-        with closing(sqlite3.connect(several.file)) as file:
+        with closing(sqlite.connect(several.file)) as file:
             assert file.execute(query).fetchall() == expected
             assert tuple(column[0] for column in file.execute(columns).description) == in_view
     else:

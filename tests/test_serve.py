@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sqlite3
 import time
 from pathlib import Path
 
 import pytest
 
+from db.session import sqlite
 from pacs_node import scu
 from pacs_node.demo_peers import NodeProcess, free_port
 from tests.conftest import radiograph, save
@@ -70,7 +70,7 @@ def test_a_database_that_cannot_be_reached_is_named_without_its_password(folder:
 
 
 def test_a_database_of_a_newer_version_is_left_alone(folder: Path) -> None:
-    with sqlite3.connect(folder / "results.sqlite") as database:
+    with sqlite.connect(folder / "results.sqlite") as database:
         database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
         database.execute("INSERT INTO alembic_version VALUES ('9999')")
     database.close()
@@ -104,7 +104,7 @@ def test_an_association_that_is_open_at_the_end_may_finish_its_object(folder: Pa
     assert node.exit_code == 0
     stored = sum(answer.is_stored for answer in answers)
     assert stored >= 5
-    with sqlite3.connect(folder / "results.sqlite") as database:
+    with sqlite.connect(folder / "results.sqlite") as database:
         (rows,) = database.execute("SELECT COUNT(*) FROM instance").fetchone()
     database.close()
     assert rows == len(list((folder / "spool" / "objects").rglob("*.dcm")))

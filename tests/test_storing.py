@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sqlite3
 import struct
 import tempfile
 import time
@@ -24,7 +23,7 @@ from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import decode
 
-from db.session import Database
+from db.session import Database, sqlite
 from pacs_node import listening, scu
 from pacs_node.config import NodeSettings, ReceiveSettings, Settings
 from pacs_node.demo_peers import NodeProcess, free_port
@@ -318,7 +317,7 @@ def test_receivers_share_a_port_and_outlive_each_other(tmp_path: Path) -> None:
         os.kill(second, signal.SIGKILL)
         for path in paths[10:]:
             assert all(answer.is_stored for answer in scu.send([path], peer, "TEST"))
-    with closing(sqlite3.connect(tmp_path / "pacs_node.sqlite")) as database:
+    with closing(sqlite.connect(tmp_path / "pacs_node.sqlite")) as database:
         assert database.execute("SELECT COUNT(*) FROM instance").fetchone() == (20,)
 
 

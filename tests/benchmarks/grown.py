@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,6 +10,8 @@ from pathlib import Path
 from string import Template
 
 import psycopg
+
+from db.session import sqlite
 
 WAITING = 300  # images that came last, and are not scored yet
 FAILED = 50  # deliveries that were given up
@@ -154,7 +155,7 @@ def _statements(dialect: str, rows: int) -> Iterator[str]:
 
 
 def _fill_sqlite(file: Path, statements: list[str]) -> None:
-    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+    with closing(sqlite.connect(file, isolation_level=None)) as connection:
         for pragma in ("synchronous=OFF", "journal_mode=OFF", "foreign_keys=OFF", "cache_size=-4000000"):
             connection.execute(f"PRAGMA {pragma}")
         known = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"

@@ -148,6 +148,7 @@ def _opened(url: str, rows: int) -> Iterator[Database]:
     with closing(Database(url)) as database:
         database.upgrade()
         if rows:
+            database.close()  # nobody else may have the file open while its journal is off
             fill(url, rows)
         yield database
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -14,6 +13,7 @@ from threading import Thread
 import psycopg
 from sqlalchemy import make_url
 
+from db.session import sqlite
 from tests.faults.judge import judge
 from tests.faults.pacs import Pacs
 from tests.faults.scenario import Outcome, Scenario
@@ -164,7 +164,7 @@ def _file_locked(folder: Path, url: str) -> Outcome:
         modality = Modality(world.port)
         modality.send_all(files[:4], 2)
         assert world.database.file is not None
-        with closing(sqlite3.connect(world.database.file, timeout=60)) as other:
+        with closing(sqlite.connect(world.database.file, timeout=60)) as other:
             for seconds, mine in ((5.0, files[4:10]), (_LONG, files[10:])):
                 other.execute("BEGIN EXCLUSIVE")
                 before = len(modality.acknowledged)

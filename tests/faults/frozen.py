@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import signal
-import sqlite3
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from threading import Thread
 
+from db.session import sqlite
 from tests.faults.judge import judge, settled
 from tests.faults.kills import Point
 from tests.faults.pacs import Pacs
@@ -82,11 +82,11 @@ def _is_frozen_at(point: Point, world: World, modality: Modality, sent: Sequence
 
 
 def _can_write(file: Path) -> bool:
-    with closing(sqlite3.connect(file, timeout=1, isolation_level=None)) as connection:
+    with closing(sqlite.connect(file, timeout=1, isolation_level=None)) as connection:
         try:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("ROLLBACK")
-        except sqlite3.OperationalError:
+        except sqlite.OperationalError:
             return False
     return True
 
