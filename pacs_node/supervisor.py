@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 
 from db.errors import DatabaseDown, DatabaseError
 from db.session import Database
@@ -29,6 +30,7 @@ from pacs_node.roles import ROLES, giving_signs, open_spool, receive
 _log = log.get(__name__)
 
 USER_ERROR = 2  # exit code: the person at the keyboard can mend it
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 30  # to finish what is at hand
 _MOST_BACK_OFF = 30.0
@@ -223,9 +225,19 @@ def _end_with(control: socket.socket) -> None:
 def stop_on_signals() -> Iterator[threading.Event]:
     """Return an event that SIGTERM and SIGINT set."""
     stopped = threading.Event()
-    before = {s: signal.signal(s, lambda *_: stopped.set()) for s in (signal.SIGTERM, signal.SIGINT)}
+    # A handler runs in the middle of whatever the main thread does. That may be holding the lock of the event,
+    # for which `set` would wait in vain; a SimpleQueue is made for this.
+    came: SimpleQueue[int] = SimpleQueue()
+
+    def hand_on() -> None:
+        came.get()
+        stopped.set()
+
+    threading.Thread(target=hand_on, daemon=True).start()
+    before = {s: signal.signal(s, lambda number, _: came.put(number)) for s in _ENDING}
     try:
         yield stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        came.put(0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -109,6 +111,25 @@ def test_an_association_that_is_open_at_the_end_may_finish_its_object(folder: Pa
     database.close()
     assert rows == len(list((folder / "spool" / "objects").rglob("*.dcm")))
     assert rows - stored in (0, 1)  # of the last one the answer may have been cut off
+
+
+SIGNALLED = """
+import os, signal
+from pacs_node.supervisor import stop_on_signals
+
+with stop_on_signals() as stopped:
+    with stopped._cond:  # as in the middle of `wait`
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+    print(stopped.wait(10))
+"""
+
+
+def test_a_signal_ends_the_wait_whatever_the_process_is_at() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_no_process_outlives_a_supervisor_that_was_killed(folder: Path) -> None:
