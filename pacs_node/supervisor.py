@@ -225,7 +225,7 @@ def _end_with(control: socket.socket) -> None:
 def stop_on_signals() -> Iterator[threading.Event]:
     """Return an event that SIGTERM and SIGINT set."""
     stopped = threading.Event()
-    # A handler runs in the middle of whatever the main thread does. That may be holding the lock of the event,
+    # A handler runs in the middle of whatever the main thread does. That may be holding the event's own lock,
     # for which `set` would wait in vain; a SimpleQueue is made for this.
     came: SimpleQueue[int] = SimpleQueue()
 
