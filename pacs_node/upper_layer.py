@@ -141,7 +141,7 @@ class _Reader:
                 return None
             time.sleep(_PART_SECONDS)
         length = _HEADER.size + int(_HEADER.unpack(header)[1])
-        # What goes on with an object is read here, far beyond what was agreed on: nobody else knows its beginning
+        # What goes on with an object is read here, even far beyond the agreed size: others lack its beginning
         most = _LARGEST_PDU if self._storing.is_coming else self._association.acceptor.maximum_length or 0
         return length if length <= _HEADER.size + most else None
 
