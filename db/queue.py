@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     Dialect,
     Float,
     Integer,
@@ -119,6 +120,17 @@ def wake(session: Session, kind: Kind, refs: Any, visible_at: Any) -> None:
     )
 
 
+def is_any_due(connection: Connection, kind: Kind, lane: str) -> bool:
+    """Tell whether `claim` would find something; idle workers ask this many times a second."""
+    return any(_asked(connection.dialect).is_any_due.run(connection, of_kind=kind, in_lane=lane)[0])
+
+
+def held(connection: Connection, token: str, seconds: float) -> int:
+    """Return how many jobs are held under a token, and will be so for at least that long."""
+    rows = _asked(connection.dialect).held.run(connection, by_token=token, seconds=seconds)
+    return int(rows[0][0])
+
+
 def claim(session: Session, kind: Kind, lane: str, *, limit: int, lease_seconds: float) -> Claim:
     """Take the jobs that have waited longest.
 
@@ -132,10 +144,10 @@ def claim(session: Session, kind: Kind, lane: str, *, limit: int, lease_seconds:
     connection = session.connection()
     statements = _claiming(is_postgresql(session))
     where = {"of_kind": kind, "in_lane": lane}
-    due, stray = connection.execute(statements.is_any_due, where).one()
+    due, stray = _asked(connection.dialect).is_any_due.run(connection, of_kind=kind, in_lane=lane)[0]
     if stray:
         connection.execute(statements.call_back, where)
-    elif not due:  # nearly always: a cheap question
+    elif not due:
         return Claim("", [], [])
     token = uuid.uuid4().hex
     values = {**where, **_limits(kind), "by_token": token, "lease_seconds": lease_seconds}
@@ -175,30 +187,57 @@ def _claim(token: str, rows: Sequence[Any]) -> Claim:
 
 @dataclass(frozen=True)
 class _Claiming:
-    """The statements of `claim`, which idle workers ask many times a second: built once."""
+    """The statements of `claim`, built once."""
 
-    is_any_due: Any
     call_back: Any
     take_suspects: Any
     take_others: Any
     take_one: Any
 
 
-@cache
-def _claiming(is_postgresql: bool) -> _Claiming:
+@dataclass(frozen=True)
+class _Asked:
+    """Questions that are asked many times a second."""
+
+    is_any_due: Prepared
+    held: Prepared
+
+
+@lru_cache(maxsize=8)
+def _asked(dialect: Dialect) -> _Asked:
+    is_postgresql = dialect.name == "postgresql"
+    due, stray = _waiting(is_postgresql)
+    job: Any = Job.__table__.c
+    held_until = clock(is_postgresql) + bindparam("seconds", type_=Float())
+    is_held = (job.token == bindparam("by_token"), READY, job.visible_at >= held_until)
+    return _Asked(
+        Prepared(select(due.exists(), stray.exists()), dialect),
+        Prepared(select(func.count()).where(*is_held), dialect),
+    )
+
+
+def _waiting(is_postgresql: bool) -> tuple[Any, Any]:
+    """Return the jobs of a kind and lane that are due, and those that went astray.
+
+    A job that seems to be put off for longer than any is was put off before the clock jumped back.
+    """
     job: Any = Job.__table__.c
     # As a subquery it is one value for the whole statement, which PostgreSQL can look up in an index
     now = select(clock(is_postgresql)).scalar_subquery()
     is_ready = (job.kind == bindparam("of_kind")) & READY
     waiting = select(job.id).where(is_ready, job.lane == bindparam("in_lane"))
-    due = waiting.where(job.visible_at <= now)
-    # A job that seems to be put off for longer than any is was put off before the clock jumped back
-    stray = waiting.where(job.visible_at > now + LONGEST_WAIT_SECONDS)
+    return waiting.where(job.visible_at <= now), waiting.where(job.visible_at > now + LONGEST_WAIT_SECONDS)
+
+
+@cache
+def _claiming(is_postgresql: bool) -> _Claiming:
+    job: Any = Job.__table__.c
+    is_ready = (job.kind == bindparam("of_kind")) & READY
+    due, stray = _waiting(is_postgresql)
     picked = due.order_by(job.visible_at, job.id).limit(bindparam("most", type_=Integer()))
     is_suspect = job.attempts >= _SUSPECT
     one = select(job.id).where(is_ready, job.ref == bindparam("of_ref"), job.token.is_(None))
     return _Claiming(
-        is_any_due=select(due.exists(), stray.exists()),
         call_back=_change(stray, is_postgresql).values(visible_at=clock(is_postgresql)),
         take_suspects=_take(picked.where(is_suspect), is_postgresql),
         take_others=_take(picked.where(~is_suspect), is_postgresql),

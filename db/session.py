@@ -108,10 +108,25 @@ class Database:
         ------
         DatabaseDown, WriteConflict
         """
-        if self.file is not None and not self.file.exists():
-            # An open connection would go on writing into a file that nobody can find any more
-            raise DatabaseDown(f"The database {self.file} was removed; put it back.")
+        self._require_file()
         return self._in_turn() if self.is_sqlite else _transaction(self._writer, self.name)
+
+    @contextmanager
+    def ask(self) -> Iterator[Connection]:
+        """Return a context with a connection for questions of a single statement, which cost the least.
+
+        Raises
+        ------
+        DatabaseDown
+        """
+        self._require_file()
+        with _translated(self.name), self._engine.connect() as connection:
+            yield connection
+
+    def _require_file(self) -> None:
+        if self.file is not None and not self.file.exists():
+            # An open connection would go on with a file that nobody can find any more
+            raise DatabaseDown(f"The database {self.file} was removed; put it back.")
 
     @contextmanager
     def _in_turn(self) -> Iterator[Session]:

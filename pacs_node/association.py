@@ -17,7 +17,7 @@ from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 
 from pacs_node.errors import NotAssociated, TakesNothing, UserError
 from pacs_node.report_encoding import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from pacs_node.upper_layer import limit_silence, receive_into
+from pacs_node.upper_layer import hastened, limit_silence, receive_into
 
 _PIECE = 2**16  # bytes
 
@@ -66,7 +66,7 @@ def associate(
     """
     try:
         association = ae.associate(
-            host, port, ae_title=called_ae_title, ext_neg=list(roles), evt_handlers=[bounded(), *handlers]
+            host, port, ae_title=called_ae_title, ext_neg=list(roles), evt_handlers=[hastened(), bounded(), *handlers]
         )
     except (OSError, UnicodeError) as error:  # what looking up the host's name raises
         raise NotAssociated(f"cannot be reached: {error}") from error
@@ -90,6 +90,7 @@ def bounded() -> Any:
 
 def _bound(event: evt.Event) -> None:
     connection: Any = event.assoc.dul.socket
+    connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else it waits for the peer's ACK
     seconds = event.assoc.network_timeout
     if seconds is not None:
         limit_silence(connection.socket, seconds)

@@ -21,7 +21,7 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from pacs_node.errors import PortInUse
 from pacs_node.storing import Storing
-from pacs_node.upper_layer import hasten
+from pacs_node.upper_layer import hasten_acceptor
 
 _BACKLOG = 128
 _COURTESY_SECONDS = 0.002  # for each association that a process has already, that another one takes the next
@@ -151,5 +151,5 @@ class _Handler(RequestHandler):
     def _create_association(self) -> Association:
         association = super()._create_association()
         server: Any = self.server
-        hasten(association, server.storing(association))
+        hasten_acceptor(association, server.storing(association))
         return association

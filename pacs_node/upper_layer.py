@@ -1,4 +1,4 @@
-"""pynetdicom's upper layer (PS3.8) without its pauses and copies, for associations over which objects come.
+"""pynetdicom's upper layer (PS3.8) without its pauses and, where objects come, without its copies.
 
 Its two threads per association look for news once a millisecond, which delays each PDU and wears the
 processor out while nothing comes: here they wait for news. It copies what comes half a dozen times, in pieces
@@ -20,6 +20,7 @@ from functools import partial
 from queue import Queue
 from typing import Any
 
+from pynetdicom import evt
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import P_DATA
 
@@ -27,6 +28,7 @@ from pacs_node.storing import OutOfOrder, Storing
 
 _LARGEST_PDU = 2**26  # bytes of data; a peer that goes beyond what was agreed on is borne with so far
 _PART_SECONDS = 0.005  # between looks for the rest of a header
+_PAUSE_SECONDS = 0.001  # between looks whether a thread without a connection may end
 _POLL_SECONDS = 0.1  # for what comes without a call: timers, the end of a thread
 _DATA_TRANSFER, _CLOSING = "Sta6", "Sta13"  # PS3.8 9.2.1
 _CLOSED, _INVALID_PDU = "Evt17", "Evt19"  # PS3.8 9.2.2
@@ -34,18 +36,19 @@ _P_DATA_TF = 0x04  # PS3.8 9.3.5
 _HEADER, _ITEM = struct.Struct(">BxL"), struct.Struct(">LB")
 
 
-def hasten(association: Association, storing: Storing) -> None:
-    """Let an acceptor that has not started yet wait for its peer, and copy nothing that it need not.
+def hasten(association: Association) -> Callable[[], None]:
+    """Let an association over which nothing came yet wait for news, and not look for it.
 
-    Parameters
-    ----------
-    storing
-        What takes the C-STORE requests.
+    Returns
+    -------
+    callable
+        What frees the means for that, once the connection is closed.
     """
     # What the peer sent, for the thread of the association
     news, dimse, dul = threading.Event(), association.dimse, association.dul
     dimse.msg_queue, dul.to_user_queue = _Heard(news.set), _Heard(news.set)
     dimse.get_msg = partial(_message, news, dimse.get_msg)  # type: ignore[method-assign]
+    association._reactor_checkpoint = _Checkpoint(news.set)
     # What is to be sent, and what comes, for the thread of the upper layer
     wake, woken = socket.socketpair()
     woken.setblocking(False)
@@ -53,8 +56,30 @@ def hasten(association: Association, storing: Storing) -> None:
     dul._run_loop_delay = 0
     upper_layer: Any = dul
     upper_layer._is_transport_event = partial(_transport_event, dul, woken, dul._is_transport_event)
-    upper_layer._read_pdu_data = _Reader(association, storing, dul._read_pdu_data).read
-    upper_layer.run = partial(_run, dul.run, storing, wake, woken)
+    return partial(_close, wake, woken)
+
+
+def hasten_acceptor(association: Association, storing: Storing) -> None:
+    """Do the same for an acceptor that has not started yet, and let it copy nothing that it need not.
+
+    Parameters
+    ----------
+    storing
+        What takes the C-STORE requests.
+    """
+    dul: Any = association.dul
+    dul.run = partial(_run, dul.run, storing, hasten(association))
+    dul._read_pdu_data = _Reader(association, storing, dul._read_pdu_data).read
+
+
+def hastened() -> Any:
+    """Return the handler that does it for an association that is requested."""
+    return evt.EVT_CONN_OPEN, _hasten_requestor
+
+
+def _hasten_requestor(event: evt.Event) -> None:
+    free = hasten(event.assoc)
+    event.assoc.bind(evt.EVT_CONN_CLOSE, lambda _event: free())
 
 
 def receive_into(connection: socket.socket, view: memoryview, deadline: float) -> int:
@@ -208,6 +233,20 @@ class _Heard(Queue[Any]):
         self._tell()
 
 
+class _Checkpoint(threading.Event):
+    """Where the thread of an association stops, so that another one can send; told at once, not when it looks."""
+
+    def __init__(self, tell: Callable[[], object]) -> None:
+        super().__init__()
+        self.set()  # as at the beginning of an association
+        self._tell = tell
+
+    def clear(self) -> None:
+        """Let the thread stop, and tell it."""
+        super().clear()
+        self._tell()
+
+
 def _message(news: threading.Event, look: Callable[[bool], Any], block: bool = False) -> Any:
     if not block:
         news.wait(_POLL_SECONDS)
@@ -222,6 +261,8 @@ def _transport_event(dul: Any, woken: socket.socket, look: Callable[[], bool]) -
         connection = dul.socket and dul.socket.socket
         is_idle = dul.event_queue.empty() and dul.to_provider_queue.empty() and not dul._kill_thread
         if connection is None or not is_idle or dul.state_machine.current_state == _CLOSING:
+            if connection is None and is_idle:
+                time.sleep(_PAUSE_SECONDS)
             return is_read or look()
         poll = select.poll()
         for waited_for in (connection, woken):
@@ -240,9 +281,14 @@ def _ring(wake: socket.socket) -> None:
         wake.send(b"\0")
 
 
-def _run(run: Callable[[], None], storing: Storing, wake: socket.socket, woken: socket.socket) -> None:
-    with wake, woken:
-        try:
-            run()
-        finally:
-            storing.discard()
+def _close(*sockets: socket.socket) -> None:
+    for one in sockets:
+        one.close()
+
+
+def _run(run: Callable[[], None], storing: Storing, free: Callable[[], None]) -> None:
+    try:
+        run()
+    finally:
+        storing.discard()
+        free()

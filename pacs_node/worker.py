@@ -145,6 +145,9 @@ class Worker:
             When the database is away; the jobs become claimable again when their lease ends.
         """
         stage = self._stage
+        with self._database.ask() as connection:
+            if not queue.is_any_due(connection, stage.kind, stage.lane):  # nearly always
+                return False
         with self._database.write() as session:
             claim = queue.claim(
                 session,
@@ -175,6 +178,9 @@ class Worker:
             return False
         # An error here would cost the outcome of what is being done
         try:
+            with self._database.ask() as connection:
+                if queue.held(connection, token, self._lease / 2) == number:
+                    return True
             with self._database.write() as session:
                 return queue.renew(session, token, self._lease) == number
         except DatabaseError as error:

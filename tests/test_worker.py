@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.orm import Session
 
 from db.errors import DatabaseDown
@@ -53,14 +53,20 @@ class Line:
         self.database = copy.copy(database)
         self.is_cut = threading.Event()
         self.fails = 0
-        self._write = database.write
+        self._write, self._ask = database.write, database.ask
         monkeypatch.setattr(self.database, "write", self.write)
+        monkeypatch.setattr(self.database, "ask", self.ask)
 
     def write(self) -> AbstractContextManager[Session]:
         self.fails -= 1
         if self.is_cut.is_set() or self.fails >= 0:
             raise DatabaseDown("The database is away.")
         return self._write()
+
+    def ask(self) -> AbstractContextManager[Connection]:
+        if self.is_cut.is_set():
+            raise DatabaseDown("The database is away.")
+        return self._ask()
 
 
 def worker(database: Database, stage: Stage, lease_seconds: float = 60) -> Worker:
