@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
@@ -27,6 +28,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from db.errors import DatabaseDown, DatabaseError, SchemaMismatch, WriteConflict
+from db.group_commit import GroupCommit
 
 try:
     # SQLite itself comes with it: a release in which WAL is safe, whatever the operating system has
@@ -37,12 +39,15 @@ except ImportError:  # a machine for which it is not built
 sqlite: Any = _driver
 """The driver of SQLite: a module like `sqlite3`."""
 
+T = TypeVar("T")
+
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _DRIVERS = {
     **dict.fromkeys(("sqlite", "sqlite+pysqlite"), "sqlite"),
     **dict.fromkeys(("postgresql", "postgresql+psycopg"), "postgresql+psycopg"),
 }
 _BUSY_SECONDS = 30
+_LOOK_SECONDS = 0.0005  # between looks whether another process still writes
 _UPGRADE_LOCK = 0x7061_6373  # any number, the same in every process
 # Dead peers are noticed, and nobody waits longer for a lock than a sender waits for its answer. Nor does a
 # machine that was cut off in a transaction keep its locks: its server would hear of that after two hours.
@@ -75,6 +80,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self._url = _parsed(url)
         self._turn = threading.Lock()
+        self._group = GroupCommit(self.write, _BUSY_SECONDS)
         public = self._url.difference_update_query(["password", "sslpassword"])
         self.name = public.render_as_string(hide_password=True)
         if self.is_sqlite:
@@ -127,6 +133,30 @@ class Database:
         if self.file is not None and not self.file.exists():
             # An open connection would go on with a file that nobody can find any more
             raise DatabaseDown(f"The database {self.file} was removed; put it back.")
+
+    def write_together(self, statements: Callable[[Session], T], before_commit: Callable[[T], object]) -> T:
+        """Write, maybe in one transaction with other threads; return what `statements` returned.
+
+        Parameters
+        ----------
+        statements
+            May be run again, after a rollback for another one's sake.
+        before_commit
+            Is given what `statements` returned, and ends the transaction by an error.
+
+        Raises
+        ------
+        Exception
+            What either raised.
+        DatabaseDown, WriteConflict
+        """
+        if self.is_sqlite:
+            value: T = self._group.run(statements, before_commit)
+            return value
+        with self.write() as session:
+            value = statements(session)
+            before_commit(value)
+            return value
 
     @contextmanager
     def _in_turn(self) -> Iterator[Session]:
@@ -240,8 +270,32 @@ def journal_mode(version: tuple[int, ...]) -> str:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    writes = connection.get_execution_options().get("pacs_node_writes")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    if not connection.get_execution_options().get("pacs_node_writes"):
+        connection.exec_driver_sql("BEGIN")
+        return
+    # SQLite itself would look for the lock at ever longer intervals, up to a tenth of a second
+    driver: Any = connection.connection.driver_connection
+    driver.execute("PRAGMA busy_timeout=0")
+    try:
+        if not _began(driver):
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # for the error that SQLAlchemy makes of it
+    finally:
+        driver.execute(f"PRAGMA busy_timeout={int(1000 * _BUSY_SECONDS)}")
+
+
+def _began(driver: Any) -> bool:
+    """Begin to write as soon as another process lets go of the lock; tell whether that came to pass."""
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            driver.execute("BEGIN IMMEDIATE")
+        except sqlite.OperationalError as error:
+            if "locked" not in str(error):
+                return False
+        else:
+            return True
+        time.sleep(_LOOK_SECONDS)
+    return False
 
 
 def _alembic(connection: Connection | None = None) -> Config:

@@ -66,7 +66,11 @@ def associate(
     """
     try:
         association = ae.associate(
-            host, port, ae_title=called_ae_title, ext_neg=list(roles), evt_handlers=[hastened(), bounded(), *handlers]
+            host,
+            port,
+            ae_title=called_ae_title,
+            ext_neg=list(roles),
+            evt_handlers=[hastened(), bounded(), *handlers],
         )
     except (OSError, UnicodeError) as error:  # what looking up the host's name raises
         raise NotAssociated(f"cannot be reached: {error}") from error
@@ -90,7 +94,8 @@ def bounded() -> Any:
 
 def _bound(event: evt.Event) -> None:
     connection: Any = event.assoc.dul.socket
-    connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else it waits for the peer's ACK
+    # Else the second part of a message waits for the peer to acknowledge the first one
+    connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     seconds = event.assoc.network_timeout
     if seconds is not None:
         limit_silence(connection.socket, seconds)

@@ -52,15 +52,18 @@ def record(
         When its file was let go by retention in this very moment.
     db.errors.DatabaseError
     """
+
+    def check(outcome: Received) -> None:
+        kept()
+        # Its row is locked now, so that whoever lets go of files has done so before, or never will
+        if outcome is Received.AGAIN and not spool.path(new.digest).is_file():
+            raise Refused(OUT_OF_RESOURCES, "Its file was just removed; send it again")
+
     for attempt in range(1, _TRIES + 1):
         try:
-            with database.write() as session:
-                outcome = queries.add_instance(session, new, quiet_seconds)
-                kept()
-                # Its row is locked now, so that whoever lets go of files has done so before, or never will
-                if outcome is Received.AGAIN and not spool.path(new.digest).is_file():
-                    raise Refused(OUT_OF_RESOURCES, "Its file was just removed; send it again")
-                return outcome
+            return database.write_together(
+                lambda session: queries.add_instance(session, new, quiet_seconds), check
+            )
         except WriteConflict:
             if attempt == _TRIES:
                 raise

@@ -234,7 +234,7 @@ class _Heard(Queue[Any]):
 
 
 class _Checkpoint(threading.Event):
-    """Where the thread of an association stops, so that another one can send; told at once, not when it looks."""
+    """Where the thread of an association stops for one that sends; it is told so, wherever it waits."""
 
     def __init__(self, tell: Callable[[], object]) -> None:
         super().__init__()
