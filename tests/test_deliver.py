@@ -124,6 +124,11 @@ class Peer:
         """Return the Patient IDs of what it was sent, which name the studies."""
         return [read.PatientID for read in self.read()]
 
+    def abort(self) -> None:
+        """Break off all associations."""
+        for association in self._ae.active_associations:
+            association.abort()
+
     def close(self) -> None:
         self._ae.shutdown()
 
@@ -250,6 +255,35 @@ def test_a_peer_that_goes_away_before_the_report_is_sent_is_down() -> None:
         until(lambda: not link.is_open)
         with pytest.raises(DestinationDown, match=r"^PACS ended the association\.$"):
             link.send(REPORT)
+
+
+def test_a_message_of_two_parts_does_not_wait_for_an_acknowledgement() -> None:
+    with peer() as other, open_link(other.destination, "PACS_NODE", QUICK) as link:
+        connection: Any = link._association.dul.socket
+        assert connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_associations_leave_no_descriptor_and_no_thread_behind() -> None:
+    def left() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    with peer() as other:
+        gc.collect()
+        gc.disable()  # it would tidy up in the end
+        try:
+            before = left()
+            for _ in range(10):
+                send(other.destination)
+            until(lambda: all(now <= then for now, then in zip(left(), before, strict=True)))
+        finally:
+            gc.enable()
+
+
+def test_a_link_that_nobody_uses_notices_that_its_peer_aborts() -> None:
+    with peer() as other, open_link(other.destination, "PACS_NODE", QUICK) as link:
+        link.send(REPORT)
+        other.abort()
+        until(lambda: not link.is_open)
 
 
 def test_without_space_for_temporary_files_the_report_is_sent_later(monkeypatch: pytest.MonkeyPatch) -> None:
