@@ -17,7 +17,7 @@ from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 
 from pacs_node.errors import NotAssociated, TakesNothing, UserError
 from pacs_node.report_encoding import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from pacs_node.upper_layer import hastened, limit_silence, receive_into
+from pacs_node.upper_layer import LARGEST_PDU, hastened, limit_silence, receive_into
 
 _PIECE = 2**16  # bytes
 
@@ -103,8 +103,11 @@ def _bound(event: evt.Event) -> None:
 
 
 def _receive(connection: socket.socket, seconds: float, number: int) -> bytearray:
-    """Read so many bytes; fewer where the connection ended or, after that time, was ended."""
+    """Read so many bytes; fewer where the connection ended, or was ended: for the time, or for too many."""
     content = bytearray()
+    if number > LARGEST_PDU:
+        connection.shutdown(socket.SHUT_RDWR)
+        return content
     deadline = time.monotonic() + seconds
     while len(content) < number:  # piece by piece: the length may be one that never comes
         piece = memoryview(bytearray(min(number - len(content), _PIECE)))

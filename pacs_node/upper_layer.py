@@ -3,7 +3,7 @@
 Its two threads per association look for news once a millisecond, which delays each PDU and wears the
 processor out while nothing comes: here they wait for news. It copies what comes half a dozen times, in pieces
 that the system has to find memory for each time: here P-DATA-TF PDUs are read into one buffer, and their
-fragments written from it. All else is left to it, and so is a PDU larger than was agreed on.
+fragments written from it. All else is left to it, and so is a PDU larger than was agreed on, up to a limit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from pynetdicom.pdu_primitives import P_DATA
 
 from pacs_node.storing import OutOfOrder, Storing
 
-_LARGEST_PDU = 2**26  # bytes of data; a peer that goes beyond what was agreed on is borne with so far
+LARGEST_PDU = 2**26
+"""Bytes of a PDU, up to which a peer that goes beyond what was agreed on is borne with."""
+
 _PART_SECONDS = 0.005  # between looks for the rest of a header
 _PAUSE_SECONDS = 0.001  # between looks whether a thread without a connection may end
 _POLL_SECONDS = 0.1  # for what comes without a call: timers, the end of a thread
@@ -167,12 +169,15 @@ class _Reader:
             time.sleep(_PART_SECONDS)
         length = _HEADER.size + int(_HEADER.unpack(header)[1])
         # What goes on with an object is read here, even far beyond the agreed size: others lack its beginning
-        most = _LARGEST_PDU if self._storing.is_coming else self._association.acceptor.maximum_length or 0
-        return length if length <= _HEADER.size + most else None
+        most = self._association.acceptor.maximum_length or 0
+        return length if self._storing.is_coming or length <= _HEADER.size + most else None
 
     def _read_data(self, connection: socket.socket, length: int) -> bool:
         """Read a P-DATA-TF PDU and let it be done; tell whether that went well."""
         dul = self._association.dul
+        if length > LARGEST_PDU:
+            dul.event_queue.put(_INVALID_PDU)
+            return False
         pdu = self._buffer(length)
         if receive_into(connection, pdu, self._deadline()) < length:
             dul.event_queue.put(_CLOSED)

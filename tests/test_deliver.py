@@ -265,7 +265,7 @@ def test_a_message_of_two_parts_does_not_wait_for_an_acknowledgement() -> None:
 
 def test_associations_leave_no_descriptor_and_no_thread_behind() -> None:
     def left() -> tuple[int, int]:
-        return len(os.listdir("/proc/self/fd")), threading.active_count()
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
 
     with peer() as other:
         gc.collect()

@@ -824,7 +824,13 @@ def send_nonsense(association: Association) -> None:
     wait_until(lambda: association.is_aborted)
 
 
-@pytest.mark.parametrize("end", [Association.abort, lose_connection, send_nonsense])
+def send_endless(association: Association) -> None:
+    connection: Any = association.dul.socket
+    connection.send(b"\x04\0\xff\xff\xff\xff")  # a PDU of 4 GiB
+    wait_until(lambda: association.is_aborted)
+
+
+@pytest.mark.parametrize("end", [Association.abort, lose_connection, send_nonsense, send_endless])
 def test_a_sender_that_breaks_off_in_the_middle_leaves_nothing(
     end: Callable[[Association], None], node: Node, image: Path
 ) -> None:
@@ -832,6 +838,15 @@ def test_a_sender_that_breaks_off_in_the_middle_leaves_nothing(
         send_half(node, association, image)
         end(association)
     node.assert_holds_nothing()
+    assert send(node, image).Status == 0x0000
+
+
+@pytest.mark.parametrize("kind", [1, 4, 5])
+def test_a_pdu_of_four_gibibytes_ends_the_association_at_once(kind: int, node: Node, image: Path) -> None:
+    with associated(node, context_of(image)) as association:
+        connection: Any = association.dul.socket
+        connection.send(bytes([kind]) + b"\0\xff\xff\xff\xff")
+        wait_until(lambda: association.is_aborted)
     assert send(node, image).Status == 0x0000
 
 
