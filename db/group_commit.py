@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from queue import Empty, SimpleQueue
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -21,13 +19,29 @@ Statements = Callable[[Session], Any]
 BeforeCommit = Callable[[Any], object]
 
 
-class _Part(Future[Any]):
-    """What one thread wants to write; done when that is committed."""
+class _Part:
+    """What one thread wants to write.
+
+    Attributes
+    ----------
+    leads
+        Whether its thread is to write for all that wait, and not to wait itself.
+    news
+        Set when it leads, or is done.
+    value, error
+        What came of it; one of them counts.
+    """
 
     def __init__(self, statements: Statements, before_commit: BeforeCommit) -> None:
-        super().__init__()
         self.statements = statements
         self.before_commit = before_commit
+        self.leads = self.is_done = False
+        self.news = threading.Event()
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def end(self, value: Any = None, error: BaseException | None = None) -> None:
+        self.value, self.error, self.is_done = value, error, True
 
 
 class GroupCommit:
@@ -44,8 +58,9 @@ class GroupCommit:
     def __init__(self, write: Callable[[], AbstractContextManager[Session]], seconds: float) -> None:
         self._write = write
         self._seconds = seconds
-        self._waiting: SimpleQueue[_Part] = SimpleQueue()
-        self._turn = threading.Lock()
+        self._guard = threading.Lock()
+        self._waiting: list[_Part] = []
+        self._is_led = False
 
     def run(self, statements: Statements, before_commit: BeforeCommit) -> Any:
         """Return what `statements` returned, once it is committed.
@@ -63,28 +78,40 @@ class GroupCommit:
             What either raised, which is nobody else's concern; of `write`, what it raises.
         """
         part = _Part(statements, before_commit)
-        self._waiting.put(part)
-        if not self._turn.acquire(timeout=self._seconds):
-            part.cancel()
-            raise DatabaseDown("The database does not work: it is locked for long.")
+        with self._guard:
+            self._waiting.append(part)
+            if not self._is_led:
+                self._is_led = part.leads = True
+        if not part.leads and not part.news.wait(self._seconds):
+            with self._guard:
+                if part in self._waiting and not part.leads:
+                    self._waiting.remove(part)
+                    raise DatabaseDown("The database does not work: it is locked for long.")
+            part.news.wait()  # it is being written now, and whoever does that says how it ends
+        if part.leads:
+            self._lead()
+        if part.error is not None:
+            raise part.error
+        return part.value
+
+    def _lead(self) -> None:
+        """Write for all that wait now, then let one that came meanwhile do so."""
+        with self._guard:
+            parts, self._waiting = self._waiting, []
         try:
-            if not part.done():  # else one that had its turn before has done it
-                self._run(self._taken())
+            self._write_all(parts)
         finally:
-            self._turn.release()
-        return part.result()
+            for part in parts:
+                if not part.is_done:
+                    part.end(error=DatabaseDown("The database does not work: nothing was written."))
+                part.news.set()
+            with self._guard:
+                self._is_led = bool(self._waiting)
+                if self._is_led:
+                    self._waiting[0].leads = True
+                    self._waiting[0].news.set()
 
-    def _taken(self) -> list[_Part]:
-        taken: list[_Part] = []
-        while True:
-            try:
-                part = self._waiting.get_nowait()
-            except Empty:
-                return taken
-            if part.set_running_or_notify_cancel():
-                taken.append(part)
-
-    def _run(self, parts: Sequence[_Part]) -> None:
+    def _write_all(self, parts: Sequence[_Part]) -> None:
         try:
             with self._write() as session:
                 values = [part.statements(session) for part in parts]
@@ -92,13 +119,22 @@ class GroupCommit:
                     part.before_commit(value)
         except DatabaseDown as error:
             for part in parts:
-                part.set_exception(DatabaseDown(*error.args))
+                part.end(error=DatabaseDown(*error.args))
         except BaseException as error:  # noqa: BLE001 - whatever it is, it must reach who is waiting
             if len(parts) == 1:
-                parts[0].set_exception(error)
-                return
-            for part in parts:  # who is the cause has it alone
-                self._run([part])
+                parts[0].end(error=error)
+            else:
+                self._write_each(parts)
         else:
             for part, value in zip(parts, values, strict=True):
-                part.set_result(value)
+                part.end(value)
+
+    def _write_each(self, parts: Sequence[_Part]) -> None:
+        """Write one by one, so that who prevented the others has the error alone."""
+        down: DatabaseDown | None = None
+        for part in parts:
+            if down is None:
+                self._write_all([part])
+                down = part.error if isinstance(part.error, DatabaseDown) else None
+            else:  # it took long to find out
+                part.end(error=DatabaseDown(*down.args))

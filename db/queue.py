@@ -122,13 +122,13 @@ def wake(session: Session, kind: Kind, refs: Any, visible_at: Any) -> None:
 
 def is_any_due(connection: Connection, kind: Kind, lane: str) -> bool:
     """Tell whether `claim` would find something; idle workers ask this many times a second."""
-    return any(_asked(connection.dialect).is_any_due.run(connection, of_kind=kind, in_lane=lane)[0])
+    return any(_is_any(connection, kind, lane))
 
 
-def held(connection: Connection, token: str, seconds: float) -> int:
-    """Return how many jobs are held under a token, and will be so for at least that long."""
-    rows = _asked(connection.dialect).held.run(connection, by_token=token, seconds=seconds)
-    return int(rows[0][0])
+def _is_any(connection: Connection, kind: Kind, lane: str) -> tuple[bool, bool]:
+    """Tell whether any job is due, and whether any went astray."""
+    ((due, stray),) = _asking(connection.dialect).run(connection, of_kind=kind, in_lane=lane)
+    return bool(due), bool(stray)
 
 
 def claim(session: Session, kind: Kind, lane: str, *, limit: int, lease_seconds: float) -> Claim:
@@ -144,7 +144,7 @@ def claim(session: Session, kind: Kind, lane: str, *, limit: int, lease_seconds:
     connection = session.connection()
     statements = _claiming(is_postgresql(session))
     where = {"of_kind": kind, "in_lane": lane}
-    due, stray = _asked(connection.dialect).is_any_due.run(connection, of_kind=kind, in_lane=lane)[0]
+    due, stray = _is_any(connection, kind, lane)
     if stray:
         connection.execute(statements.call_back, where)
     elif not due:
@@ -195,25 +195,10 @@ class _Claiming:
     take_one: Any
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """Questions that are asked many times a second."""
-
-    is_any_due: Prepared
-    held: Prepared
-
-
 @lru_cache(maxsize=8)
-def _asked(dialect: Dialect) -> _Asked:
-    is_postgresql = dialect.name == "postgresql"
-    due, stray = _waiting(is_postgresql)
-    job: Any = Job.__table__.c
-    held_until = clock(is_postgresql) + bindparam("seconds", type_=Float())
-    is_held = (job.token == bindparam("by_token"), READY, job.visible_at >= held_until)
-    return _Asked(
-        Prepared(select(due.exists(), stray.exists()), dialect),
-        Prepared(select(func.count()).where(*is_held), dialect),
-    )
+def _asking(dialect: Dialect) -> Prepared:
+    due, stray = _waiting(dialect.name == "postgresql")
+    return Prepared(select(due.exists(), stray.exists()), dialect)
 
 
 def _waiting(is_postgresql: bool) -> tuple[Any, Any]:

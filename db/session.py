@@ -289,7 +289,7 @@ def _began(driver: Any) -> bool:
     while time.monotonic() < deadline:
         try:
             driver.execute("BEGIN IMMEDIATE")
-        except sqlite.OperationalError as error:
+        except sqlite.Error as error:
             if "locked" not in str(error):
                 return False
         else:

@@ -70,7 +70,7 @@ def associate(
             port,
             ae_title=called_ae_title,
             ext_neg=list(roles),
-            evt_handlers=[hastened(), bounded(), *handlers],
+            evt_handlers=[bounded(), hastened(), *handlers],
         )
     except (OSError, UnicodeError) as error:  # what looking up the host's name raises
         raise NotAssociated(f"cannot be reached: {error}") from error

@@ -63,7 +63,7 @@ class ReceiveSettings(_Section):
     calling_ae_titles: tuple[AETitle, ...] = ()
     processes: Annotated[int, Field(ge=0, le=64)] = 0
     max_associations: Annotated[int, Field(ge=1, le=10_000)] = 64
-    max_pdu_bytes: Annotated[int, Field(ge=4096, le=2**27)] = 262_144
+    max_pdu_bytes: Annotated[int, Field(ge=4096, le=2**26)] = 262_144
     idle_seconds: Seconds = 60
     other_sop_classes: Literal["store", "refuse"] = "store"
     min_free_mebibytes: Annotated[int, Field(ge=0)] = 1024

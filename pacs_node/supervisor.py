@@ -6,7 +6,6 @@ supervisor is gone.
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import socket
@@ -204,10 +203,6 @@ def run_role(
             threading.Thread(target=_end_with, args=(control,), daemon=True).start()
 
         def ready() -> None:
-            # What is loaded now stays. The collector would go through it again and again, 0.1 s each time;
-            # pynetdicom's server asks for that with every 60th association.
-            gc.collect()
-            gc.freeze()
             stack.enter_context(giving_signs(settings, role, number))
             if control is not None:
                 control.sendall(b"R")

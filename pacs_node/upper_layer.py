@@ -46,19 +46,18 @@ def hasten(association: Association) -> Callable[[], None]:
     callable
         What frees the means for that, once the connection is closed.
     """
+    bell = _Bell()
     # What the peer sent, for the thread of the association
     news, dimse, dul = threading.Event(), association.dimse, association.dul
     dimse.msg_queue, dul.to_user_queue = _Heard(news.set), _Heard(news.set)
-    dimse.get_msg = partial(_message, news, dimse.get_msg)  # type: ignore[method-assign]
+    dimse.get_msg = partial(_message, news, dimse, dimse.get_msg)  # type: ignore[method-assign]
     association._reactor_checkpoint = _Checkpoint(news.set)
     # What is to be sent, and what comes, for the thread of the upper layer
-    wake, woken = socket.socketpair()
-    woken.setblocking(False)
-    dul.to_provider_queue = _Heard(partial(_ring, wake))
+    dul.to_provider_queue = _Heard(bell.ring)
     dul._run_loop_delay = 0
     upper_layer: Any = dul
-    upper_layer._is_transport_event = partial(_transport_event, dul, woken, dul._is_transport_event)
-    return partial(_close, wake, woken)
+    upper_layer._is_transport_event = partial(_transport_event, dul, bell, dul._is_transport_event)
+    return bell.close
 
 
 def hasten_acceptor(association: Association, storing: Storing) -> None:
@@ -175,7 +174,7 @@ class _Reader:
     def _read_data(self, connection: socket.socket, length: int) -> bool:
         """Read a P-DATA-TF PDU and let it be done; tell whether that went well."""
         dul = self._association.dul
-        if length > LARGEST_PDU:
+        if length - _HEADER.size > LARGEST_PDU:
             dul.event_queue.put(_INVALID_PDU)
             return False
         pdu = self._buffer(length)
@@ -252,14 +251,44 @@ class _Checkpoint(threading.Event):
         self._tell()
 
 
-def _message(news: threading.Event, look: Callable[[bool], Any], block: bool = False) -> Any:
+class _Bell:
+    """Wakes a thread that waits for a connection as well."""
+
+    def __init__(self) -> None:
+        self._rung, self.heard = socket.socketpair()
+        self._rung.setblocking(False)
+        self.heard.setblocking(False)
+        self._lock = threading.Lock()
+
+    def ring(self) -> None:
+        """Let `heard` have something to read."""
+        # Full, it is rung already; closed, nobody hears it. The lock: its descriptor may soon be another's.
+        with self._lock, suppress(OSError):
+            self._rung.send(b"\0")
+
+    def hush(self) -> None:
+        """Read what `heard` has."""
+        with suppress(BlockingIOError):
+            self.heard.recv(4096)
+
+    def close(self) -> None:
+        """Free what it takes."""
+        with self._lock:
+            self._rung.close()
+            self.heard.close()
+
+
+def _message(news: threading.Event, dimse: Any, look: Callable[[bool], Any], block: bool = False) -> Any:
     if not block:
         news.wait(_POLL_SECONDS)
         news.clear()  # before looking: what comes from now on is heard
-    return look(block)
+    found = look(block)
+    if not dimse.msg_queue.empty():
+        news.set()
+    return found
 
 
-def _transport_event(dul: Any, woken: socket.socket, look: Callable[[], bool]) -> bool:
+def _transport_event(dul: Any, bell: _Bell, look: Callable[[], bool]) -> bool:
     """Wait for what comes or is to be sent, and read PDUs as long as more of them are there."""
     is_read = False
     while True:
@@ -270,25 +299,14 @@ def _transport_event(dul: Any, woken: socket.socket, look: Callable[[], bool]) -
                 time.sleep(_PAUSE_SECONDS)
             return is_read or look()
         poll = select.poll()
-        for waited_for in (connection, woken):
+        for waited_for in (connection, bell.heard):
             poll.register(waited_for, select.POLLIN)
         poll.poll(0 if is_read else 1000 * _POLL_SECONDS)
-        with suppress(BlockingIOError):
-            woken.recv(4096)
+        bell.hush()
         if not look():
             return is_read
         is_read = True
         dul._idle_timer.restart()
-
-
-def _ring(wake: socket.socket) -> None:
-    with suppress(OSError):  # the thread that would hear it has ended
-        wake.send(b"\0")
-
-
-def _close(*sockets: socket.socket) -> None:
-    for one in sockets:
-        one.close()
 
 
 def _run(run: Callable[[], None], storing: Storing, free: Callable[[], None]) -> None:

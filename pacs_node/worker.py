@@ -178,9 +178,6 @@ class Worker:
             return False
         # An error here would cost the outcome of what is being done
         try:
-            with self._database.ask() as connection:
-                if queue.held(connection, token, self._lease / 2) == number:
-                    return True
             with self._database.write() as session:
                 return queue.renew(session, token, self._lease) == number
         except DatabaseError as error:

@@ -138,3 +138,44 @@ def test_all_that_wait_hear_that_another_program_holds_the_lock(
     assert together(database, "a")() == "a"
     assert how_many(database) == 1
     database.close()
+
+
+@only_sqlite
+def test_who_waits_too_long_for_a_turn_is_told_so_and_has_written_nothing(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database._group, "_seconds", 0.1)
+    with others_waiting(database, {"late": together(database, "late")}) as others:
+        assert isinstance(others["late"].exception(10), DatabaseDown)
+    add(database, "after")
+    assert how_many(database) == 2  # first, after
+
+
+@only_sqlite
+def test_who_is_being_written_waits_for_the_outcome_however_long_it_takes(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database._group, "_seconds", 1.0)
+
+    def take_long(_: object) -> None:
+        time.sleep(1.5)
+
+    works = {"slow": together(database, "slow", take_long), "with it": together(database, "with it")}
+    with others_waiting(database, works) as others:
+        assert others["slow"].result(10) == "slow"
+        assert others["with it"].result(10) == "with it"
+    assert how_many(database) == 3
+
+
+@only_sqlite
+def test_a_leader_that_dies_leaves_nobody_waiting(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(_: object) -> None:
+        raise MemoryError
+
+    works = {str(number): together(database, str(number)) for number in range(3)}
+    with monkeypatch.context() as patched, others_waiting(database, works) as others:
+        patched.setattr(database._group, "_write_all", die)
+        assert all(isinstance(one.exception(10), MemoryError | DatabaseDown) for one in others.values())
+    assert together(database, "a")() == "a"

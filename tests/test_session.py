@@ -278,6 +278,23 @@ def test_sqlite_says_when_another_program_holds_the_lock_too_long(
         assert how_many(database) == 1
 
 
+def test_sqlite_says_when_its_file_is_none_any_more(tmp_path: Path) -> None:
+    def tell(pragma: str) -> None:
+        with database._engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            driver.execute(pragma).fetchall()
+
+    with opened(f"sqlite:///{tmp_path}/results.sqlite") as database:
+        database.upgrade()
+        add(database, "a")
+        tell("PRAGMA wal_checkpoint(TRUNCATE)")
+        with (tmp_path / "results.sqlite").open("r+b") as file:
+            file.write(b"no database at all" * 1024)
+        tell("PRAGMA shrink_memory")
+        with pytest.raises(DatabaseError, match=r"results\.sqlite"):
+            add(database, "b")
+
+
 @only_sqlite
 def test_sqlite_waits_for_a_short_lock_and_lets_read_then_write_transactions_queue(
     database: Database,
