@@ -301,7 +301,9 @@ def _evaluations(image: ImageResult) -> list[Any]:
         _evaluation(codes.SUMMARY_OF_DETECTIONS, summary),
     ]
     if image.reason is not None:
-        evaluations.append(_evaluation(why, codes.private(image.reason.code, image.reason.meaning)))
+        # Made anew: codes are equal whatever their meanings
+        reason = codes.private(image.reason.code, image.reason.meaning)
+        evaluations.append(QualitativeEvaluation(why, reason))
     return evaluations
 
 
