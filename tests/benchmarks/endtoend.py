@@ -195,20 +195,27 @@ def wait_for_reports(pacs: Pacs, number: int) -> None:
 def _moments(log: Path, skipped: int, number: int) -> dict[str, list[float]]:
     """Return when each study was stored, scored, reported and delivered, by the log of the node."""
     deadline = time.monotonic() + _WAIT_SECONDS
-    while True:
+    while time.monotonic() < deadline:
         lines = log.read_bytes()[skipped:].decode().splitlines()
-        events = [json.loads(line) for line in lines if line.endswith("}")]
-        if sum(event["event"] == _DELIVERED for event in events) >= number or time.monotonic() > deadline:
-            break
-        time.sleep(0.05)  # the report has arrived, but the node does not know yet
+        found = _found([json.loads(line) for line in lines if line.endswith("}")])
+        # What was sent before may have its last line here; the last line of a report may be still to come
+        whole = {study: times for study, times in found.items() if len(times) == len(_EVENTS)}
+        if len(whole) >= number:
+            return {study: [times[name] for name in _EVENTS] for study, times in whole.items()}
+        time.sleep(0.05)
+    raise RuntimeError(f"The log tells of {len(whole)} of {number} studies")
+
+
+def _found(events: Sequence[Mapping[str, str]]) -> dict[str, dict[str, float]]:
+    """Return the moment of each event of each study."""
     study_of = {e["sop_instance_uid"]: e["study"] for e in events if e["event"] == _STORED}
     found: dict[str, dict[str, float]] = {}
     for event in events:
-        if event["event"] in _EVENTS:
-            study = event.get("study") or study_of[event["sop_instance_uid"]]
+        study = event.get("study") or study_of.get(event.get("sop_instance_uid", ""))
+        if event["event"] in _EVENTS and study is not None:
             moment = datetime.fromisoformat(event["timestamp"]).replace(tzinfo=UTC)
             found.setdefault(study, {})[event["event"]] = moment.timestamp()
-    return {study: [times[name] for name in _EVENTS] for study, times in found.items()}
+    return found
 
 
 def _stages(times: Sequence[float]) -> list[float]:
