@@ -474,10 +474,10 @@ def _moment(text: str, now: datetime) -> datetime:
     from pacs_node.errors import UserError  # noqa: PLC0415
 
     age = re.fullmatch(r"(\d+)([mhd])", text)
-    if age is not None:
-        unit = {"m": "minutes", "h": "hours", "d": "days"}[age[2]]
-        return now - timedelta(**{unit: int(age[1])})
     try:
+        if age is not None:
+            unit = {"m": "minutes", "h": "hours", "d": "days"}[age[2]]
+            return now - timedelta(**{unit: int(age[1])})
         return datetime.fromisoformat(text).astimezone(UTC)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # the latter: before the year 1
         raise UserError(f"{text!r} is no time; write 2025-06-10, 2025-06-10T08:30 or 2h.") from error

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -55,6 +56,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [_smooth_picture(folder / f"{n}.png", n) for n in range(5)]
 
 
+@pytest.fixture(scope="module")
+def session(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The model in ONNX Runtime; to export it takes long."""
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    export.to_onnx(load(model), path)
+    return onnxruntime.InferenceSession(path)
+
+
 def _smooth_picture(path: Path, number: int) -> Path:
     """Write a picture of its own size and content, with grey values between which there is no tie."""
     noise = np.random.default_rng(number).integers(0, 255, (9, 7), np.uint8)
@@ -63,10 +72,8 @@ def _smooth_picture(path: Path, number: int) -> Path:
 
 
 def test_the_onnx_graph_gives_the_same_figures_in_onnx_runtime(
-    model: Path, files: list[Path], tmp_path: Path
+    model: Path, files: list[Path], session: Any
 ) -> None:
-    export.to_onnx(load(model), tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     assert [output.name for output in session.get_outputs()] == ["probability", "logit", "novelty"]
     predictor = Predictor.load(model, "cpu", cautious=False, engine="torch")
     for file, expected in zip(files, predictor.predict(files), strict=True):
@@ -77,9 +84,7 @@ def test_the_onnx_graph_gives_the_same_figures_in_onnx_runtime(
     assert card == json.loads(load(model).card.model_dump_json())
 
 
-def test_the_onnx_graph_takes_batches(model: Path, files: list[Path], tmp_path: Path) -> None:
-    export.to_onnx(load(model), tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+def test_the_onnx_graph_takes_batches(files: list[Path], session: Any) -> None:
     one = decode(files[3])[None]
     alone = session.run(None, {"image": one})[1]
     together = session.run(None, {"image": np.concatenate([one[..., ::-1, :], one, 1 - one])})[1]

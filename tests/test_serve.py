@@ -176,6 +176,8 @@ def test_help_shows_examples_and_comes_at_once() -> None:
         (("echo", "A@127.0.0.1:1"), "cannot be reached"),
         (("send", "no-such-file", "--to", "A@127.0.0.1:1"), "There is no file no-such-file"),
         (("results", "--since", "yesterday"), "is no time"),
+        (("results", "--since", "999999999d"), "is no time"),
+        (("ledger", "--until", "0001-01-01T00:00+14:00"), "is no time"),
         (("results",), "`pacs-node serve` makes it"),
         (("status",), "`pacs-node serve` makes it"),
         (("retry",), "--failed for everything, or one STUDY_UID"),
