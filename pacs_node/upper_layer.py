@@ -50,8 +50,8 @@ def hasten(association: Association) -> Callable[[], None]:
     # What the peer sent, for the thread of the association
     news, dimse, dul = threading.Event(), association.dimse, association.dul
     dimse.msg_queue, dul.to_user_queue = _Heard(news.set), _Heard(news.set)
-    dimse.get_msg = partial(_message, news, dimse, dimse.get_msg)  # type: ignore[method-assign]
-    association._reactor_checkpoint = _Checkpoint(news.set)
+    association._reactor_checkpoint = checkpoint = _Checkpoint(news.set)
+    dimse.get_msg = partial(_message, news, checkpoint, dimse, dimse.get_msg)  # type: ignore[method-assign]
     # What is to be sent, and what comes, for the thread of the upper layer
     dul.to_provider_queue = _Heard(bell.ring)
     dul._run_loop_delay = 0
@@ -238,16 +238,22 @@ class _Heard(Queue[Any]):
 
 
 class _Checkpoint(threading.Event):
-    """Where the thread of an association stops for one that sends; it is told so, wherever it waits."""
+    """Where the thread of an association stops for one that sends; it is told so, wherever it waits.
+
+    It may have passed before, without pynetdicom noticing. So it also asks, under `lock`, before it takes a
+    message: that may be the answer which the other one waits for.
+    """
 
     def __init__(self, tell: Callable[[], object]) -> None:
         super().__init__()
         self.set()  # as at the beginning of an association
+        self.lock = threading.Lock()
         self._tell = tell
 
     def clear(self) -> None:
         """Let the thread stop, and tell it."""
-        super().clear()
+        with self.lock:
+            super().clear()
         self._tell()
 
 
@@ -278,11 +284,19 @@ class _Bell:
             self.heard.close()
 
 
-def _message(news: threading.Event, dimse: Any, look: Callable[[bool], Any], block: bool = False) -> Any:
-    if not block:
-        news.wait(_POLL_SECONDS)
-        news.clear()  # before looking: what comes from now on is heard
-    found = look(block)
+def _message(
+    news: threading.Event,
+    checkpoint: _Checkpoint,
+    dimse: Any,
+    look: Callable[[bool], Any],
+    block: bool = False,
+) -> Any:
+    if block:
+        return look(True)
+    news.wait(_POLL_SECONDS)
+    news.clear()  # before looking: what comes from now on is heard
+    with checkpoint.lock:
+        found = look(False) if checkpoint.is_set() else (None, None)
     if not dimse.msg_queue.empty():
         news.set()
     return found

@@ -21,6 +21,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config, evt
+from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import
 from sqlalchemy import update
 
@@ -33,6 +34,7 @@ from pacs_node.demo_peers import free_port
 from pacs_node.dispatch import DeliverStage
 from pacs_node.errors import DestinationBusy, DestinationDown, DestinationRefused, Retryable
 from pacs_node.report import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, ENHANCED_SR, REPORT_CLASSES, as_class
+from pacs_node.upper_layer import hasten
 from pacs_node.worker import Done, Later, Worker
 from tests.conftest import radiograph
 from tests.peers import Orthanc, orthanc, program
@@ -261,6 +263,18 @@ def test_a_message_of_two_parts_does_not_wait_for_an_acknowledgement() -> None:
     with peer() as other, open_link(other.destination, "PACS_NODE", QUICK) as link:
         connection: Any = link._association.dul.socket
         assert connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_an_answer_is_left_to_whoever_sent_the_request() -> None:
+    association = Association(AE("A"), "requestor")
+    free = hasten(association)
+    answer: Any = (1, "an answer")
+    association.dimse.msg_queue.put(answer)
+    # As sending does; the thread of the association may have passed it just now
+    association._reactor_checkpoint.clear()
+    assert association.dimse.get_msg(block=False) == (None, None)
+    assert association.dimse.get_msg(block=True) == answer
+    free()
 
 
 def test_associations_leave_no_descriptor_and_no_thread_behind() -> None:
