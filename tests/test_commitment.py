@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation
 from pynetdicom import AE, _config, build_role, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu import P_DATA_TF
 from sqlalchemy import select, update
 
 from db.models import CommitmentWanted, Delivery
@@ -302,7 +303,11 @@ class Asker:
         self.heard: list[tuple[int, Dataset]] = []
         self._ae = AE("CR1")
         self._ae.add_requested_context(COMMITMENT)
-        self._handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, self._on_event)]
+        self._answered = 0
+        self._handlers: list[Any] = [
+            (evt.EVT_N_EVENT_REPORT, self._on_event),
+            (evt.EVT_PDU_SENT, self._on_sent),
+        ]
         if listens:
             self._ae.add_supported_context(COMMITMENT, scu_role=False, scp_role=True)
             server: Any = self._ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=self._handlers)
@@ -313,6 +318,9 @@ class Asker:
         self.heard.append((int(event.event_type or 0), event.event_information))
         return 0x0000, None
 
+    def _on_sent(self, event: evt.Event) -> None:
+        self._answered += bool(self.heard) and isinstance(event.pdu, P_DATA_TF)
+
     @contextmanager
     def association(self) -> Iterator[Association]:
         made = self._ae.associate("127.0.0.1", self._node.port, evt_handlers=self._handlers)
@@ -320,6 +328,8 @@ class Asker:
         try:
             yield made
         finally:
+            # pynetdicom would release in the middle of an answer
+            until(lambda: self._answered >= len(self.heard) or not made.is_established)
             made.release()
 
     def close(self) -> None:
