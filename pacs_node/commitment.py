@@ -36,6 +36,7 @@ CLASS_NOT_SUPPORTED, DUPLICATE_TRANSACTION, RESOURCE_LIMITATION = 0x0122, 0x0131
 # DIMSE-N statuses, PS3.7 C.4 and C.5
 NO_SUCH_EVENT, INVALID_ARGUMENT, NO_SUCH_ACTION = 0x0113, 0x0115, 0x0123
 
+_ANSWERING_SECONDS = 1.0  # at most, before a release
 _QUIET_SECONDS = 0.3  # without a message, an association is idle
 
 Reference = tuple[str, str]
@@ -182,11 +183,15 @@ def open_for_commitment(
     ae.add_requested_context(COMMITMENT)
     roles = [build_role(COMMITMENT, scp_role=True)] if as_provider else []
     handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, on_answer)] if on_answer is not None else []
+    traffic = Traffic()
+    handlers += traffic.handlers()
     association = associate(ae, host, port, called_ae_title, roles=roles, handlers=handlers)
     try:
         yield association
     finally:
         if association.is_established:
+            with traffic.held(association, _ANSWERING_SECONDS):
+                pass  # pynetdicom would release in the middle of an answer of ours
             association.release()
 
 
