@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +72,7 @@ def _alone(
     what: str, path: Path, ours: Preparation, plain: _Plain, *, rounds: int, wanted: float | None
 ) -> Pair:
     ours([path])
-    measured: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        measured[0].append(rate(lambda: ours([path]), 1))
-        measured[1].append(rate(lambda: plain(path), 1))
+    measured = _in_turns(lambda: ours([path]), lambda: plain(path), 1, rounds)
     return Pair(
         what=f"{what}, one at a time",
         other="pydicom and the transforms of the published pipeline",
@@ -95,10 +92,7 @@ def _stream(
     )
     ours(several)
     list(loader)  # its processes start once
-    measured: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        measured[0].append(rate(lambda: ours(several), _BATCH))
-        measured[1].append(rate(lambda: list(loader), _BATCH))
+    measured = _in_turns(lambda: ours(several), lambda: list(loader), _BATCH, rounds)
     return Pair(
         what=f"{what}, {_BATCH} on {_CORES} cores",
         other="the same in a data loader with one process for each core",
@@ -107,6 +101,14 @@ def _stream(
         theirs=measured[1],
         wanted=wanted,
     )
+
+
+def _in_turns(
+    ours: Callable[[], object], theirs: Callable[[], object], number: int, rounds: int
+) -> tuple[list[float], list[float]]:
+    """Return how many images a second each of both does, in every round."""
+    rates = [(rate(ours, number), rate(theirs, number)) for _ in range(rounds)]
+    return [one for one, _ in rates], [other for _, other in rates]
 
 
 class _Plain:
