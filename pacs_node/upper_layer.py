@@ -48,10 +48,11 @@ def hasten(association: Association) -> Callable[[], None]:
     """
     bell = _Bell()
     # What the peer sent, for the thread of the association
-    news, dimse, dul = threading.Event(), association.dimse, association.dul
+    news, dul = threading.Event(), association.dul
+    dimse: Any = association.dimse
     dimse.msg_queue, dul.to_user_queue = _Heard(news.set), _Heard(news.set)
     association._reactor_checkpoint = checkpoint = _Checkpoint(news.set)
-    dimse.get_msg = partial(_message, news, checkpoint, dimse, dimse.get_msg)  # type: ignore[method-assign]
+    dimse.get_msg = partial(_message, news, checkpoint, dimse, dimse.get_msg)
     # What is to be sent, and what comes, for the thread of the upper layer
     dul.to_provider_queue = _Heard(bell.ring)
     dul._run_loop_delay = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,53 +62,34 @@ def decoding(scratch: Path, rounds: int) -> Iterator[Pair]:
             path = _written(scratch / f"{megapixels} {name}.dcm", stored, syntax)
             wanted = None if syntax == JPEGLSLossless else 3
             what = f"Decoding and transforms, {megapixels} megapixels, {name}"
-            yield _alone(what, path, ours, plain, rounds=rounds, wanted=wanted)
+            other = "pydicom and the transforms of the published pipeline"
+            yield _pair(f"{what}, one at a time", other, _alone(path, ours, plain, rounds), wanted)
             if megapixels == _STREAMED:
-                yield _stream(what, path, ours, plain, rounds=rounds, wanted=wanted)
+                other = "the same in a data loader with one process for each core"
+                streamed = _stream(path, ours, plain, rounds)
+                yield _pair(f"{what}, {_BATCH} on {_CORES} cores", other, streamed, wanted)
             path.unlink()
 
 
-def _alone(
-    what: str, path: Path, ours: Preparation, plain: _Plain, *, rounds: int, wanted: float | None
-) -> Pair:
+def _alone(path: Path, ours: Preparation, plain: _Plain, rounds: int) -> list[tuple[float, float]]:
+    """Return our images per second and theirs, in each round."""
     ours([path])
-    measured = _in_turns(lambda: ours([path]), lambda: plain(path), 1, rounds)
-    return Pair(
-        what=f"{what}, one at a time",
-        other="pydicom and the transforms of the published pipeline",
-        unit="images/s",
-        ours=measured[0],
-        theirs=measured[1],
-        wanted=wanted,
-    )
+    return [(rate(lambda: ours([path]), 1), rate(lambda: plain(path), 1)) for _ in range(rounds)]
 
 
-def _stream(
-    what: str, path: Path, ours: Preparation, plain: _Plain, *, rounds: int, wanted: float | None
-) -> Pair:
+def _stream(path: Path, ours: Preparation, plain: _Plain, rounds: int) -> list[tuple[float, float]]:
     several = [path] * _BATCH
     loader = DataLoader(
         _Files(several, plain), _BATCH // _CORES or 1, num_workers=_CORES, persistent_workers=True
     )
     ours(several)
     list(loader)  # its processes start once
-    measured = _in_turns(lambda: ours(several), lambda: list(loader), _BATCH, rounds)
-    return Pair(
-        what=f"{what}, {_BATCH} on {_CORES} cores",
-        other="the same in a data loader with one process for each core",
-        unit="images/s",
-        ours=measured[0],
-        theirs=measured[1],
-        wanted=wanted,
-    )
+    return [(rate(lambda: ours(several), _BATCH), rate(lambda: list(loader), _BATCH)) for _ in range(rounds)]
 
 
-def _in_turns(
-    ours: Callable[[], object], theirs: Callable[[], object], number: int, rounds: int
-) -> tuple[list[float], list[float]]:
-    """Return how many images a second each of both does, in every round."""
-    rates = [(rate(ours, number), rate(theirs, number)) for _ in range(rounds)]
-    return [one for one, _ in rates], [other for _, other in rates]
+def _pair(what: str, other: str, rates: Sequence[tuple[float, float]], wanted: float | None) -> Pair:
+    ours, theirs = zip(*rates, strict=True)
+    return Pair(what=what, other=other, unit="images/s", ours=ours, theirs=theirs, wanted=wanted)
 
 
 class _Plain:
