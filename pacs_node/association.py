@@ -20,6 +20,9 @@ from pacs_node.report_encoding import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_V
 from pacs_node.upper_layer import LARGEST_PDU, hastened, limit_silence, receive_into
 
 _PIECE = 2**16  # bytes
+_LOOK_SECONDS = 0.05
+_REJECTED_TRANSIENT = 2
+_REJECTED = (1, _REJECTED_TRANSIENT)  # results of A-ASSOCIATE (PS3.8 9.3.4)
 
 
 def application_entity(ae_title: str) -> AE:
@@ -76,11 +79,23 @@ def associate(
         raise NotAssociated(f"cannot be reached: {error}") from error
     if association.is_established:
         return association
-    if association.is_rejected:
-        raise NotAssociated(f"rejected the association: {_rejection(association)}")
+    # pynetdicom does not look at an answer after which the connection was closed before it could
+    answer: Any = association.acceptor.primitive or association.dul.peek_next_pdu()
+    if getattr(answer, "result", None) in _REJECTED:
+        raise NotAssociated(f"rejected the association: {_rejection(answer, association.requestor.ae_title)}")
     if association.rejected_contexts and not association.accepted_contexts:
         raise TakesNothing("accepts none of the presentation contexts")
     raise NotAssociated("cannot be reached; check host, port and that it is running")
+
+
+def let_end(ae: AE, seconds: float) -> None:
+    """Wait until the associations of `ae` have ended, for so long at most.
+
+    pynetdicom aborts what is open when it shuts down, and fails where the connection is about to be closed.
+    """
+    deadline = time.monotonic() + seconds
+    while ae.active_associations and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
 
 
 def bounded() -> Any:
@@ -132,14 +147,13 @@ def store(association: Association, path: Path) -> Dataset:
         raise NotAssociated("ended the association") from error
 
 
-def _rejection(association: Association) -> str:
+def _rejection(answer: Any, ae_title: str) -> str:
     """Return why a peer rejected an association, and what to do about it (PS3.8 9.3.4)."""
-    primitive: Any = association.acceptor.primitive
-    source, reason = getattr(primitive, "result_source", None), getattr(primitive, "diagnostic", None)
+    source, reason = getattr(answer, "result_source", None), getattr(answer, "diagnostic", None)
     if (source, reason) == (1, 7):
         return "it has another AE title; correct the one that is called"
     if (source, reason) == (1, 3):
-        return f"it does not know the AE title {association.requestor.ae_title}; add it there"
-    if getattr(primitive, "result", None) == 2:
+        return f"it does not know the AE title {ae_title}; add it there"
+    if answer.result == _REJECTED_TRANSIENT:
         return "it is busy for now"
-    return str(getattr(primitive, "reason_str", "it gave no reason")).lower()
+    return str(getattr(answer, "reason_str", "it gave no reason")).lower()

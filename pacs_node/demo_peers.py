@@ -18,11 +18,13 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 
+from pacs_node.association import let_end
 from pacs_node.config import ENVIRONMENT_PREFIX
 from pacs_node.errors import UserError
 from pacs_node.report import REPORT_CLASSES
 
 _START_SECONDS = 180
+_END_SECONDS = 2  # for associations that are about to end
 _CERTAINTY, _SOURCE = "111012", "121112"  # DCM: Certainty of Finding, Source of Measurement
 
 
@@ -66,7 +68,7 @@ class DemoPacs:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self._ae.shutdown()
+        shut_down(self._ae)
 
     def _on_c_store(self, event: evt.Event) -> int:
         with self._lock:
@@ -147,6 +149,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def shut_down(ae: AE) -> None:
+    """End the server of a peer, after its associations."""
+    let_end(ae, _END_SECONDS)
+    ae.shutdown()
 
 
 def _read(path: Path, arrived: float) -> StoredReport:

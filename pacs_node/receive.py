@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import socket
-import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, cast
@@ -44,7 +43,7 @@ from db.errors import DatabaseError
 from db.rows import Received
 from db.session import Database
 from pacs_node import log
-from pacs_node.association import application_entity, bounded
+from pacs_node.association import application_entity, bounded, let_end
 from pacs_node.config import Settings
 from pacs_node.errors import Refused
 from pacs_node.header import Identity, UnreadableHeader, identity, read_header, scan
@@ -120,9 +119,7 @@ class Receiver:
     def stop(self) -> None:
         """Accept no more associations, let those that are open end, and abort what is left after 10 s."""
         self._server.stop()
-        deadline = time.monotonic() + _DRAIN_SECONDS
-        while self._ae.active_associations and time.monotonic() < deadline:
-            time.sleep(0.05)
+        let_end(self._ae, _DRAIN_SECONDS)
         for association in self._ae.active_associations:
             association.abort()
 

@@ -24,7 +24,7 @@ from db.results import Filter, failures, ledger
 from db.session import Database
 from pacs_node.commitment import COMMITMENT
 from pacs_node.config import DeliverSettings, Destination, Modality, NodeSettings, ReceiveSettings, Settings
-from pacs_node.demo_peers import free_port
+from pacs_node.demo_peers import free_port, shut_down
 from pacs_node.dispatch import CommitStage, ConfirmStage, DeliverStage
 from pacs_node.receive import Receiver
 from pacs_node.report import REPORT_CLASSES
@@ -112,7 +112,7 @@ class Committer:
         self.told.append(status.Status)
 
     def close(self) -> None:
-        self._ae.shutdown()
+        shut_down(self._ae)
 
 
 @contextmanager
@@ -333,7 +333,7 @@ class Asker:
             made.release()
 
     def close(self) -> None:
-        self._ae.shutdown()
+        shut_down(self._ae)
 
 
 def ask(association: Association, *references: tuple[str, str], transaction: str = "2.25.1") -> int:
@@ -410,7 +410,7 @@ def test_a_modality_with_an_address_is_told_there_whatever_becomes_of_its_associ
     ae.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
     bench.hurry()
     node.confirm()
-    ae.shutdown()
+    shut_down(ae)
     assert uids(only(heard), "ReferencedSOPSequence") == [uid("1", 1)]
     assert bench.states(Kind.CONFIRM) == ["done"]
 

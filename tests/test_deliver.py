@@ -28,11 +28,12 @@ from sqlalchemy import update
 from db.models import Delivery, Job
 from db.queue import Claimed, Kind, max_attempts
 from db.session import Database
+from pacs_node.association import application_entity, associate
 from pacs_node.config import DeliverSettings, Destination, Settings
 from pacs_node.deliver import Sent, open_link
-from pacs_node.demo_peers import free_port
+from pacs_node.demo_peers import free_port, shut_down
 from pacs_node.dispatch import DeliverStage
-from pacs_node.errors import DestinationBusy, DestinationDown, DestinationRefused, Retryable
+from pacs_node.errors import DestinationBusy, DestinationDown, DestinationRefused, NotAssociated, Retryable
 from pacs_node.report import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, ENHANCED_SR, REPORT_CLASSES, as_class
 from pacs_node.upper_layer import hasten
 from pacs_node.worker import Done, Later, Worker
@@ -132,7 +133,7 @@ class Peer:
             association.abort()
 
     def close(self) -> None:
-        self._ae.shutdown()
+        shut_down(self._ae)
 
 
 @contextmanager
@@ -358,6 +359,14 @@ def test_a_peer_that_rejects_the_association_is_down_and_the_reason_is_named() -
     with peer(name="ELSEWHERE") as other, pytest.raises(DestinationDown, match="it has another AE title"):
         send(destination(other.destination.port))
     assert other.received == []
+
+
+def test_a_rejection_is_named_although_the_connection_ended_before_anybody_looked() -> None:
+    ae = application_entity("PACS_NODE")
+    ae.add_requested_context(Verification)
+    slow: list[Any] = [(evt.EVT_REQUESTED, lambda _event: time.sleep(0.3))]
+    with peer(name="ELSEWHERE") as other, pytest.raises(NotAssociated, match="it has another AE title"):
+        associate(ae, "127.0.0.1", other.destination.port, "PACS", handlers=slow)
 
 
 def test_a_peer_that_never_answers_the_association_is_down() -> None:

@@ -44,6 +44,7 @@ from db.session import Database
 from pacs_node import query, reconcile, scu
 from pacs_node.cli import main
 from pacs_node.config import NodeSettings, ReceiveSettings, Settings
+from pacs_node.demo_peers import shut_down
 from pacs_node.errors import PeerError, SpoolUnusable, UserError
 from pacs_node.query import CutShort, Series, Study, Wanted
 from pacs_node.receive import Receiver
@@ -468,7 +469,7 @@ class Scripted:
             yield self._moved, None
 
     def close(self) -> None:
-        self._ae.shutdown()
+        shut_down(self._ae)
 
 
 def send_raw(event: evt.Event, content: bytes) -> None:
