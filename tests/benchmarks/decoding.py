@@ -22,7 +22,7 @@ from pydicom.uid import (
     RLELossless,
 )
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import transforms
 
 from classifier.config import SHIPPED_MODEL, Eligibility
@@ -31,6 +31,7 @@ from classifier.prepare import Preparation
 from classifier.transforms import chain
 from pacs_node.phantom import frontal_chest
 from tests.benchmarks.pair import Pair, rate
+from tests.benchmarks.plain import loader
 from tests.conftest import radiograph, save
 
 _SIZES = {4: (1858, 2168), 10: (2940, 3430)}  # megapixels: rows, columns
@@ -79,12 +80,9 @@ def _alone(path: Path, ours: Preparation, plain: _Plain, rounds: int) -> list[tu
 
 def _stream(path: Path, ours: Preparation, plain: _Plain, rounds: int) -> list[tuple[float, float]]:
     several = [path] * _BATCH
-    loader = DataLoader(
-        _Files(several, plain), _BATCH // _CORES or 1, num_workers=_CORES, persistent_workers=True
-    )
+    theirs = loader(_Files(several, plain), _BATCH // _CORES or 1, _CORES)
     ours(several)
-    list(loader)  # its processes start once
-    return [(rate(lambda: ours(several), _BATCH), rate(lambda: list(loader), _BATCH)) for _ in range(rounds)]
+    return [(rate(lambda: ours(several), _BATCH), rate(lambda: list(theirs), _BATCH)) for _ in range(rounds)]
 
 
 def _pair(what: str, other: str, rates: Sequence[tuple[float, float]], wanted: float | None) -> Pair:

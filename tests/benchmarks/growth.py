@@ -28,7 +28,7 @@ from tests.postgres import OwnServer, own_folder
 _LIMIT = 100  # rows, as the command line asks for
 _SOON_MS = 50.0
 _KEPT = 0.9  # of the speed
-_AT_ONCE = 150  # objects in a round
+_AT_ONCE = 100  # objects in a round
 _REPORT_BYTES = 12_000
 _DAY = timedelta(days=1)
 _SLICES = 256  # of the spool, as housekeeping reads them

@@ -32,22 +32,22 @@ def training(scratch: Path, images: int, rounds: int) -> Iterator[Pair]:
     """Yield images per second of training."""
     folder = _pictures(scratch / "set", images)
     files = sorted(folder.rglob("*.jpeg"))
-    files = files[: len(files) - len(files) // 4]  # as many as ours trains on
     side = PUBLISHED.image_size
     same = changed(DEFAULT, image_size=side, growth=1, batch_size=_BATCH, epochs=2)
     whole = PlainLoop(_DEVICE, _BATCH, side, frozen=False)
     frozen = PlainLoop(_DEVICE, _BATCH, side, frozen=True)
-    in_memory = whole.decoded(files)
+    from_files = whole.batches(files, _WORKERS, to_train=True)
+    in_memory = list(whole.batches(files, 0, to_train=True))
     for loop in (whole, frozen):
-        loop.train_on(in_memory[:1])  # the first step allocates
+        loop.train(in_memory[:1])  # the first step allocates
     measured: dict[str, list[float]] = {name: [] for name in ("same", "own", "whole", "memory", "frozen")}
     for turn in range(rounds):
         measured["same"].append(_rate_of(same, folder))
-        measured["whole"].append(rate(lambda: whole.train(files, _WORKERS), len(files)))
+        measured["whole"].append(whole.train(from_files))
         if not turn:  # one without a goal, and a whole run, if a short one; the others are a part of one
-            measured["memory"].append(rate(lambda: whole.train_on(in_memory), len(files)))
+            measured["memory"].append(whole.train(in_memory))
             measured["own"].append(_rate_of(changed(DEFAULT, epochs=DEFAULT.epochs // 2), folder))
-        measured["frozen"].append(rate(lambda: frozen.train(files, _WORKERS), len(files)))
+        measured["frozen"].append(frozen.train(from_files))
     yield Pair(
         what=f"Training, all layers, {side} pixels",
         other="plain fp32 loop with its data loader",
@@ -78,14 +78,14 @@ def prediction(scratch: Path, images: int, rounds: int) -> Iterator[Pair]:
     files = sorted(_pictures(scratch / "set", images).rglob("*.jpeg"))
     side = int(str(load(SHIPPED_MODEL).card.preprocessing[0]["size"]))
     predictor, plain = Predictor.load(device=_DEVICE), PlainLoop(_DEVICE, _BATCH, side, frozen=False)
-    files = files[: len(files) // 2]
     batches = [files[at : at + _BATCH] for at in range(0, len(files), _BATCH)]
+    from_files = plain.batches(files, _WORKERS, to_train=False)
     predictor.predict(batches[0])
-    plain.predict(batches[0], 0)
+    plain.predict(from_files)
     ours, theirs = [], []
     for _ in range(rounds):
         ours.append(rate(lambda: [predictor.predict(batch) for batch in batches], len(files)))
-        theirs.append(rate(lambda: plain.predict(files, _WORKERS), len(files)))
+        theirs.append(plain.predict(from_files))
     yield Pair(
         what=f"Prediction, {side} pixels, file to answer and novelty",
         other="plain fp32 loop with its data loader",

@@ -25,7 +25,7 @@ from tests.faults.world import wait_for
 from tests.postgres import OwnServer, own_folder
 
 _SIDE = 1024  # pixels: 2 MB
-_STUDIES = 96
+_STUDIES = 64
 _SECONDS = 180.0
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.models import densenet121
+
+Batches = Iterable[tuple[Tensor, Tensor]]
 
 _NORMALISE = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 _FINE_TUNED = tuple(f"features.{part}" for part in ("denseblock3", "transition3", "denseblock4", "norm5"))
@@ -64,19 +68,21 @@ class PlainLoop:
         self._model.to(device)
         self._optimizer = torch.optim.Adam([p for p in self._model.parameters() if p.requires_grad], lr=1e-4)
 
-    def train(self, files: Sequence[Path], workers: int) -> None:
-        """Train one epoch."""
-        self.train_on(self._loader(files, workers))
+    def batches(self, files: Sequence[Path], workers: int, *, to_train: bool) -> Batches:
+        """Return the batches of an epoch, anew whenever they are iterated over."""
+        change = self._train if to_train else self._test
+        batches: Batches = loader(_Files(files, change), self._batch_size, workers, shuffle=to_train)
+        return batches
 
-    def decoded(self, files: Sequence[Path]) -> list[tuple[Tensor, Tensor]]:
-        """Return the batches of one epoch."""
-        return list(self._loader(files, 0))
+    def train(self, batches: Batches) -> float:
+        """Take a step for each batch; return images per second."""
+        return _paced(batches, self._train_on)
 
-    def _loader(self, files: Sequence[Path], workers: int) -> Iterable[tuple[Tensor, Tensor]]:
-        return DataLoader(_Files(files, self._train), self._batch_size, shuffle=True, num_workers=workers)
+    def predict(self, batches: Batches) -> float:
+        """Find the probability of each image; return images per second."""
+        return _paced(batches, self._predict)
 
-    def train_on(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Take a step for each batch."""
+    def _train_on(self, batches: Batches) -> None:
         self._model.train()
         loss_of = nn.BCEWithLogitsLoss()
         for images, labels in batches:
@@ -87,10 +93,42 @@ class PlainLoop:
             self._optimizer.step()
 
     @torch.no_grad()
-    def predict(self, files: Sequence[Path], workers: int) -> list[float]:
-        """Return the probability of each file."""
+    def _predict(self, batches: Batches) -> None:
         self._model.eval()
-        found: list[float] = []
-        for images, _ in DataLoader(_Files(files, self._test), self._batch_size, num_workers=workers):
-            found += torch.sigmoid(self._model(images.to(self._device)).flatten()).tolist()
-        return found
+        for images, _ in batches:
+            torch.sigmoid(self._model(images.to(self._device)).flatten()).tolist()
+
+
+def loader(dataset: Dataset[Any], batch_size: int, workers: int, *, shuffle: bool = False) -> Any:
+    """Return a data loader whose processes are there already.
+
+    An epoch of thousands of images does not notice that they have to start; a few dozen would.
+    """
+    made: Any = DataLoader(
+        dataset,
+        batch_size,
+        shuffle=shuffle,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+        persistent_workers=workers > 0,
+    )
+    if workers:
+        list(made)
+    return made
+
+
+def _paced(batches: Batches, work: Callable[[Batches], None]) -> float:
+    """Return images per second from the moment at which the first batch has come, as amid a long epoch."""
+    coming = iter(batches)
+    first = next(coming)
+    number = 0
+
+    def counted() -> Iterator[tuple[Tensor, Tensor]]:
+        nonlocal number
+        for batch in chain([first], coming):
+            number += len(batch[0])
+            yield batch
+
+    started = time.perf_counter()
+    work(counted())
+    return number / (time.perf_counter() - started)
