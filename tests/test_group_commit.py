@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from sqlalchemy import Connection, event, select
 from sqlalchemy.orm import Session
 
 from db.errors import DatabaseDown, WriteConflict
+from db.group_commit import _Part
 from db.models import Model
 from db.session import Database, sqlite
 from tests.test_session import add, how_many, model, only_sqlite
@@ -171,11 +173,17 @@ def test_who_is_being_written_waits_for_the_outcome_however_long_it_takes(
 def test_a_leader_that_dies_leaves_nobody_waiting(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(_: object) -> None:
-        raise MemoryError
+    write_all, calls = database._group._write_all, count()
+
+    def die_at_the_second(parts: Sequence[_Part]) -> None:
+        if next(calls):
+            raise MemoryError
+        write_all(parts)
 
     works = {str(number): together(database, str(number)) for number in range(3)}
-    with monkeypatch.context() as patched, others_waiting(database, works) as others:
-        patched.setattr(database._group, "_write_all", die)
-        assert all(isinstance(one.exception(10), MemoryError | DatabaseDown) for one in others.values())
+    with monkeypatch.context() as patched:
+        patched.setattr(database._group, "_write_all", die_at_the_second)
+        with others_waiting(database, works) as others:
+            ended = [one.exception(10) for one in others.values()]
+    assert all(isinstance(one, MemoryError | DatabaseDown) for one in ended)
     assert together(database, "a")() == "a"
