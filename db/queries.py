@@ -1,7 +1,7 @@
 """What the node records of its work, and reads to go on with it.
 
-All SQL of the node is here, in `db.queue` (the work queue) and in `db.results` (what people ask). Nothing in
-them commits or reads the clock of the machine.
+All SQL of the node is in this package: here, in `queue`, `custody`, `commitments` and `inventory`, and, for
+what people ask, in `results` and `operations`. Nothing in them commits or reads the clock of the machine.
 """
 
 from __future__ import annotations

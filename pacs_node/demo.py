@@ -28,7 +28,8 @@ from rich.progress import (
 from rich.table import Column, Table
 
 from db.errors import DatabaseError
-from db.results import Filter, counts, results
+from db.operations import counts
+from db.results import Filter, results
 from db.session import Database
 from pacs_node import display, scu
 from pacs_node.demo_peers import DemoPacs, NodeProcess, StoredReport, free_port

@@ -6,8 +6,8 @@ from collections.abc import Sized
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from db import queries, results
-from db.results import Counts, Failure, Sign, Undelivered, Waiting
+from db import operations, queries
+from db.operations import Counts, Failure, Sign, Undelivered, Waiting
 from db.rows import StoredModel
 from db.session import Database
 from pacs_node.config import Settings
@@ -106,12 +106,12 @@ def snapshot(settings: Settings, database: Database, at: datetime, *, with_files
         When the database cannot be asked.
     """
     with database.read() as session:
-        counts = results.counts(session)
-        waiting = results.oldest_waiting(session)
-        failures = results.failures(session, _MOST_FAILURES)
+        counts = operations.counts(session)
+        waiting = operations.oldest_waiting(session)
+        failures = operations.failures(session, _MOST_FAILURES)
         model = queries.newest_model(session)
-        signs = results.signs(session)
-        undelivered = results.undelivered(session)
+        signs = operations.signs(session)
+        undelivered = operations.undelivered(session)
     known = {destination.name for destination in settings.destinations}
     pending = {name for (name, state), number in counts.deliveries.items() if state == "pending" and number}
     spool = Spool(settings.spool.path)

@@ -19,8 +19,9 @@ from pynetdicom.pdu import P_DATA_TF
 from sqlalchemy import select, update
 
 from db.models import CommitmentWanted, Delivery
+from db.operations import failures
 from db.queue import Kind
-from db.results import Filter, failures, ledger
+from db.results import Filter, ledger
 from db.session import Database
 from pacs_node.commitment import COMMITMENT
 from pacs_node.config import DeliverSettings, Destination, Modality, NodeSettings, ReceiveSettings, Settings

@@ -18,7 +18,7 @@ from sqlalchemy import create_engine, event, select, text, update
 from sqlalchemy.orm import Session
 
 import db
-from db import commitments, custody, inventory, queries, queue, results
+from db import commitments, custody, inventory, operations, queries, queue, results
 from db.models import Base, Instance, Job
 from db.prepared import Prepared
 from db.queue import Kind
@@ -180,14 +180,14 @@ ASKED: dict[str, Callable[[Session], object]] = {
     "results study date": ask(results.results, study_dates=("20250610", "20250611")),
     "ledger failed": ask(results.ledger, state="failed"),
     "ledger committed": ask(results.ledger, state="committed"),
-    "counts": results.counts,
-    "oldest waiting": results.oldest_waiting,
-    "failures": lambda session: results.failures(session, 20),
-    "undelivered": results.undelivered,
-    "study exists": lambda session: results.study_exists(session, "1.2"),
-    "retry": lambda session: results.retry(session, None, NOW),
-    "retry a study": lambda session: results.retry(session, "1.2", NOW),
-    "abandon": lambda session: results.abandon(session, "PACS", NOW),
+    "counts": operations.counts,
+    "oldest waiting": operations.oldest_waiting,
+    "failures": lambda session: operations.failures(session, 20),
+    "undelivered": operations.undelivered,
+    "study exists": lambda session: operations.study_exists(session, "1.2"),
+    "retry": lambda session: operations.retry(session, None, NOW),
+    "retry a study": lambda session: operations.retry(session, "1.2", NOW),
+    "abandon": lambda session: operations.abandon(session, "PACS", NOW),
     "receive": lambda session: queries.add_instance(session, new(), 0),
     "instances": lambda session: queries.instances(session, [7, 8]),
     "study": lambda session: queries.study_instances(session, 7),
@@ -281,9 +281,9 @@ def test_counts_are_right_where_they_are_counted_and_near_where_they_are_estimat
     grown: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with grown.read() as session:
-        exact = results.counts(session)
+        exact = operations.counts(session)
         monkeypatch.setattr(results, "_COUNTABLE", 0)
-        estimated = results.counts(session)
+        estimated = operations.counts(session)
     assert (exact.instances, exact.scores, exact.is_estimate) == (IMAGES, IMAGES - WAITING, False)
     assert exact.jobs["score", "ready"] == WAITING
     assert exact.jobs["score", "done"] == IMAGES - WAITING

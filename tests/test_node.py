@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 from pydicom import dcmread
 
-from db.results import Counts, Filter, counts, results
+from db.operations import Counts, counts
+from db.results import Filter, results
 from db.session import Database
 from pacs_node.demo_peers import NodeProcess, free_port
 from pacs_node.samples import Sample, write_samples

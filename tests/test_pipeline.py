@@ -22,8 +22,9 @@ from classifier.errors import Reason
 from classifier.outcome import Decision, Prediction
 from db import queries
 from db.models import Delivery, Instance, Job, Report, Score, Study
+from db.operations import Failure, counts, failures, retry
 from db.queue import MAX_ATTEMPTS, Kind, enqueue
-from db.results import Failure, Filter, counts, failures, results, retry
+from db.results import Filter, results
 from db.rows import NewInstance, NewScore, Received, StoredModel
 from db.session import Database
 from pacs_node import pipeline

@@ -10,10 +10,11 @@ import psycopg
 import pytest
 from sqlalchemy import update
 
-from db import queries, queue, results
+from db import operations, queries, queue, results
 from db.models import Delivery, Job
+from db.operations import Counts, Failure, Waiting
 from db.queue import Kind
-from db.results import RESULT_COLUMNS, Counts, Failure, Filter, Waiting
+from db.results import RESULT_COLUMNS, Filter
 from db.session import Database, sqlite
 from tests.conftest import uid
 from tests.test_queries import (
@@ -66,12 +67,12 @@ def settle(database: Database, position: int, state: str) -> None:
 
 def failures(database: Database, limit: int = 20) -> list[Failure]:
     with database.read() as session:
-        return results.failures(session, limit)
+        return operations.failures(session, limit)
 
 
 def retry(database: Database, study: str | None = None) -> int:
     with database.write() as session:
-        return results.retry(session, study and uid(study, "study"), NOW + 100 * HOUR)
+        return operations.retry(session, study and uid(study, "study"), NOW + 100 * HOUR)
 
 
 def found(database: Database, **wanted: Any) -> str:
@@ -281,7 +282,7 @@ def test_everything_is_counted_by_its_state(several: Database) -> None:
         report(several, {instance_id(several, study=study): None}, study)
     settle(several, 0, "failed")
     with several.read() as session:
-        assert results.counts(session) == Counts(
+        assert operations.counts(session) == Counts(
             studies=4,
             instances=4,
             scores=3,
@@ -299,11 +300,11 @@ def test_everything_is_counted_by_its_state(several: Database) -> None:
 
 def test_an_empty_database_has_nothing_to_tell(database: Database) -> None:
     with database.read() as session:
-        assert results.counts(session) == Counts(
+        assert operations.counts(session) == Counts(
             studies=0, instances=0, scores=0, reports=0, jobs={}, deliveries={}
         )
-        assert results.oldest_waiting(session) is None
-        assert results.retry(session, None, NOW) == 0
+        assert operations.oldest_waiting(session) is None
+        assert operations.retry(session, None, NOW) == 0
     assert ask(database) == []
     assert failures(database) == []
 
@@ -313,12 +314,12 @@ def test_the_image_that_waited_longest_is_neither_scored_nor_given_up(database: 
         receive(database, new(study=str(number), received_at=NOW + number * HOUR))
     for number, expected in ((1, 1), (2, 2), (3, 3)):
         with database.read() as session:
-            assert results.oldest_waiting(session) == Waiting(
+            assert operations.oldest_waiting(session) == Waiting(
                 study_instance_uid=uid(expected, "study"), received_at=NOW + expected * HOUR
             )
         give_up(database, Kind.SCORE, instance_id(database, study=str(number)))
     with database.read() as session:
-        assert results.oldest_waiting(session) is None
+        assert operations.oldest_waiting(session) is None
 
 
 def test_a_study_and_the_digests_of_all_objects_are_known(database: Database) -> None:
@@ -326,8 +327,8 @@ def test_a_study_and_the_digests_of_all_objects_are_known(database: Database) ->
     for one in came:
         receive(database, one)
     with database.read() as session:
-        assert results.study_exists(session, uid("1", "study"))
-        assert not results.study_exists(session, uid("2", "study"))
+        assert operations.study_exists(session, uid("1", "study"))
+        assert not operations.study_exists(session, uid("2", "study"))
 
 
 def fail_much(database: Database) -> None:

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from db import custody, queries, queue, results
+from db import custody, operations, queries, queue, results
 from db.queue import Claim, Kind
 from db.results import Filter
 from db.rows import NewInstance, NewReport, NewScore
@@ -210,12 +210,12 @@ def _by_hand(database: Database) -> Ask:
 
 def _status(session: Session) -> None:
     """Ask all that `pacs_node.health` asks."""
-    results.counts(session)
-    results.oldest_waiting(session)
-    results.failures(session, 20)
+    operations.counts(session)
+    operations.oldest_waiting(session)
+    operations.failures(session, 20)
     queries.newest_model(session)
-    results.signs(session)
-    results.undelivered(session)
+    operations.signs(session)
+    operations.undelivered(session)
 
 
 def _slice(session: Session) -> None:
