@@ -5,17 +5,28 @@ Imports wait inside the commands, so that `--help` answers at once.
 
 from __future__ import annotations
 
-import re
 import socket
 import sys
-from datetime import UTC, date, datetime, timedelta
-from enum import StrEnum
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+
+from pacs_node.arguments import (
+    Answer,
+    CallingOption,
+    ConfigOption,
+    DeliveryState,
+    Fetching,
+    Format,
+    StatusFormat,
+    moment,
+    study_dates,
+)
 
 if TYPE_CHECKING:
     from db.session import Database
@@ -33,55 +44,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Format(StrEnum):
-    """How rows are printed."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
-
-
-class Answer(StrEnum):
-    """What an image was answered with."""
-
-    POSITIVE = "positive"
-    NEGATIVE = "negative"
-    UNDETERMINED = "undetermined"
-    NOT_SCORED = "not_scored"
-    WAITING = "waiting"
-
-
-class Fetching(StrEnum):
-    """How images are fetched from a PACS."""
-
-    MOVE = "move"
-    GET = "get"
-
-
-class DeliveryState(StrEnum):
-    """What became of a report at a destination."""
-
-    PENDING = "pending"
-    DELIVERED = "delivered"
-    COMMITTED = "committed"
-    FAILED = "failed"
-    ABANDONED = "abandoned"
-
-
-class StatusFormat(StrEnum):
-    """How the status is printed."""
-
-    TABLE = "table"
-    JSON = "json"
-
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(help="Settings file; config.toml of this folder where there is one, else the defaults."),
-]
-CallingOption = Annotated[str, typer.Option("--from", metavar="AE", help="Own AE title.")]
 
 
 @app.command(
@@ -214,21 +176,16 @@ def results(
         patient=patient,
         accession=accession,
         study=study,
-        study_dates=None if study_date is None else _study_dates(study_date),
-        since=None if since is None else _moment(since, now),
-        until=None if until is None else _moment(until, now),
+        study_dates=None if study_date is None else study_dates(study_date),
+        since=None if since is None else moment(since, now),
+        until=None if until is None else moment(until, now),
         decision=decision,
         min_probability=min_probability,
         limit=limit,
     )
     with _database(_configured(config)).read() as session:
         rows = ask(session, wanted)
-    if output is Format.TABLE:
-        display.print_results(rows, Console())
-    elif output is Format.CSV:
-        display.write_csv(rows, RESULT_COLUMNS, sys.stdout)
-    else:
-        display.write_json(rows, sys.stdout)
+    _print_rows(rows, RESULT_COLUMNS, output, display.print_results)
 
 
 @app.command(
@@ -259,19 +216,14 @@ def ledger(
         study=study,
         patient=patient,
         accession=accession,
-        since=None if since is None else _moment(since, now),
-        until=None if until is None else _moment(until, now),
+        since=None if since is None else moment(since, now),
+        until=None if until is None else moment(until, now),
         state=state,
         limit=limit,
     )
     with _database(_configured(config)).read() as session:
         rows = ask(session, wanted)
-    if output is Format.TABLE:
-        display.print_ledger(rows, Console())
-    elif output is Format.CSV:
-        display.write_csv(rows, LEDGER_COLUMNS, sys.stdout)
-    else:
-        display.write_json(rows, sys.stdout)
+    _print_rows(rows, LEDGER_COLUMNS, output, display.print_ledger)
 
 
 @app.command(epilog="Example:\n\npacs-node status --format json")
@@ -355,7 +307,7 @@ def reconcile(
     now, settings = datetime.now(UTC), _configured(config)
     peer, database, spool = Peer.parse(against), _database(settings), Spool(settings.spool.path)
     days = task.period(
-        None if since is None else _moment(since, now), None if until is None else _moment(until, now), now
+        None if since is None else moment(since, now), None if until is None else moment(until, now), now
     )
     ours = calling or settings.node.ae_title
     console = Console(stderr=True)
@@ -439,6 +391,22 @@ def _keeping(settings: Settings, database: Database, spool: Spool) -> list[Any]:
     return Receiver(settings, database, spool).keeping()
 
 
+def _print_rows(
+    rows: Sequence[dict[str, Any]],
+    columns: Sequence[str],
+    output: Format,
+    print_table: Callable[[Sequence[dict[str, Any]], Console], None],
+) -> None:
+    from pacs_node import display  # noqa: PLC0415
+
+    if output is Format.TABLE:
+        print_table(rows, Console())
+    elif output is Format.CSV:
+        display.write_csv(rows, columns, sys.stdout)
+    else:
+        display.write_json(rows, sys.stdout)
+
+
 def _print_reconciliation(found: Reconciliation, output: Format, console: Console) -> None:
     """Print what is missing to standard output, and the rest to `console`."""
     from pacs_node import display  # noqa: PLC0415
@@ -455,29 +423,3 @@ def _print_reconciliation(found: Reconciliation, output: Format, console: Consol
         notes.append("Some answers of the PACS could not be read: more may be missing; see its log.")
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
-
-
-def _study_dates(text: str) -> tuple[str, str]:
-    """Read one or two dates."""
-    from pacs_node.errors import UserError  # noqa: PLC0415
-
-    first, _, last = text.partition("/")
-    try:
-        days = (date.fromisoformat(first), date.fromisoformat(last or first))
-    except ValueError as error:
-        raise UserError(f"{text!r} is no date; write 2025-06-10, or 2025-06-10/2025-06-12.") from error
-    return f"{days[0]:%Y%m%d}", f"{days[1]:%Y%m%d}"
-
-
-def _moment(text: str, now: datetime) -> datetime:
-    """Read a date, a time, or an age; without zone it is the one of this machine."""
-    from pacs_node.errors import UserError  # noqa: PLC0415
-
-    age = re.fullmatch(r"(\d+)([mhd])", text)
-    try:
-        if age is not None:
-            unit = {"m": "minutes", "h": "hours", "d": "days"}[age[2]]
-            return now - timedelta(**{unit: int(age[1])})
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except (ValueError, OverflowError) as error:  # the latter: before the year 1
-        raise UserError(f"{text!r} is no time; write 2025-06-10, 2025-06-10T08:30 or 2h.") from error
