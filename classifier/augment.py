@@ -12,11 +12,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
+from torch.nn.functional import adaptive_avg_pool2d, affine_grid, conv2d, grid_sample, interpolate, pad
 from torchvision.transforms import v2
 
 _BLUR_RADIUS = 4  # pixels
 _CURVE_POINTS = 6
+_COARSE = (6, 6)  # cells of the large shades of an image
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Strength:
         In units of the grey scale 0..1.
     blur, sharpen
         Largest standard deviation of a Gaussian in pixels, and largest weight of what it removes.
+    detail
+        Largest factor on what is smaller than a lung, as multiscale processing changes it.
+    shading
+        Largest share by which the exposure of one part of the image differs from its mean.
     border, patch
         Largest share of the side that is covered at each edge, or by a patch.
     """
@@ -51,6 +56,8 @@ class Strength:
     curve: float = 0.12
     blur: float = 1.6
     sharpen: float = 1.5
+    detail: float = 2.2
+    shading: float = 0.3
     noise: float = 0.05
     border: float = 0.08
     patch: float = 0.25
@@ -123,7 +130,7 @@ class Augment:
         draw = _Draw(total, part, generator, images.device)
         changed = self._geometry(images, draw)
         for step in (
-            *(self._sharpness, self._exposure, self._curve),
+            *(self._sharpness, self._detail, self._shading, self._exposure, self._curve),
             *(self._noise, self._border, self._patches),
         ):
             changed = step(changed, draw)
@@ -150,6 +157,20 @@ class Augment:
         kind, weight = draw.uniform(), draw.uniform()
         amount = torch.where(kind < 1 / 3, 1.0, torch.where(kind < 2 / 3, -weight * s.sharpen, 0.0))
         return images + _planes(amount) * (smooth - images)
+
+    def _detail(self, images: Tensor, draw: _Draw) -> Tensor:
+        """Weigh local contrast against large shades in half the images, as each vendor does differently."""
+        wide = adaptive_avg_pool2d(images, _COARSE)
+        wide = interpolate(wide, images.shape[2:], mode="bicubic", align_corners=False)
+        weight = torch.where(draw.uniform() < 0.5, draw.factor(self._strength.detail) - 1, 0.0)
+        return images + _planes(weight) * (images - wide)
+
+    def _shading(self, images: Tensor, draw: _Draw) -> Tensor:
+        """Brighten and darken parts of half the images smoothly: another machine's scatter, grid and heel."""
+        coarse = draw.normal(torch.Size([len(images), 1, 3, 3])).clamp(-2, 2) / 2
+        field = interpolate(coarse, images.shape[2:], mode="bicubic", align_corners=False)
+        weight = draw.uniform() * self._strength.shading * (draw.uniform() < 0.5)
+        return images * (1 + _planes(weight) * field)
 
     def _exposure(self, images: Tensor, draw: _Draw) -> Tensor:
         s = self._strength

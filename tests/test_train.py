@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import save_file
 from torchvision.transforms import v2
 
-from classifier.augment import Augment, Published, Strength
 from classifier.batches import Images
 from classifier.data import load as load_data
 from classifier.distributed import Group
@@ -229,16 +228,6 @@ def test_the_published_recipe_trains_the_last_two_blocks_and_the_head_only(
     assert moved == {"denseblock3", "transition3", "denseblock4", "norm5", "1"}
 
 
-def test_the_published_augmentation_is_seeded_and_keeps_shape_and_range() -> None:
-    images = torch.rand(4, 1, 56, 56, generator=torch.Generator().manual_seed(0))
-    torch.manual_seed(5)
-    first = Published(48)(images, torch.Generator(), 4, slice(0, 4))
-    torch.manual_seed(5)
-    assert torch.equal(first, Published(48)(images, torch.Generator(), 4, slice(0, 4)))
-    assert first.shape == (4, 1, 48, 48)
-    assert 0 <= float(first.min()) < float(first.max()) <= 1
-
-
 def test_the_published_recipe_is_the_published_one() -> None:
     model = network(changed(PUBLISHED, weights="none", frozen=False))
     assert isinstance(optimizer(PUBLISHED, model), torch.optim.Adam)
@@ -270,19 +259,6 @@ def test_weights_of_another_network_are_refused(images: Path, tmp_path: Path) ->
     recipe = changed(RECIPE, weights=str(tmp_path / "other.safetensors"))
     with pytest.raises(TrainingError, match="do not fit densenet121; take another file"):
         train(images, tmp_path / "run", recipe, OPTIONS)
-
-
-def test_augmentation_changes_every_image_and_keeps_its_range() -> None:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(8, 1, 56, 56, generator=generator)
-    first = Augment(48, Strength())(images, torch.Generator().manual_seed(1), 8, slice(0, 8))
-    again = Augment(48, Strength())(images, torch.Generator().manual_seed(1), 8, slice(0, 8))
-    assert first.shape == (8, 1, 48, 48)
-    assert torch.equal(first, again)
-    assert float(first.min()) >= 0
-    assert float(first.max()) <= 1
-    assert not torch.isnan(first).any()
-    assert len({float(image.mean()) for image in first}) == 8
 
 
 def test_an_evaluation_writes_exactly_the_promised_keys_and_one_page(
