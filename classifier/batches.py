@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from classifier.augment import Augment, Augmentation, Published
 from classifier.data import Example
 from classifier.distributed import Group
 from classifier.errors import TrainingError
-from classifier.images import decode_all
+from classifier.images import decode_all, require_none
 from classifier.options import Options, Watcher, counted
 from classifier.recipes import Recipe
 from classifier.transforms import Chain, tail
@@ -43,11 +43,14 @@ class Images:
         (N, 1, S, S) uint8, larger than the network sees them.
     val
         (M, 1, S, S) uint8, as the network sees them.
+    skipped
+        Images that were left out, and why.
     """
 
     examples: Sequence[Example]
     train: Tensor
     val: Tensor
+    skipped: Mapping[Path, str] = field(default_factory=dict)
 
     @classmethod
     def decoded(cls, source: Path, recipe: Recipe, options: Options, watcher: Watcher) -> Images:
@@ -62,14 +65,18 @@ class Images:
         decode = partial(
             decode_all,
             workers=options.workers,
-            skip_bad=options.skip_bad,
+            skip_bad=True,
             progress=counted(watcher.decoded, len(examples)),
         )
         parts = [[e for e in examples if e.split == name] for name in ("train", "val")]
-        train, larger = decode(parts[0], with_margin(recipe.image_size))
-        val, images = decode(parts[1], recipe.image_size)
-        data.require_both_classes([*train, *val])  # --skip-bad may have left one out
-        return cls([*train, *val], larger, images)
+        train = decode(parts[0], with_margin(recipe.image_size))
+        val = decode(parts[1], recipe.image_size)
+        bad = train.bad | val.bad
+        if not options.skip_bad:
+            require_none(bad)
+        whole = [*train.examples, *val.examples]
+        data.require_both_classes(whole)  # --skip-bad may have left one out
+        return cls(whole, train.images, val.images, bad)
 
     @property
     def labels(self) -> tuple[Tensor, Tensor]:

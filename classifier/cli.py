@@ -5,8 +5,8 @@ Imports of torch wait inside the commands, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +23,7 @@ from rich.text import Text
 
 from classifier.config import SHIPPED_MODEL, Eligibility, TrainSettings, Unknown
 from classifier.errors import ClassifierError
+from classifier.files import candidates, printable
 from classifier.outcome import Decision, Prediction
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from classifier.predict import Predictor
 
 _BATCH = 16
-_SUFFIXES = {".dcm", ".dicom", ".dic", ".ima", ".jpg", ".jpeg", ".png", ""}
 _COLOURS = {Decision.POSITIVE: "red", Decision.NEGATIVE: "green", Decision.UNDETERMINED: "yellow"}
 
 app = typer.Typer(
@@ -227,7 +227,11 @@ def train(
         resume=resume,
         skip_bad=skip_bad,
         wanted=Wanted(chosen.sensitivity, chosen.band, chosen.unlike_share),
-        about=About(name, version, population, licence, description, _ages(ages)),
+        about=About(
+            *(_stated("--name", name), _stated("--version", version)),
+            *(_stated("--population", population), _stated("--licence", licence)),
+            *(description, _ages(ages)),
+        ),
     )
     run_training(data, out, chosen, options)
 
@@ -285,13 +289,22 @@ def main() -> None:
 
 
 def _sentence(error: ClassifierError | OSError) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "The disk is full; make space, then run it again."
     if isinstance(error, OSError) and error.filename:
-        return f"Cannot read {error.filename}: {error.strerror}; check the path."
+        return f"Cannot use {error.filename}: {error.strerror}; check the path."
     return str(error)
 
 
 def _model_path(model: str) -> Path:
     return SHIPPED_MODEL if model == "default" else Path(model)
+
+
+def _stated(option: str, text: str) -> str:
+    """Refuse what the card cannot say, before anything is trained for it."""
+    if not text.strip():
+        raise ClassifierError(f"{option} is empty; leave it out, or say something.")
+    return text
 
 
 def _ages(text: str | None) -> tuple[int, int] | None:
@@ -326,17 +339,10 @@ def _find(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _find_in(folder: Path) -> Iterator[Path]:
-    found = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_candidate(path)]
+    found = candidates(folder)
     if not found:
         raise ClassifierError(f"There is no DICOM, JPEG or PNG file in {folder}; name another folder.")
     yield from found
-
-
-def _is_candidate(path: Path) -> bool:
-    """Accept bare UIDs as names too: their last part looks like a suffix made of digits."""
-    suffix = path.suffix.lower()
-    is_known = suffix in _SUFFIXES or suffix[1:].isdecimal()
-    return is_known and path.name != "DICOMDIR" and not path.name.startswith(".")
 
 
 def _predict_in_batches(predictor: Predictor, files: Sequence[Path]) -> Iterator[Prediction]:
@@ -353,14 +359,9 @@ def _print_json(content: Any) -> None:
 def _results_table(results: Sequence[tuple[Path, Prediction]]) -> Table:
     table = Table(Column("File", overflow="fold"), "View", "Probability", "Novelty", "Decision", "Reason")
     for file, prediction in results:
-        cells = map(Text, (_printable(file), *_cells(prediction)))  # Text: brackets are no markup here
+        cells = map(Text, (printable(file), *_cells(prediction)))  # Text: brackets are no markup here
         table.add_row(*cells, style=_COLOURS.get(prediction.decision, "dim"))
     return table
-
-
-def _printable(path: Path) -> str:
-    """Return a path whose name may be in another encoding than the terminal's."""
-    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _cells(prediction: Prediction) -> tuple[str, ...]:

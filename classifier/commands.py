@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,15 +22,17 @@ from rich.progress import (
 
 from classifier import plots
 from classifier.config import TrainSettings
+from classifier.data import Example
 from classifier.distributed import rank
 from classifier.errors import ClassifierError
-from classifier.folder import HISTORY_FILE, LAST_FILE, MODEL_FILE
+from classifier.folder import HISTORY_FILE, LAST_FILE, MODEL_FILE, SKIPPED_FILE
 from classifier.options import Epoch, Options, Watcher
 from classifier.recipes import RECIPES, Recipe, changed
 from classifier.train import train
 
 _FIELDS_OF_RECIPE = {"weights", "epochs", "batch_size", "learning_rate", "patience", "image_size"}
 _LOG_SECONDS = 30.0  # between lines where there is no terminal
+_MOST_NAMED = 10
 
 
 def settings(config: Path | None, given: dict[str, object]) -> TrainSettings:
@@ -39,9 +41,10 @@ def settings(config: Path | None, given: dict[str, object]) -> TrainSettings:
     content: dict[str, object] = {}
     if path.is_file():
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8")).get("classifier", {}).get("train", {})
+            whole = tomllib.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ClassifierError(f"{path} is no valid TOML: {error}.") from error
+        content = _table(_table(whole, "classifier", path), "train", path)
     elif config is not None:
         raise ClassifierError(f"There is no file {config}; check --config.")
     try:
@@ -49,6 +52,13 @@ def settings(config: Path | None, given: dict[str, object]) -> TrainSettings:
     except ValidationError as error:
         first = error.errors()[0]
         raise ClassifierError(f"Correct {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+
+
+def _table(content: dict[str, object], name: str, path: Path) -> dict[str, object]:
+    found = content.get(name, {})
+    if not isinstance(found, dict):
+        raise ClassifierError(f"In {path}, {name} is no table; write its settings below its heading.")
+    return found
 
 
 def run_training(source: Path, out: Path, chosen: TrainSettings, options: Options) -> None:
@@ -81,6 +91,9 @@ def run_training(source: Path, out: Path, chosen: TrainSettings, options: Option
             if rank() == 0:
                 plots.save(plots.curves(history, best), out / "curves.png")
 
+        def on_split(examples: Sequence[Example], skipped: Mapping[Path, str]) -> None:
+            console.print("\n".join(_told(examples, skipped)), markup=False, soft_wrap=True)
+
         def on_decoded(done: int, total: int) -> None:
             progress.update(decoding, completed=done, total=total, visible=done < total)
 
@@ -88,7 +101,8 @@ def run_training(source: Path, out: Path, chosen: TrainSettings, options: Option
             progress.update(steps, description="Measuring", completed=done, total=total, visible=True)
 
         try:
-            train(source, out, recipe, options, Watcher(on_decoded, on_embedded, on_step, on_epoch))
+            watcher = Watcher(on_decoded, on_split, on_embedded, on_step, on_epoch)
+            train(source, out, recipe, options, watcher)
         except KeyboardInterrupt:
             has_state = (out / LAST_FILE).is_file()
             console.print("Stopped. Go on with --resume." if has_state else "Stopped in the first epoch.")
@@ -98,6 +112,19 @@ def run_training(source: Path, out: Path, chosen: TrainSettings, options: Option
         f"Done in {minutes:.1f} min. Model: {out / MODEL_FILE}. History: {out / HISTORY_FILE}.",
         soft_wrap=True,
     )
+
+
+def _told(examples: Sequence[Example], skipped: Mapping[Path, str]) -> Iterator[str]:
+    """Say what is trained on, and what one should know of it."""
+    for name, what in (("train", "training"), ("val", "validation")):
+        images = [example for example in examples if example.split == name]
+        yield f"{len(images)} images of {len({e.patient for e in images})} patients for {what}"
+    if len({example.patient for example in examples}) == len(examples):
+        yield "Each image counts as another patient's; if not so, name patients by folders or in a manifest."
+    for path, why in list(skipped.items())[:_MOST_NAMED]:
+        yield f"Left out: {path} ({why})"
+    if len(skipped) > _MOST_NAMED:
+        yield f"{len(skipped) - _MOST_NAMED} more were left out; {SKIPPED_FILE} names them."
 
 
 def _recipe(chosen: TrainSettings) -> Recipe:

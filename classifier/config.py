@@ -72,7 +72,7 @@ class TrainSettings(BaseModel):
     sensitivity: Annotated[float, Field(gt=0, le=1)] = 0.99
     band: Annotated[float, Field(ge=0, lt=1)] = 0.0
     unlike_share: Annotated[float, Field(ge=0, lt=1)] = 0.005
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     workers: Annotated[int, Field(ge=0)] = 0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     device: str = "auto"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 import random
 import re
 from collections import Counter, defaultdict
@@ -20,6 +21,7 @@ from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
 from classifier.errors import DataError
+from classifier.files import PICTURES, candidates, is_dicom, printable
 from classifier.tags import quiet, text
 
 Split = Literal["train", "val", "test", ""]
@@ -30,7 +32,6 @@ CLASSES = {
 }
 """Names of class folders and labels of a manifest, in lower case."""
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".dcm", ".dicom", ".dic"}
 _SPLITS: dict[str, Split] = {
     "train": "train",
     "training": "train",
@@ -40,8 +41,9 @@ _SPLITS: dict[str, Split] = {
     "test": "test",
     "": "",
 }
-# Kermany et al. name files person<ID>_<bacteria|virus>_<n> and [NORMAL2-]IM-<ID>-<n>.
-_PATIENT = re.compile(r"^(person\d+|(?:NORMAL2-)?IM-\d+)[_-]")
+# Kermany et al. name files person<ID>_<bacteria|virus>_<n> and [NORMAL2-]IM-<ID>-<n>; Wang et al. (NIH
+# ChestX-ray14) <ID>_<n>, both with leading zeros.
+_PATIENT = re.compile(r"^(person\d+|(?:NORMAL2-)?IM-\d+|\d{8}(?=_\d{3}\.))[_-]")
 _COLUMNS = ("path", "label", "patient", "split")
 
 
@@ -63,12 +65,14 @@ def load(data: Path) -> list[Example]:
     data
         A folder of two class folders, such as ``NORMAL`` and ``PNEUMONIA``, maybe below ``train``, ``val``
         and ``test``; or a CSV manifest with the columns path, label and, where known, patient and split.
-        Paths in it are relative to its folder.
+        Paths in it are relative to its folder. A folder below a class folder is one patient's, unless the
+        names of its files tell theirs.
 
     Raises
     ------
     DataError
-        When there is no image, a class is missing or unknown, or a patient is in two splits.
+        When there is no image, a class is missing or unknown, a patient is in two splits, or a file is
+        several times there with different labels, patients or splits.
     """
     if data.is_dir():
         examples = list(_from_folder(data))
@@ -76,7 +80,9 @@ def load(data: Path) -> list[Example]:
         examples = _from_manifest(data)
     else:
         raise DataError(f"There is no folder or manifest {data}; check the path.")
+    _require_names(examples)
     _require_classes(examples, data)
+    _require_distinct(examples)
     _require_disjoint(examples, data)
     return sorted(examples, key=lambda example: example.path.as_posix())
 
@@ -123,7 +129,10 @@ def require_both_classes(examples: Sequence[Example]) -> None:
     """Raise `DataError` where the training or the validation images lack a class."""
     for name in ("train", "val"):
         if len({example.label for example in examples if example.split == name}) < 2:
-            raise DataError(f"The split {name!r} lacks a class; give more patients or another share.")
+            raise DataError(
+                f"The split {name!r} lacks a class; give more patients or another share, and let a manifest"
+                " name both splits or none."
+            )
 
 
 def digest(examples: Iterable[Example]) -> str:
@@ -166,9 +175,9 @@ def _from_folder(data: Path) -> Iterator[Example]:
         label = CLASSES.get(folder.name.lower())
         if label is None:
             raise DataError(f"The folder {folder} is no class; name the classes NORMAL and PNEUMONIA.")
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
-                yield Example(path, label, patient_of(path))
+        for path in candidates(folder):
+            if path.suffix.lower() in PICTURES or is_dicom(path):
+                yield Example(path, label, patient_of(path, folder))
 
 
 def _from_manifest(path: Path) -> list[Example]:
@@ -195,17 +204,36 @@ def _row(row: dict[str, str | None], manifest: Path, number: int) -> Example:
     return Example(place, label, (row.get("patient") or "").strip() or patient_of(place), fixed)
 
 
-def patient_of(path: Path) -> str:
-    """Return the patient of a file: its Patient ID in DICOM, else what its name tells, else its name."""
-    if path.suffix.lower() in (".dcm", ".dicom", ".dic"):
-        try:
-            with quiet():
-                header = dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
-            return text(header, "PatientID") or path.stem
-        except (InvalidDicomError, OSError, ValueError, KeyError, EOFError):
-            return path.stem
+def patient_of(path: Path, class_folder: Path | None = None) -> str:
+    """Return the patient of a file.
+
+    That is its Patient ID in DICOM, else what its name tells, else the folder that it lies in below the class
+    folder, else its name.
+    """
+    if path.suffix.lower() not in PICTURES and (known := _patient_id(path)):
+        return known
     named = _PATIENT.match(path.name)
-    return named[1].removeprefix("NORMAL2-") if named else path.stem
+    if named:
+        return named[1].removeprefix("NORMAL2-")
+    below = () if class_folder is None else path.relative_to(class_folder).parts[:-1]
+    return below[0] if below else path.stem
+
+
+def _patient_id(path: Path) -> str | None:
+    try:
+        with quiet():
+            header = dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
+        return text(header, "PatientID")
+    except (InvalidDicomError, OSError, ValueError, KeyError, EOFError):
+        return None
+
+
+def _require_names(examples: Sequence[Example]) -> None:
+    """Refuse names that no text file can hold: manifests and pages name each image."""
+    for example in examples:
+        name = printable(example.path)
+        if name != str(example.path):
+            raise DataError(f"The name of {name} is not in UTF-8; rename the file or folder.")
 
 
 def _require_classes(examples: Sequence[Example], data: Path) -> None:
@@ -215,6 +243,16 @@ def _require_classes(examples: Sequence[Example], data: Path) -> None:
     if len(counts) < 2:
         have = "PNEUMONIA" if 1 in counts else "NORMAL"
         raise DataError(f"{data} holds {have} only; training and evaluation need both classes.")
+
+
+def _require_distinct(examples: Sequence[Example]) -> None:
+    """Refuse a file that is there again as something else, under whatever path."""
+    seen: dict[str, Example] = {}
+    for example in examples:
+        first = seen.setdefault(os.path.realpath(example.path), example)
+        for what in ("label", "patient", "split"):
+            if getattr(first, what) != getattr(example, what):
+                raise DataError(f"{example.path} is there twice, not with the same {what}; keep one of them.")
 
 
 def _require_disjoint(examples: Sequence[Example], data: Path) -> None:

@@ -16,6 +16,7 @@ from classifier import data, page, plots
 from classifier.data import Example
 from classifier.decode import decode
 from classifier.errors import DataError
+from classifier.images import require_none
 from classifier.metrics import Measures, measure
 from classifier.model import ModelCard
 from classifier.outcome import Prediction
@@ -69,22 +70,27 @@ def evaluate(
     DataError
         When there is nothing to measure, or an image cannot be decoded.
     """
+    out.mkdir(parents=True, exist_ok=True)
     examples = [example for example in data.load(source) if not split or example.split == split]
-    if len({example.label for example in examples}) < 2:
-        raise DataError(f"The split {split!r} of {source} lacks a class; evaluation needs both.")
+    _require_both(examples, f"The split {split!r} of {source}" if split else str(source))
     scored = list(_score(predictor, examples, progress))
-    bad = [example.path for example, prediction in scored if prediction.probability is None]
-    if bad and not skip_bad:
-        raise DataError(f"{bad[0]} and {len(bad) - 1} more have no score; leave them out with --skip-bad.")
+    bad = {e.path: p.detail for e, p in scored if p.probability is None}
+    if not skip_bad:
+        require_none(bad)
     kept = [pair for pair in scored if pair[1].probability is not None]
+    _require_both([example for example, _ in kept], f"Without the {len(bad)} that have no score, {source}")
     examples, predictions = [example for example, _ in kept], [prediction for _, prediction in kept]
     labels = np.array([example.label for example in examples], np.float64)
     probability = np.array([prediction.probability for prediction in predictions], np.float64)
     measures = measure(labels, probability, [e.patient for e in examples], predictor.card.threshold)
     evaluation = Evaluation(examples, labels, probability, measures, predictions)
-    out.mkdir(parents=True, exist_ok=True)
     _write(evaluation, predictor.card, source, out)
     return evaluation
+
+
+def _require_both(examples: Sequence[Example], what: str) -> None:
+    if len({example.label for example in examples}) < 2:
+        raise DataError(f"{what} lacks a class; evaluation needs both.")
 
 
 def _score(
@@ -169,6 +175,9 @@ def _doubts(evaluation: Evaluation, card: ModelCard) -> dict[str, str]:
         youngest, oldest = card.ages
         others = sum(not youngest <= int(age) <= oldest for age in ages)
         rows[f"Not of the training population's {youngest} to {oldest} years"] = str(others)
+    if card.band:
+        close = (np.abs(evaluation.probability - card.threshold) < card.band).sum()
+        rows[f"Nearer than {card.band:g} to the threshold"] = str(close)
     beyond = f"{sum(n > 1 for n in known)} of {len(known)}" if known else "the model has no measure for it"
     return rows | {"Unlike the training images": beyond}
 

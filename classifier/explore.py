@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from classifier import data, page, plots
 from classifier.data import Example
 from classifier.decode import decode
 from classifier.errors import NotScorable
+from classifier.images import in_processes
 from classifier.transforms import Resize
 
 Numbers = NDArray[np.float64]
@@ -26,7 +26,6 @@ NAMES = ("NORMAL", "PNEUMONIA")
 _HASH_SIDE = 16  # pixels; 256 bits tell near duplicates from merely similar chests
 _NEAR_BITS = 6
 _SAMPLES = 16
-_CHUNK = 16
 
 
 @dataclass(frozen=True)
@@ -66,16 +65,16 @@ def explore(
     Raises
     ------
     DataError
-        When `classifier.data.load` refuses the set.
+        When `classifier.data.load` refuses the set, or a process was killed.
     """
     examples = data.load(source)
+    out.mkdir(parents=True, exist_ok=True)
     looks: list[_Look] = []
-    with ProcessPoolExecutor() as pool:
-        for look in pool.map(_look, [example.path for example in examples], chunksize=_CHUNK):
+    with in_processes(_look, [example.path for example in examples]) as found:
+        for look in found:
             looks.append(look)
             progress(len(looks), len(examples))
     findings = _findings(examples, looks)
-    out.mkdir(parents=True, exist_ok=True)
     (out / "findings.json").write_text(json.dumps(asdict(findings), indent=2) + "\n", encoding="utf-8")
     _write_page(source, out, examples, looks, findings)
     return findings
@@ -198,6 +197,9 @@ def _warnings(findings: Findings) -> dict[str, str]:
         "Files with the same bytes": _some([" = ".join(group) for group in findings.exact_duplicates]),
         "Files that look the same": _some([" ~ ".join(pair) for pair in findings.near_duplicates]),
         "Patients in both classes": _some(findings.patients_in_two_classes),
+        "Patients with several images": "none is known; where there are, name patients by folders or manifest"
+        if findings.patients == findings.images
+        else "kept together when images are split",
     }
 
 

@@ -125,7 +125,12 @@ def to_bundle(checkpoint: Checkpoint, out: Path) -> None:
         (out / folder).mkdir(parents=True, exist_ok=True)
     state = checkpoint.model.state_dict()
     renamed = {name.replace("classifier.1.", "classifier."): tensor for name, tensor in state.items()}
-    torch.save(renamed, out / "models" / "model.pt")
+    try:
+        torch.save(renamed, out / "models" / "model.pt")
+    except RuntimeError as error:  # of PyTorch's own writer
+        raise ClassifierError(
+            f"The weights cannot be written to {out}; make space, then export anew."
+        ) from error
     _write(out / "configs" / "metadata.json", _metadata(card))
     _write(out / "configs" / "inference.json", _inference(card))
     (out / "docs" / "card.json").write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -201,7 +206,7 @@ def _metadata(card: ModelCard) -> dict[str, Any]:
 
 def _inference(card: ModelCard) -> dict[str, Any]:
     return {
-        "imports": ["$from pathlib import Path", "$from PIL import ImageOps"],
+        "imports": ["$from pathlib import Path", "$from PIL import Image, ImageOps"],
         "bundle_root": ".",
         "dataset_dir": ".",
         "output_dir": "$@bundle_root + '/eval'",
@@ -263,7 +268,10 @@ _LOADING: tuple[dict[str, Any], ...] = (
         "_target_": "LoadImaged",
         "keys": "image",
         "reader": "PILReader",
-        "converter": "$lambda image: ImageOps.exif_transpose(image).convert('L')",
+        # Transparent pixels are black, as in `classifier.decode`
+        "converter": "$lambda image: (lambda i: Image.alpha_composite(Image.new('RGBA', i.size, 'black'),"
+        " i.convert('RGBA')) if i.has_transparency_data else i)(ImageOps.exif_transpose(image))"
+        ".convert('RGB').convert('L')",
         "reverse_indexing": False,
     },
     {"_target_": "EnsureChannelFirstd", "keys": "image"},

@@ -9,11 +9,13 @@ import csv
 import json
 import os
 import platform
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 
@@ -24,11 +26,17 @@ from classifier.options import Epoch, Options
 from classifier.recipes import Recipe
 
 MODEL_FILE, LAST_FILE, HISTORY_FILE = "model.safetensors", "last.pt", "history.csv"
+SKIPPED_FILE = "skipped.csv"
 
 
-def write_settings(out: Path, recipe: Recipe, options: Options, examples: Sequence[Example]) -> None:
-    """Write what the run is made from: split.csv, config.json, environment.json."""
+def write_settings(
+    out: Path, recipe: Recipe, options: Options, examples: Sequence[Example], skipped: Mapping[Path, str]
+) -> None:
+    """Write what the run is made from: split.csv, config.json, environment.json, and what was left out."""
     data.write_manifest(out / "split.csv", examples)
+    if skipped:
+        with (out / SKIPPED_FILE).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([("path", "reason"), *skipped.items()])
     _write_json(out / "config.json", {"recipe": asdict(recipe), "options": asdict(options)})
     environment = {
         "python": platform.python_version(),
@@ -72,28 +80,32 @@ def write_state(
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(out / LAST_FILE)
-        _write_history(out / HISTORY_FILE, history)
+        write_history(out, history)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         raise TrainingError(f"Cannot write to {out}: {error}; make space, then --resume.") from error
 
 
-def read_state(
-    out: Path, recipe: Recipe, examples: Sequence[Example], device: torch.device
-) -> tuple[list[Epoch], dict[str, Any]]:
-    """Read the history and the rest of the state that `write_state` wrote, onto a device.
+def read_state(out: Path, recipe: Recipe, examples: Sequence[Example]) -> tuple[list[Epoch], dict[str, Any]]:
+    """Read the history and the rest of the state that `write_state` wrote, its tensors on the processor.
 
     Raises
     ------
     TrainingError
         When there is none, it is damaged, or was made with other data or another recipe.
     """
+    damaged = TrainingError(f"{out / LAST_FILE} is damaged; start anew in another --out.")
     try:
-        state = torch.load(out / LAST_FILE, map_location=device, weights_only=True)
+        with ZipFile(out / LAST_FILE) as parts:
+            if parts.testzip() is not None:
+                raise damaged
+        state = torch.load(out / LAST_FILE, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise TrainingError(f"There is no run to resume in {out}; leave out --resume.") from error
-    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        raise TrainingError(f"{out / LAST_FILE} is damaged; start anew in another --out.") from error
+    except (OSError, RuntimeError, ValueError, EOFError, BadZipFile, zlib.error, UnpicklingError) as error:
+        raise damaged from error
+    if not isinstance(state, dict):
+        raise damaged
     origin = _origin(recipe, examples)
     if {key: state.get(key) for key in origin} != origin:
         raise TrainingError(f"The run in {out} has other data or settings; choose another --out.")
@@ -108,7 +120,9 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_history(path: Path, history: Sequence[Epoch]) -> None:
+def write_history(out: Path, history: Sequence[Epoch]) -> None:
+    """Write history.csv of a run: one line for each epoch."""
+    path = out / HISTORY_FILE
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(asdict(history[0])), lineterminator="\n")

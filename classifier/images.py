@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +21,26 @@ from classifier.decode import decode
 from classifier.errors import DataError, NotScorable
 
 _CHUNK = 16
-_Decoded: TypeAlias = NDArray[np.uint8] | str  # (1, size, size), or why it cannot be decoded
+_Outcome: TypeAlias = NDArray[np.uint8] | str  # (1, size, size), or why it cannot be decoded
+_Result = TypeVar("_Result")
+
+
+class Decoded(NamedTuple):
+    """Images of a run.
+
+    Attributes
+    ----------
+    examples
+        Those that could be decoded, in their order.
+    images
+        (N, 1, size, size) uint8.
+    bad
+        The others, and why each cannot be decoded.
+    """
+
+    examples: list[Example]
+    images: torch.Tensor
+    bad: dict[Path, str]
 
 
 def decode_all(
@@ -30,7 +50,7 @@ def decode_all(
     workers: int = 0,
     skip_bad: bool = False,
     progress: Callable[[int], None] = lambda _number: None,
-) -> tuple[list[Example], torch.Tensor]:
+) -> Decoded:
     """Decode images and resize them to squares.
 
     Parameters
@@ -46,47 +66,64 @@ def decode_all(
     progress
         Called with the number of images just done.
 
-    Returns
-    -------
-    examples
-        Those that could be decoded, in their order.
-    images
-        (N, 1, size, size) uint8.
+    Raises
+    ------
+    DataError
+        Names the images that cannot be decoded, or says that a process was killed.
+    """
+    images = np.empty((len(examples), 1, size, size), np.uint8)
+    bad: dict[Path, str] = {}
+    good: list[int] = []
+    paths = [example.path for example in examples]
+    with in_processes(partial(_decode, size=size), paths, workers) as decoded:
+        for index, outcome in enumerate(decoded):
+            progress(1)
+            if isinstance(outcome, str):
+                bad[examples[index].path] = outcome
+            else:
+                images[index] = outcome
+                good.append(index)
+    if not skip_bad:
+        require_none(bad)
+    whole = images if len(good) == len(images) else images[good]
+    return Decoded([examples[index] for index in good], torch.from_numpy(whole), bad)
+
+
+def require_none(bad: Mapping[Path, str]) -> None:
+    """Raise `DataError` that names the images that cannot be decoded, if there are any."""
+    if bad:
+        named = _listed([f"{path} ({why})" for path, why in bad.items()])
+        raise DataError(f"{named} cannot be decoded; mend them, or leave them out with --skip-bad.")
+
+
+@contextmanager
+def in_processes(
+    function: Callable[[Path], _Result], paths: Sequence[Path], workers: int = 0
+) -> Iterator[Iterator[_Result]]:
+    """Look at files in this process alone, or in several that are forked from a clean one: this has threads.
+
+    Parameters
+    ----------
+    workers
+        Number of processes; 0 takes one for each processor.
 
     Raises
     ------
     DataError
-        Names the images that cannot be decoded.
+        When a process was killed.
     """
-    images = np.empty((len(examples), 1, size, size), np.uint8)
-    bad: list[str] = []
-    good: list[int] = []
-    paths = [example.path for example in examples]
-    with _decoding(paths, size, workers or _processors()) as decoded:
-        for index, outcome in enumerate(decoded):
-            progress(1)
-            if isinstance(outcome, str):
-                bad.append(f"{examples[index].path} ({outcome})")
-            else:
-                images[index] = outcome
-                good.append(index)
-    if bad and not skip_bad:
-        raise DataError(f"{_listed(bad)} cannot be decoded; mend them, or leave them out with --skip-bad.")
-    whole = images if len(good) == len(images) else images[good]
-    return [examples[index] for index in good], torch.from_numpy(whole)
-
-
-@contextmanager
-def _decoding(paths: Sequence[Path], size: int, workers: int) -> Iterator[Iterator[_Decoded]]:
-    """Decode in this process alone, or in several that are forked from a clean one: this one has threads."""
-    decode_one = partial(_decode, size=size)
     if workers == 1:
-        yield map(decode_one, paths)
+        yield map(function, paths)
         return
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
-        yield pool.map(decode_one, paths, chunksize=_CHUNK)
+    try:
+        with ProcessPoolExecutor(workers or _processors(), context, torch.set_num_threads, (1,)) as pool:
+            yield pool.map(function, paths, chunksize=_CHUNK)
+    except (BrokenProcessPool, EOFError, ConnectionError) as error:  # the latter: of the server of processes
+        raise DataError(
+            "A process that decodes images was killed, perhaps for lack of memory; make some, and try again."
+        ) from error
 
 
 def _processors() -> int:
@@ -94,7 +131,7 @@ def _processors() -> int:
     return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _decode(path: Path, size: int) -> _Decoded:
+def _decode(path: Path, size: int) -> _Outcome:
     try:
         plane = decode(path, size=size)  # (1, size, size) float32 in 0..1
     except (NotScorable, OSError) as error:

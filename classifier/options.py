@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
 
+from classifier.data import Example
 from classifier.finish import About, Wanted
 
 
@@ -67,6 +69,7 @@ class Watcher:
     """Who is told how it goes."""
 
     decoded: Callable[[int, int], None] = lambda _done, _total: None
+    split: Callable[[Sequence[Example], Mapping[Path, str]], None] = lambda *_: None  # and those left out
     embedded: Callable[[int, int], None] = lambda _done, _total: None
     stepped: Callable[[int, int, int, float, float], None] = lambda *_: None
     finished: Callable[[Sequence[Epoch], int], None] = lambda *_: None  # all so far, number of the best

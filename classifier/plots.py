@@ -91,7 +91,7 @@ def grid(images: Sequence[Numbers], titles: Sequence[str], columns: int = 4) -> 
         place.axis("off")
     for place, image, title in zip(figure.axes, images, titles, strict=False):
         place.imshow(image, cmap="gray", vmin=0, vmax=1)
-        place.set_title(title, fontsize=8)
+        place.set_title(title, fontsize=8, parse_math=False)  # file names may hold dollar signs
     return figure
 
 

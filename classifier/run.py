@@ -17,7 +17,7 @@ from classifier.batches import Batch, Batches, Feed, Images
 from classifier.distributed import Group, share_statistics
 from classifier.errors import TrainingError
 from classifier.finish import Validation, card
-from classifier.folder import MODEL_FILE, read_state, write_state
+from classifier.folder import MODEL_FILE, read_state, write_history, write_state
 from classifier.metrics import auroc
 from classifier.model import Network, save
 from classifier.optim import averaged, freeze_statistics, network, optimizer, schedule
@@ -205,10 +205,12 @@ class Run:
         TrainingError
             When there is none, or it does not belong to this run.
         """
-        self.history, parts = read_state(self._out, self._recipe, self._images.examples, self._device)
+        self.history, parts = read_state(self._out, self._recipe, self._images.examples)
         self._model.load_state_dict(parts["model"])
         if self._average is not None:
             self._average.load_state_dict(parts["average"])
         self._optimizer.load_state_dict(parts["optimizer"])
         self._schedule.load_state_dict(parts["schedule"])
         self._best = parts["best"]
+        if self._group.is_first:  # the run may have ended before this was written
+            write_history(self._out, self.history)

@@ -56,13 +56,15 @@ def train(source: Path, out: Path, recipe: Recipe, options: Options, watcher: Wa
                 f"{out} holds a run already; add --resume to go on with it, or choose another --out."
             )
         images = Images.decoded(source, recipe, options, watcher)
-        run = Run(recipe, options, out, images, group)
-        if options.resume:
-            run.resume()
-        group.wait()  # until all have seen what the folder holds
-        if group.is_first:
-            write_settings(out, recipe, options, images.examples)
+        watcher.split(images.examples, images.skipped)
         with _memory_of(recipe):
+            run = Run(recipe, options, out, images, group)
+            if options.resume:
+                run.resume()
+                watcher.finished(run.history, run.best_epoch)
+            group.wait()  # until all have seen what the folder holds
+            if group.is_first:
+                write_settings(out, recipe, options, images.examples, images.skipped)
             for _ in run.epochs(watcher):
                 watcher.finished(run.history, run.best_epoch)
     if group.is_first:  # when the others have left: this takes longer than they may wait

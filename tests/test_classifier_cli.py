@@ -20,6 +20,7 @@ from classifier.config import SHIPPED_MODEL
 from classifier.model import load
 from classifier.outcome import Decision
 from tests.conftest import pixels, radiograph, save
+from tests.test_data import folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -282,7 +283,7 @@ def test_pack_refuses_files_that_are_none(classifier: Classifier, card_file: Pat
     out, gone = tmp_path / "out.safetensors", tmp_path / "gone"
     assert "Cannot read the model" in sentence(classifier("pack", gone, "--card", card_file, "--out", out))
     said = sentence(classifier("pack", SHIPPED_MODEL, "--card", gone, "--out", out))
-    assert said == f"Cannot read {gone}: No such file or directory; check the path."
+    assert said == f"Cannot use {gone}: No such file or directory; check the path."
     card_file.write_bytes(b"\xff\xfe{")
     said = sentence(classifier("pack", SHIPPED_MODEL, "--card", card_file, "--out", out))
     assert said == f"{card_file} is not text in UTF-8; write it anew."
@@ -307,6 +308,45 @@ def test_export_writes_a_bundle_and_says_where(classifier: Classifier, tmp_path:
 def test_ages_that_are_none_are_refused(ages: str, classifier: Classifier, tmp_path: Path) -> None:
     said = sentence(classifier("train", tmp_path, "--out", tmp_path / "run", "--ages", ages))
     assert said == f"The ages {ages!r} are none; write the youngest and the oldest, such as 1-5."
+
+
+@pytest.mark.parametrize("option", ["--name", "--version", "--population", "--licence"])
+def test_a_card_that_would_say_nothing_is_refused_before_training(
+    option: str, classifier: Classifier, tmp_path: Path
+) -> None:
+    said = sentence(classifier("train", tmp_path, "--out", tmp_path / "run", option, " "))
+    assert said == f"{option} is empty; leave it out, or say something."
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("classifier = 3", "classifier is no table; write its settings below its heading."),
+        ("[classifier]\ntrain = 5", "train is no table; write its settings below its heading."),
+        ("[classifier.train]\nseed = 99999999999999999999", "Correct seed: "),
+        ("[classifier.train]\nseed = -1", "Correct seed: "),
+        ("[classifier.train]\nepoch = 3", "Correct epoch: "),
+        ("[classifier.train", "is no valid TOML"),
+    ],
+)
+def test_settings_that_are_none_are_refused(
+    content: str, said: str, classifier: Classifier, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(content)
+    assert said in sentence(classifier("train", tmp_path, "--out", tmp_path / "run", "--config", config))
+
+
+def test_a_folder_for_results_that_is_a_file_is_named_before_anything_is_scored(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    images = folder(tmp_path / "set", patients=1)
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    for command in (("explore", images), ("evaluate", "default", images), ("train", images)):
+        answer = classifier(*command, "--out", taken)
+        assert sentence(answer) == f"Cannot use {taken}: File exists; check the path."
+        assert not answer.out
 
 
 def test_an_adult_is_undetermined_unless_told_otherwise(classifier: Classifier, tmp_path: Path) -> None:

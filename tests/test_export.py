@@ -67,7 +67,10 @@ def session(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def _smooth_picture(path: Path, number: int) -> Path:
     """Write a picture of its own size and content, with grey values between which there is no tie."""
     noise = np.random.default_rng(number).integers(0, 255, (9, 7), np.uint8)
-    Image.fromarray(noise).resize((90 + 60 * number, 120 + 45 * number), Image.Resampling.BICUBIC).save(path)
+    picture = Image.fromarray(noise).resize((90 + 60 * number, 120 + 45 * number), Image.Resampling.BICUBIC)
+    if number == 4:  # transparent towards one side
+        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    picture.save(path)
     return path
 
 

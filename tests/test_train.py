@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
@@ -20,12 +23,12 @@ from torchvision.transforms import v2
 from classifier.batches import Images
 from classifier.data import load as load_data
 from classifier.distributed import Group
-from classifier.errors import TrainingError
+from classifier.errors import DataError, Reason, TrainingError
 from classifier.evaluate import evaluate
 from classifier.explore import explore
 from classifier.finish import About, Wanted
-from classifier.folder import write_state
-from classifier.model import load
+from classifier.folder import read_state, write_state
+from classifier.model import load, save
 from classifier.optim import network, optimizer, schedule
 from classifier.options import Epoch, Options, Watcher
 from classifier.predict import Predictor
@@ -120,10 +123,59 @@ def test_a_second_run_does_not_overwrite_the_first(run: Path, images: Path, tmp_
         train(images, tmp_path / "new", RECIPE, Options(**{**vars(OPTIONS), "resume": True}))
 
 
-def test_a_damaged_state_is_told(run: Path, images: Path, tmp_path: Path) -> None:
-    (tmp_path / "last.pt").write_bytes((run / "last.pt").read_bytes()[:1000])
+def flipped(content: bytes) -> bytes:
+    """Return the content with one bit of some weight changed."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def a_list(_: bytes) -> bytes:
+    buffer = BytesIO()
+    torch.save([1, 2], buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: content[:1000], lambda _: b"", lambda _: b"hello world", flipped, a_list],
+    ids=["short", "empty", "text", "flipped", "list"],
+)
+def test_a_damaged_state_is_told(damage: Callable[[bytes], bytes], run: Path, tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes(damage((run / "last.pt").read_bytes()))
     with pytest.raises(TrainingError, match="is damaged; start anew"):
-        train(images, tmp_path, RECIPE, Options(**{**vars(OPTIONS), "resume": True}))
+        read_state(tmp_path, RECIPE, load_data(run / "split.csv"))
+
+
+def test_a_run_that_ended_before_its_history_was_written_gets_it_when_resumed(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    (out / "history.csv").unlink()
+    drawn: list[int] = []
+    watcher = Watcher(finished=lambda history, _: drawn.append(len(history)))
+    train(images, out, RECIPE, Options(**{**vars(OPTIONS), "resume": True}), watcher)
+    assert history(out) == history(run)
+    assert drawn == [2]
+
+
+def test_all_bad_images_are_named_before_training_or_left_out_and_listed(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", patients=8)
+    bad = {root / "NORMAL" / f"IM-{number:04}-0000.png" for number in range(8)}  # of both splits
+    for path in bad:
+        path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"and 5 more cannot be decoded; .* --skip-bad"):
+        train(root, tmp_path / "refused", RECIPE, OPTIONS)
+    assert not list((tmp_path / "refused").iterdir())
+    told: list[int] = []
+    watcher = Watcher(split=lambda examples, skipped: told.extend((len(examples), len(skipped))))
+    options = Options(**{**vars(OPTIONS), "skip_bad": True})
+    train(root, tmp_path / "run", changed(RECIPE, epochs=1), options, watcher)
+    assert told == [24, 8]
+    with (tmp_path / "run" / "skipped.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {Path(row["path"]) for row in rows} == bad
+    assert all(row["reason"] for row in rows)
 
 
 @pytest.mark.parametrize("batch_size", [2, 47])
@@ -282,6 +334,40 @@ def test_an_evaluation_writes_exactly_the_promised_keys_and_one_page(
     assert "Unlike the training images" in html
     assert "://" not in html
     assert "pneumonia" in (tmp_path / "result" / "report.txt").read_text()
+
+
+def test_an_evaluation_needs_both_classes_after_bad_images_are_left_out(run: Path, tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", patients=3)
+    predictor = Predictor.load(run / "model.safetensors", "cpu", None)
+    sick = sorted((root / "PNEUMONIA").iterdir())
+    for path in sick:
+        path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=rf"{sick[0].name} \(.*and 3 more cannot be decoded"):
+        evaluate(predictor, root, tmp_path / "result")
+    with pytest.raises(DataError, match=r"Without the 6 that have no score, .* lacks a class"):
+        evaluate(predictor, root, tmp_path / "result", skip_bad=True)
+
+
+def test_pages_bear_names_that_look_like_formulas(run: Path, tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", patients=2)
+    for path in [*root.rglob("*.png")]:
+        path.rename(path.with_name(f"a$^$b<i>{path.name}"))
+    evaluate(Predictor.load(run / "model.safetensors", "cpu", None), root, tmp_path / "result")
+    explore(root, tmp_path / "look")
+    for page in ("result", "look"):
+        assert "a$^$b<i>" not in (tmp_path / page / "index.html").read_text()  # only escaped
+
+
+def test_an_evaluation_tells_how_many_are_near_the_threshold(run: Path, images: Path, tmp_path: Path) -> None:
+    model, card, novelty = load(run / "model.safetensors")
+    wide = card.model_copy(update={"band": 0.2})
+    save(tmp_path / "wide.safetensors", model.state_dict(), wide, novelty)
+    predictor = Predictor.load(tmp_path / "wide.safetensors", "cpu", None)
+    found = evaluate(predictor, images, tmp_path / "result")
+    number = sum(p.reason == Reason.NEAR_THRESHOLD for p in predictor.predict(sorted(images.rglob("*.png"))))
+    page = (tmp_path / "result" / "index.html").read_text()
+    assert f"Nearer than 0.2 to the threshold</th><td>{number}</td>" in page
+    assert 0 < number < found.measures.n
 
 
 def test_exploring_finds_what_would_spoil_a_measurement(tmp_path: Path) -> None:
