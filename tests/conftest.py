@@ -35,6 +35,11 @@ SOP_CLASSES = {
 }
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
+# Assertions in what tests share tell as much as those in tests do.
+pytest.register_assert_rewrite(
+    *(f"tests.{name}" for name in ("receiving", "workbench", "delivering", "querying", "decoding"))
+)
+
 
 def uid(*parts: object) -> str:
     """Return the same 2.25 UID for the same parts."""

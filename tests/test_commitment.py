@@ -31,8 +31,8 @@ from pacs_node.receive import Receiver
 from pacs_node.report import REPORT_CLASSES
 from tests.conftest import radiograph, uid
 from tests.peers import orthanc
-from tests.test_pipeline import Bench, only
 from tests.test_worker import until
+from tests.workbench import Bench, only
 
 DX = str(DigitalXRayImageStorageForPresentation)
 CR = str(ComputedRadiographyImageStorage)

@@ -24,7 +24,7 @@ from pacs_node.health import snapshot
 from pacs_node.intake import described, record
 from pacs_node.spool import digest
 from tests.conftest import radiograph, save, uid
-from tests.test_pipeline import Bench, only
+from tests.workbench import Bench, only
 
 PACS = Destination(ae_title="PACS", host="127.0.0.1", port=104)
 HOUR = 3600.0

@@ -29,7 +29,7 @@ from classifier.resample import WHOLE, resample
 from classifier.resolution import reduced
 from classifier.transforms import Resize
 from tests.conftest import pixels
-from tests.test_decode import compressed, encoded, image_of, lut, picture
+from tests.decoding import compressed, encoded, image_of, lut, picture
 
 SIDE = 48
 SAME = 2e-5  # of the grey scale

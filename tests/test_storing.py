@@ -31,7 +31,7 @@ from pacs_node.receive import Receiver
 from pacs_node.spool import Spool, digest
 from pacs_node.storing import Answer, Request, encode_response, file_meta, read_command
 from tests.conftest import radiograph, save
-from tests.test_receive import wait_until
+from tests.receiving import wait_until
 
 DX, EXPLICIT = "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.1.2.1"
 

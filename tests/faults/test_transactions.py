@@ -21,7 +21,7 @@ from pacs_node.config import Destination, Modality, Settings
 from pacs_node.dispatch import CommitStage, ConfirmStage, DeliverStage
 from tests.conftest import radiograph
 from tests.faults.pacs import Pacs
-from tests.test_pipeline import Bench
+from tests.workbench import Bench
 
 
 @pytest.fixture
