@@ -142,4 +142,5 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
 
 def _progress(console: Console) -> Progress:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+    is_log = not console.is_terminal  # where even a bar that is gone would leave an empty line
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=is_log)

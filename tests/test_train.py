@@ -362,7 +362,7 @@ def test_an_evaluation_tells_how_many_are_near_the_threshold(run: Path, images: 
     model, card, novelty = load(run / "model.safetensors")
     wide = card.model_copy(update={"band": 0.2})
     save(tmp_path / "wide.safetensors", model.state_dict(), wide, novelty)
-    predictor = Predictor.load(tmp_path / "wide.safetensors", "cpu", None)
+    predictor = Predictor.load(tmp_path / "wide.safetensors", "cpu", None, cautious=False)
     found = evaluate(predictor, images, tmp_path / "result")
     number = sum(p.reason == Reason.NEAR_THRESHOLD for p in predictor.predict(sorted(images.rglob("*.png"))))
     page = (tmp_path / "result" / "index.html").read_text()
