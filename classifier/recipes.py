@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from classifier.augment import Strength
@@ -90,8 +91,9 @@ class Recipe:
 
     @property
     def text(self) -> str:
-        """The recipe in one line, for the model card."""
-        return ", ".join(f"{key}={value}" for key, value in asdict(self).items() if key != "augment")
+        """The recipe in one line, for the model card; a file of weights by its name, not its place."""
+        told = asdict(self) | {"weights": Path(self.weights).name}
+        return ", ".join(f"{key}={value}" for key, value in told.items() if key != "augment")
 
 
 PUBLISHED = Recipe(

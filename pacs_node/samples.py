@@ -114,14 +114,14 @@ STUDIES = (
         _View("opacity, right lower zone", "positive", partial(frontal_chest, 8, 0.9, "right")),
     ]),
     _Study("Demo^Hanako=試験^花子=しけん^はなこ", 4, "F", [
-        _View("opacities, both lower zones", "positive", partial(frontal_chest, 6, 0.9, "both"), "AP", "CR",
+        _View("opacities, both lower zones", "positive", partial(frontal_chest, 26, 0.9, "both"), "AP", "CR",
               photometric="MONOCHROME1"),
     ]),
     _Study("Demo^Clear Bedside", 3, "M", [
         _View("clear lungs", "negative", partial(frontal_chest, 13), "AP", "CR", bits=10),
     ]),
     _Study("Demo^Opacity Left", 5, "F", [
-        _View("opacity, left lower zone (JPEG 2000)", "positive", partial(frontal_chest, 1, 0.9, "left"),
+        _View("opacity, left lower zone (JPEG 2000)", "positive", partial(frontal_chest, 5, 0.9, "left"),
               compressed=True),
     ]),
     _Study("Demo^Hand", 9, "M", [

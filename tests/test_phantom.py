@@ -125,8 +125,8 @@ def test_demonstration_pixels_show_the_drawing(demo: list[Sample]) -> None:
     shown_by_truth = {s.truth: shown(s) for s in demo if s.expected in ("negative", "positive")}
     drawings = {
         "opacity, right lower zone": drawn(8, 0.9, "right"),  # DX
-        "opacities, both lower zones": drawn(6, 0.9, "both"),  # MONOCHROME1
-        "opacity, left lower zone (JPEG 2000)": drawn(1, 0.9, "left"),
+        "opacities, both lower zones": drawn(26, 0.9, "both"),  # MONOCHROME1
+        "opacity, left lower zone (JPEG 2000)": drawn(5, 0.9, "left"),
         "clear lungs": drawn(13),  # 10 bits
     }
     for truth, drawing in drawings.items():

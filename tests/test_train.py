@@ -276,6 +276,7 @@ def test_the_published_recipe_trains_the_last_two_blocks_and_the_head_only(
         load(weights)[0].state_dict(),
         load(tmp_path / "run" / "model.safetensors")[0].state_dict(),
     )
+    assert ", weights=model.safetensors, " in load(tmp_path / "run" / "model.safetensors").card.recipe
     moved = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"denseblock3", "transition3", "denseblock4", "norm5", "1"}
 
