@@ -206,7 +206,7 @@ def _metadata(card: ModelCard) -> dict[str, Any]:
 
 def _inference(card: ModelCard) -> dict[str, Any]:
     return {
-        "imports": ["$from pathlib import Path", "$from PIL import Image, ImageOps"],
+        "imports": ["$from pathlib import Path", "$from PIL import Image", "$from PIL import ImageOps"],
         "bundle_root": ".",
         "dataset_dir": ".",
         "output_dir": "$@bundle_root + '/eval'",

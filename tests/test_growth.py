@@ -226,7 +226,7 @@ BY_HAND = {
 def test_no_statement_reads_all_of_a_large_table(
     grown: Database, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "_COUNTABLE", 0)
+    monkeypatch.setattr(operations, "_COUNTABLE", 0)
     found = plans(grown, ASKED[what])
     assert found
     assert {said: ways for said, ways in found.items() if any(map(reads_all, ways))} == {}
@@ -282,7 +282,7 @@ def test_counts_are_right_where_they_are_counted_and_near_where_they_are_estimat
 ) -> None:
     with grown.read() as session:
         exact = operations.counts(session)
-        monkeypatch.setattr(results, "_COUNTABLE", 0)
+        monkeypatch.setattr(operations, "_COUNTABLE", 0)
         estimated = operations.counts(session)
     assert (exact.instances, exact.scores, exact.is_estimate) == (IMAGES, IMAGES - WAITING, False)
     assert exact.jobs["score", "ready"] == WAITING
