@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from classifier.predict import choose_device
+from classifier.device import choose_device
 
 _PATIENCE = timedelta(hours=2)  # one machine may decode its images much faster than another
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from classifier.config import SHIPPED_MODEL, Eligibility
+from classifier.device import choose_device
 from classifier.engine import EngineName, choose
-from classifier.errors import CheckpointError, DeviceError, NotScorable, Reason
+from classifier.errors import CheckpointError, NotScorable, Reason
 from classifier.model import Checkpoint, load
 from classifier.outcome import Decision, Prediction
 from classifier.prepare import Preparation, Ready
@@ -222,23 +223,3 @@ def _refused(why: NotScorable) -> Prediction:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, _DECIMALS)
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device that `name` means.
-
-    Raises
-    ------
-    DeviceError
-        When it is not a device name or the machine has no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = name.partition(":")
-    if name != "cpu" and not (kind == "cuda" and (number.isdecimal() or name == "cuda")):
-        raise DeviceError(
-            f'The device {name!r} is not known; set device to "auto", "cpu", "cuda" or "cuda:N".'
-        )
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise DeviceError(f'This machine has no device {name!r}; set device to "cpu" or "auto".')
-    return torch.device("cpu") if kind == "cpu" else torch.device(kind, int(number or 0))
