@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from classifier import data
 from classifier.augment import Augment, Augmentation, Published
-from classifier.data import Example
+from classifier.data import examples as data
+from classifier.data.examples import Example
+from classifier.data.images import decode_all, require_none
 from classifier.distributed import Group
 from classifier.errors import TrainingError
-from classifier.images import decode_all, require_none
 from classifier.options import Options, Watcher, counted
 from classifier.recipes import Recipe
 from classifier.transforms import Chain, tail

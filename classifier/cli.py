@@ -22,8 +22,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from classifier.config import SHIPPED_MODEL, Eligibility, TrainSettings, Unknown
+from classifier.data.files import candidates, printable
 from classifier.errors import ClassifierError
-from classifier.files import candidates, printable
 from classifier.outcome import Decision, Prediction
 
 if TYPE_CHECKING:

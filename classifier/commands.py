@@ -22,7 +22,7 @@ from rich.progress import (
 
 from classifier import plots
 from classifier.config import TrainSettings
-from classifier.data import Example
+from classifier.data.examples import Example
 from classifier.distributed import rank
 from classifier.errors import ClassifierError
 from classifier.folder import HISTORY_FILE, LAST_FILE, MODEL_FILE, SKIPPED_FILE

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier import data
 from classifier.calibrate import Calibration, choose_threshold, fit, probabilities
-from classifier.data import Example
+from classifier.data import examples as data
+from classifier.data.examples import Example
 from classifier.metrics import auroc, calibration_error, interval
 from classifier.model import Metric, ModelCard
 from classifier.optim import ARCHITECTURE

@@ -19,8 +19,8 @@ from zipfile import BadZipFile, ZipFile
 
 import torch
 
-from classifier import data
-from classifier.data import Example
+from classifier.data import examples as data
+from classifier.data.examples import Example
 from classifier.errors import TrainingError
 from classifier.options import Epoch, Options
 from classifier.recipes import Recipe

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from classifier.augment import Augment
 from classifier.batches import Feed, Images, with_margin
+from classifier.data.images import decode_all
 from classifier.finish import Validation, card
 from classifier.folder import MODEL_FILE
-from classifier.images import decode_all
 from classifier.model import Network, load, save
 from classifier.novelty import fit
 from classifier.options import Options, Watcher, counted

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from classifier.data import Example
+from classifier.data.examples import Example
 from classifier.finish import About, Wanted
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classifier import data
+from classifier.data import examples as data
+from classifier.data.images import decode_all, in_processes
 from classifier.errors import DataError
-from classifier.images import decode_all, in_processes
 from tests.conftest import radiograph, save
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torchvision.transforms import v2
 
 from classifier.batches import Images
-from classifier.data import load as load_data
+from classifier.data.examples import load as load_data
 from classifier.distributed import Group
 from classifier.errors import DataError, Reason, TrainingError
 from classifier.evaluate import evaluate

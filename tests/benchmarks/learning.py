@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from classifier.config import SHIPPED_MODEL
-from classifier.data import load as load_data
-from classifier.images import decode_all
+from classifier.data.examples import load as load_data
+from classifier.data.images import decode_all
 from classifier.model import load
 from classifier.options import Epoch, Options, Watcher
 from classifier.predict import Predictor

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from classifier.data import Example
+from classifier.data.examples import Example
 from classifier.decode import decode
 from classifier.errors import DataError, NotScorable
 

@@ -20,8 +20,8 @@ from typing import Literal
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
+from classifier.data.files import PICTURES, candidates, is_dicom, printable
 from classifier.errors import DataError
-from classifier.files import PICTURES, candidates, is_dicom, printable
 from classifier.tags import quiet, text
 
 Split = Literal["train", "val", "test", ""]
