@@ -16,7 +16,7 @@ from classifier import page, plots
 from classifier.data import examples as data
 from classifier.data.examples import Example
 from classifier.data.images import require_none
-from classifier.decode import decode
+from classifier.decoding.decode import decode
 from classifier.errors import DataError
 from classifier.metrics import Measures, measure
 from classifier.model import ModelCard

@@ -17,7 +17,7 @@ from classifier import page, plots
 from classifier.data import examples as data
 from classifier.data.examples import Example
 from classifier.data.images import in_processes
-from classifier.decode import decode
+from classifier.decoding.decode import decode
 from classifier.errors import NotScorable
 from classifier.transforms import Resize
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from classifier.config import Eligibility
-from classifier.decode import Radiograph, read
+from classifier.decoding.decode import Radiograph, read
 from classifier.errors import NotScorable
 from classifier.transforms import Chain
 

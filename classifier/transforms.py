@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from classifier.config import Eligibility
-from classifier.decode import Source, decode
+from classifier.decoding.decode import Source, decode
 from classifier.errors import CheckpointError, NotScorable
 
 Image = NDArray[np.float32] | torch.Tensor

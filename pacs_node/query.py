@@ -36,7 +36,7 @@ from pynetdicom import _config, build_role
 from pynetdicom.association import Association
 
 from classifier.config import PROJECTION_RADIOGRAPHS
-from classifier.tags import quiet, values
+from classifier.decoding.tags import quiet, values
 from pacs_node.association import application_entity, associate
 from pacs_node.errors import NotAssociated, PeerError, TakesNothing
 from pacs_node.header import text

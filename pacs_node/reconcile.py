@@ -16,10 +16,10 @@ from typing import Protocol, TypeVar
 from pydicom.dataset import Dataset
 from pydicom.uid import ComputedRadiographyImageStorage
 
-from classifier import eligibility
 from classifier.config import PROJECTION_RADIOGRAPHS, Eligibility
+from classifier.decoding import eligibility
+from classifier.decoding.tags import quiet
 from classifier.errors import NotScorable, Reason
-from classifier.tags import quiet
 from db import inventory, queries
 from db.inventory import Known, Reported
 from db.session import Database

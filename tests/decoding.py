@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID
 
-from classifier.decode import Eligibility, decode
+from classifier.decoding.decode import Eligibility, decode
 from classifier.errors import NotScorable, Reason
 from tests.conftest import radiograph
 

@@ -31,7 +31,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from classifier.decode import Eligibility, decode, read
+from classifier.decoding.decode import Eligibility, decode, read
 from classifier.errors import Reason
 from tests.conftest import pixels
 from tests.decoding import CODESTREAMS, RAMP, compressed, encoded, image_of, picture, refused, stretched

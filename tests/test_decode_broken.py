@@ -28,7 +28,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from classifier.decode import Eligibility, decode, read
+from classifier.decoding.decode import Eligibility, decode, read
 from classifier.errors import NotScorable, Reason
 from tests.conftest import code, pixels, radiograph, save
 from tests.decoding import CODESTREAMS, RAMP, compressed, encoded, image_of, lut, refused

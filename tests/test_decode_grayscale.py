@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydicom.uid import ExplicitVRBigEndian
 
-from classifier.decode import decode
+from classifier.decoding.decode import decode
 from classifier.errors import Reason
 from tests.decoding import RAMP, encoded, image_of, lut, refused, stretched
 

@@ -22,11 +22,11 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from classifier import decoders
-from classifier.decode import decode
+from classifier.decoding import codecs
+from classifier.decoding.decode import decode
+from classifier.decoding.jpeg2000 import reduced
+from classifier.decoding.resample import WHOLE, resample
 from classifier.errors import NotScorable, Reason
-from classifier.resample import WHOLE, resample
-from classifier.resolution import reduced
 from classifier.transforms import Resize
 from tests.conftest import pixels
 from tests.decoding import compressed, encoded, image_of, lut, picture
@@ -200,7 +200,7 @@ def test_jpeg_files_and_frames() -> None:
     ds.WindowCenter, ds.WindowWidth = 128, 256
     assert_same(encoded(ds), CLOSE)
     with Image.open(frame) as image:
-        assert decoders.draft(image, SIDE).step == 4
+        assert codecs.draft(image, SIDE).step == 4
 
 
 def test_a_turned_picture() -> None:

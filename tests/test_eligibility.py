@@ -20,7 +20,7 @@ from pydicom.uid import (
     MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
 )
 
-from classifier.decode import PROJECTION_RADIOGRAPHS, Eligibility, check
+from classifier.decoding.decode import PROJECTION_RADIOGRAPHS, Eligibility, check
 from classifier.errors import NotScorable, Reason
 from tests.conftest import code, radiograph
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from classifier import export
 from classifier.config import SHIPPED_MODEL
-from classifier.decode import decode
+from classifier.decoding.decode import decode
 from classifier.errors import ClassifierError
 from classifier.model import Checkpoint, load, save
 from classifier.novelty import fit

@@ -13,12 +13,12 @@ from pydicom.dataset import Dataset
 from sklearn.datasets import load_sample_images
 
 from classifier.config import Eligibility
+from classifier.decoding.tags import age, quiet
 from classifier.errors import CheckpointError, Reason
 from classifier.model import Checkpoint, load, save
 from classifier.novelty import Novelty, fit, split_tensors
 from classifier.outcome import Decision, Prediction
 from classifier.predict import Predictor
-from classifier.tags import age, quiet
 from tests.conftest import radiograph
 from tests.conftest import save as save_dicom
 

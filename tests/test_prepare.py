@@ -31,7 +31,7 @@ from pydicom.uid import (
 
 from classifier import prepare
 from classifier.config import SHIPPED_MODEL, Eligibility
-from classifier.decode import decode
+from classifier.decoding.decode import decode
 from classifier.errors import NotScorable, Reason
 from classifier.model import Checkpoint, load
 from classifier.prepare import Preparation, Ready

@@ -18,7 +18,7 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from classifier.decode import Eligibility, decode, read
+from classifier.decoding.decode import Eligibility, decode, read
 from classifier.errors import NotScorable
 from pacs_node import samples
 from pacs_node.errors import UserError

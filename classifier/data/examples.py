@@ -21,8 +21,8 @@ from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
 from classifier.data.files import PICTURES, candidates, is_dicom, printable
+from classifier.decoding.tags import quiet, text
 from classifier.errors import DataError
-from classifier.tags import quiet, text
 
 Split = Literal["train", "val", "test", ""]
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from classifier.data.examples import Example
-from classifier.decode import decode
+from classifier.decoding.decode import decode
 from classifier.errors import DataError, NotScorable
 
 _CHUNK = 16

@@ -298,7 +298,7 @@ def _light(module: ModuleType) -> None:
     """Give the module of the network's stand-in what `roles` takes from the real one."""
     from types import SimpleNamespace
 
-    from classifier import decode
+    from classifier.decoding import decode
     from classifier.errors import NotScorable
     from classifier.outcome import Decision, Prediction
 

@@ -13,8 +13,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import DigitalXRayImageStorageForProcessing
 
 from classifier.config import PROJECTION_RADIOGRAPHS, SECONDARY_CAPTURES, Eligibility
+from classifier.decoding.tags import Code, codes, integer, items, plain, quiet, quote, text, texts, values
 from classifier.errors import NotScorable, Reason
-from classifier.tags import Code, codes, integer, items, plain, quiet, quote, text, texts, values
 
 _RADIOGRAPHY = {"CR", "DX", "RG", "XR"}  # XR is no Defined Term of PS3.3 C.7.3.1.1.1, but some senders use it
 _VAGUE_MODALITY = {"", "OT"}

@@ -18,10 +18,10 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import ExplicitVRBigEndian
 
+from classifier.decoding.pixels import Stored, translated, unreadable
+from classifier.decoding.resample import Grey, resample
+from classifier.decoding.tags import integer, items, numbers, text, values
 from classifier.errors import NotScorable, Reason
-from classifier.pixels import Stored, translated, unreadable
-from classifier.resample import Grey, resample
-from classifier.tags import integer, items, numbers, text, values
 
 _ROWS = 64  # at once, which bounds the indices that a look-up needs
 _STRAIGHT = 1e-6  # of the grey scale; float32 knows 6e-8

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from classifier.resample import WHOLE, Sampling
+from classifier.decoding.resample import WHOLE, Sampling
 
 _SOC, _EOC = b"\xff\x4f", b"\xff\xd9"
 _SIZ, _COD, _QCD, _SOT, _SOD, _PLT, _COM = 0x51, 0x52, 0x5C, 0x90, 0x93, 0x58, 0x64

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.uid import UID, JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, RLELossless
 
-from classifier.resample import WHOLE, Sampling
-from classifier.resolution import reduced
+from classifier.decoding.jpeg2000 import reduced
+from classifier.decoding.resample import WHOLE, Sampling
 
 Values = NDArray[Any]
 

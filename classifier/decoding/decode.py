@@ -22,13 +22,13 @@ from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from classifier.config import PROJECTION_RADIOGRAPHS, Eligibility
-from classifier.decoders import draft
-from classifier.eligibility import check
+from classifier.decoding.codecs import draft
+from classifier.decoding.eligibility import check
+from classifier.decoding.grayscale import follows_averaging, require_contrast, to_grey
+from classifier.decoding.pixels import ImagePixel, image_pixel, stored_values, translated, unreadable
+from classifier.decoding.resample import WHOLE, Grey, resample
+from classifier.decoding.tags import age, quiet
 from classifier.errors import NotScorable, Reason
-from classifier.grayscale import follows_averaging, require_contrast, to_grey
-from classifier.pixels import ImagePixel, image_pixel, stored_values, translated, unreadable
-from classifier.resample import WHOLE, Grey, resample
-from classifier.tags import age, quiet
 
 __all__ = ["PROJECTION_RADIOGRAPHS", "Eligibility", "Radiograph", "check", "decode", "read"]
 

@@ -30,11 +30,11 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from classifier.codestream import has_end, j2k_header, jpeg_essence, jpeg_header
-from classifier.decoders import decoded, native
+from classifier.decoding.codecs import decoded, native
+from classifier.decoding.codestream import has_end, j2k_header, jpeg_essence, jpeg_header
+from classifier.decoding.resample import WHOLE, Sampling
+from classifier.decoding.tags import integer, quote, text, values
 from classifier.errors import NotScorable, Reason
-from classifier.resample import WHOLE, Sampling
-from classifier.tags import integer, quote, text, values
 
 _LOSSY_JPEG = {JPEGBaseline8Bit, JPEGExtended12Bit}
 _SELF_DESCRIBED = {
