@@ -156,7 +156,7 @@ def explore(
 ) -> None:
     """Look at labelled images: counts, sizes, duplicates, and what a network could read instead of lungs."""
     from classifier.commands import counting  # noqa: PLC0415
-    from classifier.explore import explore as look  # noqa: PLC0415
+    from classifier.measuring.explore import explore as look  # noqa: PLC0415
 
     with counting("Looking") as progress:
         findings = look(data, out, progress)
@@ -248,7 +248,7 @@ def evaluate(
 ) -> None:
     """Measure a model on labelled images."""
     from classifier.commands import counting  # noqa: PLC0415
-    from classifier.evaluate import evaluate as measure  # noqa: PLC0415
+    from classifier.measuring.evaluate import evaluate as measure  # noqa: PLC0415
     from classifier.predict import Predictor  # noqa: PLC0415
 
     predictor = Predictor.load(_model_path(model), device, None, cautious=False)

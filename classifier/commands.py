@@ -20,12 +20,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from classifier import plots
 from classifier.config import TrainSettings
 from classifier.data.examples import Example
 from classifier.distributed import rank
 from classifier.errors import ClassifierError
 from classifier.folder import HISTORY_FILE, LAST_FILE, MODEL_FILE, SKIPPED_FILE
+from classifier.measuring import plots
 from classifier.options import Epoch, Options, Watcher
 from classifier.recipes import RECIPES, Recipe, changed
 from classifier.train import train

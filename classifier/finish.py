@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from classifier.calibrate import Calibration, choose_threshold, fit, probabilities
 from classifier.data import examples as data
 from classifier.data.examples import Example
-from classifier.metrics import auroc, calibration_error, interval
+from classifier.measuring.metrics import auroc, calibration_error, interval
 from classifier.model import Metric, ModelCard
 from classifier.optim import ARCHITECTURE
 from classifier.recipes import Recipe

@@ -18,7 +18,7 @@ from classifier.distributed import Group, share_statistics
 from classifier.errors import TrainingError
 from classifier.finish import Validation, card
 from classifier.folder import MODEL_FILE, read_state, write_history, write_state
-from classifier.metrics import auroc
+from classifier.measuring.metrics import auroc
 from classifier.model import Network, save
 from classifier.optim import averaged, freeze_statistics, network, optimizer, schedule
 from classifier.options import Epoch, Options, Watcher

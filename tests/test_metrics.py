@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from classifier import finish
 from classifier.calibrate import choose_threshold, fit, probabilities
-from classifier.metrics import auroc, calibration_error, interval, measure
+from classifier.measuring.metrics import auroc, calibration_error, interval, measure
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 1], np.float64)
 PROBABILITY = np.array([0.1, 0.2, 0.6, 0.3, 0.4, 0.7, 0.8, 0.9])

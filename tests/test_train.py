@@ -24,10 +24,10 @@ from classifier.batches import Images
 from classifier.data.examples import load as load_data
 from classifier.distributed import Group
 from classifier.errors import DataError, Reason, TrainingError
-from classifier.evaluate import evaluate
-from classifier.explore import explore
 from classifier.finish import About, Wanted
 from classifier.folder import read_state, write_state
+from classifier.measuring.evaluate import evaluate
+from classifier.measuring.explore import explore
 from classifier.model import load, save
 from classifier.optim import network, optimizer, schedule
 from classifier.options import Epoch, Options, Watcher

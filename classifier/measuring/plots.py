@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from classifier.metrics import BINS, Measures, bins
+from classifier.measuring.metrics import BINS, Measures, bins
 
 mpl.use("Agg")
 

@@ -13,12 +13,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from classifier import page, plots
 from classifier.data import examples as data
 from classifier.data.examples import Example
 from classifier.data.images import in_processes
 from classifier.decoding.decode import decode
 from classifier.errors import NotScorable
+from classifier.measuring import page, plots
 from classifier.transforms import Resize
 
 Numbers = NDArray[np.float64]

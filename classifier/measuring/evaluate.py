@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import classification_report
 
-from classifier import page, plots
 from classifier.data import examples as data
 from classifier.data.examples import Example
 from classifier.data.images import require_none
 from classifier.decoding.decode import decode
 from classifier.errors import DataError
-from classifier.metrics import Measures, measure
+from classifier.measuring import page, plots
+from classifier.measuring.metrics import Measures, measure
 from classifier.model import ModelCard
 from classifier.outcome import Prediction
 from classifier.predict import Predictor
