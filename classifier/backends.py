@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from classifier.folded import Folded
-from classifier.model import Network
+from classifier.model.network import Network
 
 EXACT = 0.001  # may differ by the order in which float32 numbers are added
 _FLOAT16, _BFLOAT16 = 0.005, 0.02

@@ -19,9 +19,9 @@ from classifier.data.examples import Example
 from classifier.data.images import decode_all, require_none
 from classifier.distributed import Group
 from classifier.errors import TrainingError
+from classifier.model.transforms import Chain, tail
 from classifier.options import Options, Watcher, counted
 from classifier.recipes import Recipe
-from classifier.transforms import Chain, tail
 
 _CACHE_MARGIN = 7 / 6  # images are kept this much larger than the network sees them, for turns and zooms
 

@@ -27,7 +27,7 @@ from classifier.errors import ClassifierError
 from classifier.outcome import Decision, Prediction
 
 if TYPE_CHECKING:
-    from classifier.model import ModelCard
+    from classifier.model.card import ModelCard
     from classifier.predict import Predictor
 
 _BATCH = 16
@@ -121,7 +121,7 @@ def predict(
 @app.command(epilog="Example:\n\nclassifier show default")
 def show(model: ModelArgument, output: FormatOption = Format.TABLE) -> None:
     """Print the card of a model: preprocessing, threshold, data, measurements, limits of use."""
-    from classifier.model import load  # noqa: PLC0415
+    from classifier.model.checkpoint import load  # noqa: PLC0415
 
     card = load(_model_path(model)).card
     if output is Format.JSON:
@@ -139,8 +139,9 @@ def pack(
     out: Annotated[Path, typer.Option(help="Where to write the checkpoint.")],
 ) -> None:
     """Make a checkpoint from bare weights and a card."""
-    from classifier.model import load_weights, parse_card, save  # noqa: PLC0415
-    from classifier.transforms import tail  # noqa: PLC0415
+    from classifier.model.card import parse_card  # noqa: PLC0415
+    from classifier.model.checkpoint import load_weights, save  # noqa: PLC0415
+    from classifier.model.transforms import tail  # noqa: PLC0415
 
     parsed = parse_card(_read_text(card))
     tail(parsed.preprocessing)
@@ -271,7 +272,7 @@ def export(
 ) -> None:
     """Write a model, with all that follows decoding, for ONNX Runtime or as a MONAI bundle."""
     from classifier.export import to_bundle, to_onnx  # noqa: PLC0415
-    from classifier.model import load  # noqa: PLC0415
+    from classifier.model.checkpoint import load  # noqa: PLC0415
 
     write = to_onnx if output is Exchange.ONNX else to_bundle
     write(load(_model_path(model)), out)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from classifier.backends import Eager, Engine, OpenVino, Plain, Recorded
 from classifier.errors import DeviceError
-from classifier.model import Network
+from classifier.model.network import Network
 
 _log = logging.getLogger(__name__)
 

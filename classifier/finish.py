@@ -12,7 +12,7 @@ from classifier.calibrate import Calibration, choose_threshold, fit, probabiliti
 from classifier.data import examples as data
 from classifier.data.examples import Example
 from classifier.measuring.metrics import auroc, calibration_error, interval
-from classifier.model import Metric, ModelCard
+from classifier.model.card import Metric, ModelCard
 from classifier.optim import ARCHITECTURE
 from classifier.recipes import Recipe
 

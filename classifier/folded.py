@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d
 
-from classifier.model import Network
+from classifier.model.network import Network
 
 _GROWTH = 32  # maps that a layer adds
 

@@ -15,8 +15,9 @@ from classifier.batches import Feed, Images, with_margin
 from classifier.data.images import decode_all
 from classifier.finish import Validation, card
 from classifier.folder import MODEL_FILE
-from classifier.model import Network, load, save
-from classifier.novelty import fit
+from classifier.model.checkpoint import load, save
+from classifier.model.network import Network
+from classifier.model.novelty import fit
 from classifier.options import Options, Watcher, counted
 from classifier.recipes import Recipe
 

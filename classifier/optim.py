@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from classifier.errors import TrainingError
-from classifier.model import Network, build, load_weights
+from classifier.model.checkpoint import load_weights
+from classifier.model.network import Network, build
 from classifier.recipes import Recipe
 
 ARCHITECTURE = "densenet121"

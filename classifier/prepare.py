@@ -19,7 +19,7 @@ import torch
 from classifier.config import Eligibility
 from classifier.decoding.decode import Radiograph, read
 from classifier.errors import NotScorable
-from classifier.transforms import Chain
+from classifier.model.transforms import Chain
 
 _LARGE = 32 * 2**20  # bytes of a file: of such, one at a time bounds the memory
 _MOST_THREADS = 16

@@ -19,7 +19,8 @@ from classifier.errors import TrainingError
 from classifier.finish import Validation, card
 from classifier.folder import MODEL_FILE, read_state, write_history, write_state
 from classifier.measuring.metrics import auroc
-from classifier.model import Network, save
+from classifier.model.checkpoint import save
+from classifier.model.network import Network
 from classifier.optim import averaged, freeze_statistics, network, optimizer, schedule
 from classifier.options import Epoch, Options, Watcher
 from classifier.recipes import Recipe

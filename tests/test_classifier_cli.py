@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from classifier.cli import main
 from classifier.config import SHIPPED_MODEL
-from classifier.model import load
+from classifier.model.checkpoint import load
 from classifier.outcome import Decision
 from tests.conftest import pixels, radiograph, save
 from tests.test_data import folder

@@ -27,7 +27,7 @@ from classifier.decoding.decode import decode
 from classifier.decoding.jpeg2000 import reduced
 from classifier.decoding.resample import WHOLE, resample
 from classifier.errors import NotScorable, Reason
-from classifier.transforms import Resize
+from classifier.model.transforms import Resize
 from tests.conftest import pixels
 from tests.decoding import compressed, encoded, image_of, lut, picture
 

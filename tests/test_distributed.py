@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import start_processes
 from classifier import run
 from classifier.augment import Augment, Strength
 from classifier.distributed import Group, rank, share_statistics
-from classifier.model import Network
+from classifier.model.network import Network
 from classifier.optim import network
 from classifier.options import Options
 from classifier.recipes import DEFAULT, Recipe, changed

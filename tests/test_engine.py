@@ -20,7 +20,8 @@ from classifier.config import SHIPPED_MODEL
 from classifier.engine import Engines, choose
 from classifier.errors import DeviceError
 from classifier.folded import Folded
-from classifier.model import Checkpoint, Network, build, load
+from classifier.model.checkpoint import Checkpoint, load
+from classifier.model.network import Network, build
 from classifier.outcome import Decision, Prediction
 from classifier.predict import Predictor
 from pacs_node.samples import write_samples

@@ -19,8 +19,8 @@ from classifier import export
 from classifier.config import SHIPPED_MODEL
 from classifier.decoding.decode import decode
 from classifier.errors import ClassifierError
-from classifier.model import Checkpoint, load, save
-from classifier.novelty import fit
+from classifier.model.checkpoint import Checkpoint, load, save
+from classifier.model.novelty import fit
 from classifier.predict import Predictor
 
 SAME = 1e-4

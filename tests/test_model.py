@@ -19,7 +19,9 @@ from safetensors.torch import save as dump
 
 from classifier.config import SHIPPED_MODEL
 from classifier.errors import CheckpointError
-from classifier.model import Checkpoint, ModelCard, build, load, load_weights, parse_card, save
+from classifier.model.card import ModelCard, parse_card
+from classifier.model.checkpoint import Checkpoint, load, load_weights, save
+from classifier.model.network import build
 
 State = dict[str, torch.Tensor]
 FIRST = "features.norm0.weight"  # (64,) float32

@@ -15,8 +15,8 @@ from sklearn.datasets import load_sample_images
 from classifier.config import Eligibility
 from classifier.decoding.tags import age, quiet
 from classifier.errors import CheckpointError, Reason
-from classifier.model import Checkpoint, load, save
-from classifier.novelty import Novelty, fit, split_tensors
+from classifier.model.checkpoint import Checkpoint, load, save
+from classifier.model.novelty import Novelty, fit, split_tensors
 from classifier.outcome import Decision, Prediction
 from classifier.predict import Predictor
 from tests.conftest import radiograph

@@ -17,7 +17,8 @@ from torch import nn
 from classifier.config import SHIPPED_MODEL, Eligibility
 from classifier.device import choose_device
 from classifier.errors import CheckpointError, DeviceError, Reason
-from classifier.model import Checkpoint, ModelCard
+from classifier.model.card import ModelCard
+from classifier.model.checkpoint import Checkpoint
 from classifier.outcome import Decision, Prediction
 from classifier.predict import Predictor
 from pacs_node.samples import Sample, write_samples

@@ -33,9 +33,9 @@ from classifier import prepare
 from classifier.config import SHIPPED_MODEL, Eligibility
 from classifier.decoding.decode import decode
 from classifier.errors import NotScorable, Reason
-from classifier.model import Checkpoint, load
+from classifier.model.checkpoint import Checkpoint, load
+from classifier.model.transforms import chain, tail
 from classifier.prepare import Preparation, Ready
-from classifier.transforms import chain, tail
 from pacs_node.phantom import frontal_chest
 from tests.conftest import radiograph, save
 

@@ -28,14 +28,14 @@ from classifier.finish import About, Wanted
 from classifier.folder import read_state, write_state
 from classifier.measuring.evaluate import evaluate
 from classifier.measuring.explore import explore
-from classifier.model import load, save
+from classifier.model.checkpoint import load, save
+from classifier.model.transforms import Resize, tail
 from classifier.optim import network, optimizer, schedule
 from classifier.options import Epoch, Options, Watcher
 from classifier.predict import Predictor
 from classifier.recipes import DEFAULT, PUBLISHED, changed
 from classifier.run import Run
 from classifier.train import train
-from classifier.transforms import Resize, tail
 from tests.test_data import folder, picture
 
 RECIPE = changed(DEFAULT, image_size=32, epochs=2, batch_size=16, learning_rate=2e-3)

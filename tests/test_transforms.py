@@ -18,8 +18,9 @@ from pydicom.uid import JPEGBaseline8Bit
 
 from classifier.config import SHIPPED_MODEL, Eligibility
 from classifier.errors import CheckpointError, NotScorable, Reason
-from classifier.model import ModelCard, load
-from classifier.transforms import (
+from classifier.model.card import ModelCard
+from classifier.model.checkpoint import load
+from classifier.model.transforms import (
     Chain,
     DecodeRadiograph,
     Normalise,

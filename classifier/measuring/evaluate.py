@@ -19,10 +19,10 @@ from classifier.decoding.decode import decode
 from classifier.errors import DataError
 from classifier.measuring import page, plots
 from classifier.measuring.metrics import Measures, measure
-from classifier.model import ModelCard
+from classifier.model.card import ModelCard
+from classifier.model.transforms import Resize
 from classifier.outcome import Prediction
 from classifier.predict import Predictor
-from classifier.transforms import Resize
 
 Numbers = NDArray[np.float64]
 

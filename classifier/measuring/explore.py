@@ -19,7 +19,7 @@ from classifier.data.images import in_processes
 from classifier.decoding.decode import decode
 from classifier.errors import NotScorable
 from classifier.measuring import page, plots
-from classifier.transforms import Resize
+from classifier.model.transforms import Resize
 
 Numbers = NDArray[np.float64]
 

@@ -15,7 +15,7 @@ from PIL import Image
 from classifier.config import SHIPPED_MODEL
 from classifier.data.examples import load as load_data
 from classifier.data.images import decode_all
-from classifier.model import load
+from classifier.model.checkpoint import load
 from classifier.options import Epoch, Options, Watcher
 from classifier.predict import Predictor
 from classifier.recipes import DEFAULT, PUBLISHED, Recipe, changed

@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from classifier.config import SHIPPED_MODEL
 from classifier.folded import Folded
-from classifier.model import Network, load
+from classifier.model.checkpoint import load
+from classifier.model.network import Network
 from classifier.predict import Predictor
 from tests.benchmarks.pair import Pair, rate
 
