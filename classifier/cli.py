@@ -28,7 +28,7 @@ from classifier.outcome import Decision, Prediction
 
 if TYPE_CHECKING:
     from classifier.model.card import ModelCard
-    from classifier.predict import Predictor
+    from classifier.scoring.predict import Predictor
 
 _BATCH = 16
 _COLOURS = {Decision.POSITIVE: "red", Decision.NEGATIVE: "green", Decision.UNDETERMINED: "yellow"}
@@ -106,7 +106,7 @@ def predict(
 ) -> None:
     """Score images for pneumonia."""
     found = list(_find(files))
-    from classifier.predict import Predictor  # noqa: PLC0415 - a wrong path is told before torch is loaded
+    from classifier.scoring.predict import Predictor  # noqa: PLC0415 - a wrong path is told before torch is loaded
 
     rules = Eligibility(_unknown(unknown_body_part), _unknown(unknown_view))
     cautious = unlike_training is Doubt.UNDETERMINED
@@ -250,7 +250,7 @@ def evaluate(
     """Measure a model on labelled images."""
     from classifier.commands import counting  # noqa: PLC0415
     from classifier.measuring.evaluate import evaluate as measure  # noqa: PLC0415
-    from classifier.predict import Predictor  # noqa: PLC0415
+    from classifier.scoring.predict import Predictor  # noqa: PLC0415
 
     predictor = Predictor.load(_model_path(model), device, None, cautious=False)
     with counting("Scoring") as progress:

@@ -166,7 +166,7 @@ def open_spool(settings: Settings, database: Database, number: int = 0) -> Spool
 def _load_model(settings: Settings, database: Database) -> tuple[Scorer, StoredModel]:
     from classifier.config import Eligibility  # noqa: PLC0415
     from classifier.errors import ClassifierError  # noqa: PLC0415
-    from classifier.predict import Predictor  # noqa: PLC0415 - torch, in this process alone
+    from classifier.scoring.predict import Predictor  # noqa: PLC0415 - torch, in this process alone
 
     wanted = settings.classifier
     rules = Eligibility(wanted.unknown_body_part, wanted.unknown_view, wanted.max_pixels)

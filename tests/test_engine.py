@@ -14,16 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from classifier import engine
-from classifier.backends import Eager, Engine, OpenVino, Output, Plain, Recorded, padded, pieces_of
 from classifier.config import SHIPPED_MODEL
-from classifier.engine import Engines, choose
 from classifier.errors import DeviceError
-from classifier.folded import Folded
 from classifier.model.checkpoint import Checkpoint, load
 from classifier.model.network import Network, build
 from classifier.outcome import Decision, Prediction
-from classifier.predict import Predictor
+from classifier.scoring import engine
+from classifier.scoring.backends import Eager, Engine, OpenVino, Output, Plain, Recorded, padded, pieces_of
+from classifier.scoring.engine import Engines, choose
+from classifier.scoring.folded import Folded
+from classifier.scoring.predict import Predictor
 from pacs_node.samples import write_samples
 
 pytestmark = pytest.mark.usefixtures("one_thread")

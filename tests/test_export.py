@@ -21,7 +21,7 @@ from classifier.decoding.decode import decode
 from classifier.errors import ClassifierError
 from classifier.model.checkpoint import Checkpoint, load, save
 from classifier.model.novelty import fit
-from classifier.predict import Predictor
+from classifier.scoring.predict import Predictor
 
 SAME = 1e-4
 

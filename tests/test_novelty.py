@@ -18,7 +18,7 @@ from classifier.errors import CheckpointError, Reason
 from classifier.model.checkpoint import Checkpoint, load, save
 from classifier.model.novelty import Novelty, fit, split_tensors
 from classifier.outcome import Decision, Prediction
-from classifier.predict import Predictor
+from classifier.scoring.predict import Predictor
 from tests.conftest import radiograph
 from tests.conftest import save as save_dicom
 

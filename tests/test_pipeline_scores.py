@@ -50,7 +50,7 @@ def test_every_received_image_ends_in_one_score(bench: Bench) -> None:
 def test_the_model_that_ships_scores_and_what_it_cannot_score_has_a_reason(
     database: Database, tmp_path: Path
 ) -> None:
-    from classifier.predict import Predictor
+    from classifier.scoring.predict import Predictor
 
     bench = Bench(database, tmp_path, Predictor.load(device="cpu"))
     bench.receive(radiograph(number=1))

@@ -20,7 +20,7 @@ from classifier.errors import CheckpointError, DeviceError, Reason
 from classifier.model.card import ModelCard
 from classifier.model.checkpoint import Checkpoint
 from classifier.outcome import Decision, Prediction
-from classifier.predict import Predictor
+from classifier.scoring.predict import Predictor
 from pacs_node.samples import Sample, write_samples
 from tests.conftest import radiograph, save
 

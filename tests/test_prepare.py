@@ -29,13 +29,13 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from classifier import prepare
 from classifier.config import SHIPPED_MODEL, Eligibility
 from classifier.decoding.decode import decode
 from classifier.errors import NotScorable, Reason
 from classifier.model.checkpoint import Checkpoint, load
 from classifier.model.transforms import chain, tail
-from classifier.prepare import Preparation, Ready
+from classifier.scoring import prepare
+from classifier.scoring.prepare import Preparation, Ready
 from pacs_node.phantom import frontal_chest
 from tests.conftest import radiograph, save
 

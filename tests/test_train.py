@@ -32,9 +32,9 @@ from classifier.model.checkpoint import load, save
 from classifier.model.transforms import Resize, tail
 from classifier.optim import network, optimizer, schedule
 from classifier.options import Epoch, Options, Watcher
-from classifier.predict import Predictor
 from classifier.recipes import DEFAULT, PUBLISHED, changed
 from classifier.run import Run
+from classifier.scoring.predict import Predictor
 from classifier.train import train
 from tests.test_data import folder, picture
 

@@ -22,7 +22,7 @@ from classifier.measuring.metrics import Measures, measure
 from classifier.model.card import ModelCard
 from classifier.model.transforms import Resize
 from classifier.outcome import Prediction
-from classifier.predict import Predictor
+from classifier.scoring.predict import Predictor
 
 Numbers = NDArray[np.float64]
 

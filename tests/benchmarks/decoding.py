@@ -28,7 +28,7 @@ from torchvision import transforms
 from classifier.config import SHIPPED_MODEL, Eligibility
 from classifier.model.checkpoint import load
 from classifier.model.transforms import chain
-from classifier.prepare import Preparation
+from classifier.scoring.prepare import Preparation
 from pacs_node.phantom import frontal_chest
 from tests.benchmarks.pair import Pair, rate
 from tests.benchmarks.plain import loader

@@ -227,7 +227,7 @@ def _stages(times: Sequence[float]) -> list[float]:
 
 def _scoring_alone(files: Sequence[Path]) -> float:
     """Return images per second from file to answer."""
-    from classifier.predict import Predictor
+    from classifier.scoring.predict import Predictor
 
     predictor = Predictor.load()
     batches = [files[at : at + 16] for at in range(0, len(files), 16)]

@@ -353,7 +353,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     """Patches modules as they are imported."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:  # noqa: ARG002
-        if name == "classifier.predict" and os.environ.get("LIGHT_MODEL"):
+        if name == "classifier.scoring.predict" and os.environ.get("LIGHT_MODEL"):
             return importlib.machinery.ModuleSpec(name, _Loader())
         patch = _PATCHES.get(name) if POINT or _ARM or "SABOTAGE_EIO" in os.environ else None
         if patch is None:

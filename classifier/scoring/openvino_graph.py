@@ -13,7 +13,7 @@ import openvino
 from openvino import opset13 as op
 from torch import Tensor, nn
 
-from classifier.folded import Activation, Folded
+from classifier.scoring.folded import Activation, Folded
 
 
 def graph(network: Folded, side: int) -> openvino.Model:

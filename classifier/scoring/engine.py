@@ -17,9 +17,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from classifier.backends import Eager, Engine, OpenVino, Plain, Recorded
 from classifier.errors import DeviceError
 from classifier.model.network import Network
+from classifier.scoring.backends import Eager, Engine, OpenVino, Plain, Recorded
 
 _log = logging.getLogger(__name__)
 

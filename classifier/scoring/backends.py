@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from classifier.folded import Folded
 from classifier.model.network import Network
+from classifier.scoring.folded import Folded
 
 EXACT = 0.001  # may differ by the order in which float32 numbers are added
 _FLOAT16, _BFLOAT16 = 0.005, 0.02
@@ -173,7 +173,7 @@ class OpenVino:
     def __init__(self, network: Network, planes: int, side: int, precision: str) -> None:
         import openvino  # noqa: PLC0415 - an extra
 
-        from classifier.graph import graph  # noqa: PLC0415
+        from classifier.scoring.openvino_graph import graph  # noqa: PLC0415
 
         self.name = f"OpenVINO {precision}"
         self.error = _BFLOAT16 if precision == "bf16" else EXACT

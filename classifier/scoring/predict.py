@@ -11,12 +11,12 @@ import torch
 
 from classifier.config import SHIPPED_MODEL, Eligibility
 from classifier.device import choose_device
-from classifier.engine import EngineName, choose
 from classifier.errors import CheckpointError, NotScorable, Reason
 from classifier.model.checkpoint import Checkpoint, load
 from classifier.model.transforms import Chain, chain
 from classifier.outcome import Decision, Prediction
-from classifier.prepare import Preparation, Ready
+from classifier.scoring.engine import EngineName, choose
+from classifier.scoring.prepare import Preparation, Ready
 
 __all__ = ["Decision", "Prediction", "Predictor", "choose_device"]
 
