@@ -214,8 +214,8 @@ def train(
 ) -> None:
     """Train a model for the node. It can be stopped at any time; --resume goes on."""
     from classifier.commands import run_training, settings  # noqa: PLC0415
-    from classifier.finish import About, Wanted  # noqa: PLC0415
-    from classifier.options import Options  # noqa: PLC0415
+    from classifier.training.card import About, Wanted  # noqa: PLC0415
+    from classifier.training.options import Options  # noqa: PLC0415
 
     given = {key: value for key, value in locals().items() if key in TrainSettings.model_fields}
     chosen = settings(config, given)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from classifier.augment import Augment, Published, Strength
+from classifier.training.augment import Augment, Published, Strength
 
 _NOTHING = Strength(
     **dict.fromkeys(("zoom", "stretch", "gamma", "contrast", "detail"), 1),  # factors

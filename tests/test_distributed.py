@@ -14,14 +14,14 @@ import torch
 from torch import nn
 from torch.multiprocessing.spawn import start_processes
 
-from classifier import run
-from classifier.augment import Augment, Strength
-from classifier.distributed import Group, rank, share_statistics
 from classifier.model.network import Network
-from classifier.optim import network
-from classifier.options import Options
-from classifier.recipes import DEFAULT, Recipe, changed
-from classifier.train import train
+from classifier.training import run
+from classifier.training.augment import Augment, Strength
+from classifier.training.distributed import Group, rank, share_statistics
+from classifier.training.optim import network
+from classifier.training.options import Options
+from classifier.training.recipes import DEFAULT, Recipe, changed
+from classifier.training.train import train
 from tests.test_data import folder
 
 RECIPE = changed(DEFAULT, image_size=64, growth=1, epochs=2, batch_size=48, learning_rate=1e-3)

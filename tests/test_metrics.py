@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from classifier import finish
-from classifier.calibrate import choose_threshold, fit, probabilities
 from classifier.measuring.metrics import auroc, calibration_error, interval, measure
+from classifier.training import card
+from classifier.training.calibrate import choose_threshold, fit, probabilities
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 1], np.float64)
 PROBABILITY = np.array([0.1, 0.2, 0.6, 0.3, 0.4, 0.7, 0.8, 0.9])
@@ -84,7 +84,7 @@ def test_calibration_undoes_confidence_that_is_not_earned_and_a_leaning_to_one_c
 @pytest.mark.parametrize(("share", "most"), [(0.005, 0), (0.1, 1), (0.25, 4)])
 def test_no_more_than_the_wanted_share_lies_beyond_the_limit(share: float, most: int) -> None:
     distances = np.arange(1, 17, dtype=np.float64) / 7
-    limit, beyond = finish._limit(distances, share)
+    limit, beyond = card._limit(distances, share)
     assert limit is not None
     assert beyond == int((distances > limit).sum()) <= most
     assert beyond >= most - 1

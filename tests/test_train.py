@@ -20,22 +20,22 @@ import torch
 from safetensors.torch import save_file
 from torchvision.transforms import v2
 
-from classifier.batches import Images
 from classifier.data.examples import load as load_data
-from classifier.distributed import Group
 from classifier.errors import DataError, Reason, TrainingError
-from classifier.finish import About, Wanted
-from classifier.folder import read_state, write_state
 from classifier.measuring.evaluate import evaluate
 from classifier.measuring.explore import explore
 from classifier.model.checkpoint import load, save
 from classifier.model.transforms import Resize, tail
-from classifier.optim import network, optimizer, schedule
-from classifier.options import Epoch, Options, Watcher
-from classifier.recipes import DEFAULT, PUBLISHED, changed
-from classifier.run import Run
 from classifier.scoring.predict import Predictor
-from classifier.train import train
+from classifier.training.batches import Images
+from classifier.training.card import About, Wanted
+from classifier.training.distributed import Group
+from classifier.training.optim import network, optimizer, schedule
+from classifier.training.options import Epoch, Options, Watcher
+from classifier.training.recipes import DEFAULT, PUBLISHED, changed
+from classifier.training.run import Run
+from classifier.training.run_folder import read_state, write_state
+from classifier.training.train import train
 from tests.test_data import folder, picture
 
 RECIPE = changed(DEFAULT, image_size=32, epochs=2, batch_size=16, learning_rate=2e-3)

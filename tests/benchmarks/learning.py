@@ -16,10 +16,10 @@ from classifier.config import SHIPPED_MODEL
 from classifier.data.examples import load as load_data
 from classifier.data.images import decode_all
 from classifier.model.checkpoint import load
-from classifier.options import Epoch, Options, Watcher
-from classifier.recipes import DEFAULT, PUBLISHED, Recipe, changed
 from classifier.scoring.predict import Predictor
-from classifier.train import train
+from classifier.training.options import Epoch, Options, Watcher
+from classifier.training.recipes import DEFAULT, PUBLISHED, Recipe, changed
+from classifier.training.train import train
 from tests.benchmarks.pair import Pair, rate
 from tests.benchmarks.plain import PlainLoop
 

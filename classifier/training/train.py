@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from classifier.batches import Images
-from classifier.distributed import joined
 from classifier.errors import TrainingError
-from classifier.folder import LAST_FILE, MODEL_FILE, write_settings
-from classifier.measure import measure
-from classifier.options import Options, Watcher
-from classifier.recipes import Recipe
-from classifier.run import Run
+from classifier.training.batches import Images
+from classifier.training.distributed import joined
+from classifier.training.final_validation import measure
+from classifier.training.options import Options, Watcher
+from classifier.training.recipes import Recipe
+from classifier.training.run import Run
+from classifier.training.run_folder import LAST_FILE, MODEL_FILE, write_settings
 
 _NOBODY = Watcher()
 

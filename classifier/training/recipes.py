@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from classifier.augment import Strength
+from classifier.training.augment import Strength
 
 _GROWING = 0.6  # of the epochs
 Schedule = Literal["one-cycle", "plateau"]

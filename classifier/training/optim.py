@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from classifier.errors import TrainingError
 from classifier.model.checkpoint import load_weights
 from classifier.model.network import Network, build
-from classifier.recipes import Recipe
+from classifier.training.recipes import Recipe
 
 ARCHITECTURE = "densenet121"
 Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]

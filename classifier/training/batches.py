@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from classifier.augment import Augment, Augmentation, Published
 from classifier.data import examples as data
 from classifier.data.examples import Example
 from classifier.data.images import decode_all, require_none
-from classifier.distributed import Group
 from classifier.errors import TrainingError
 from classifier.model.transforms import Chain, tail
-from classifier.options import Options, Watcher, counted
-from classifier.recipes import Recipe
+from classifier.training.augment import Augment, Augmentation, Published
+from classifier.training.distributed import Group
+from classifier.training.options import Options, Watcher, counted
+from classifier.training.recipes import Recipe
 
 _CACHE_MARGIN = 7 / 6  # images are kept this much larger than the network sees them, for turns and zooms
 

@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from classifier.batches import Batch, Batches, Feed, Images
-from classifier.distributed import Group, share_statistics
 from classifier.errors import TrainingError
-from classifier.finish import Validation, card
-from classifier.folder import MODEL_FILE, read_state, write_history, write_state
 from classifier.measuring.metrics import auroc
 from classifier.model.checkpoint import save
 from classifier.model.network import Network
-from classifier.optim import averaged, freeze_statistics, network, optimizer, schedule
-from classifier.options import Epoch, Options, Watcher
-from classifier.recipes import Recipe
+from classifier.training.batches import Batch, Batches, Feed, Images
+from classifier.training.card import Validation, card
+from classifier.training.distributed import Group, share_statistics
+from classifier.training.optim import averaged, freeze_statistics, network, optimizer, schedule
+from classifier.training.options import Epoch, Options, Watcher
+from classifier.training.recipes import Recipe
+from classifier.training.run_folder import MODEL_FILE, read_state, write_history, write_state
 
 Numbers = NDArray[np.float64]
 

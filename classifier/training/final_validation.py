@@ -10,16 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from classifier.augment import Augment
-from classifier.batches import Feed, Images, with_margin
 from classifier.data.images import decode_all
-from classifier.finish import Validation, card
-from classifier.folder import MODEL_FILE
 from classifier.model.checkpoint import load, save
 from classifier.model.network import Network
 from classifier.model.novelty import fit
-from classifier.options import Options, Watcher, counted
-from classifier.recipes import Recipe
+from classifier.training.augment import Augment
+from classifier.training.batches import Feed, Images, with_margin
+from classifier.training.card import Validation, card
+from classifier.training.options import Options, Watcher, counted
+from classifier.training.recipes import Recipe
+from classifier.training.run_folder import MODEL_FILE
 
 Numbers = NDArray[np.float64]
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.calibrate import Calibration, choose_threshold, fit, probabilities
 from classifier.data import examples as data
 from classifier.data.examples import Example
 from classifier.measuring.metrics import auroc, calibration_error, interval
 from classifier.model.card import Metric, ModelCard
-from classifier.optim import ARCHITECTURE
-from classifier.recipes import Recipe
+from classifier.training.calibrate import Calibration, choose_threshold, fit, probabilities
+from classifier.training.optim import ARCHITECTURE
+from classifier.training.recipes import Recipe
 
 Numbers = NDArray[np.float64]
 

@@ -22,8 +22,8 @@ import torch
 from classifier.data import examples as data
 from classifier.data.examples import Example
 from classifier.errors import TrainingError
-from classifier.options import Epoch, Options
-from classifier.recipes import Recipe
+from classifier.training.options import Epoch, Options
+from classifier.training.recipes import Recipe
 
 MODEL_FILE, LAST_FILE, HISTORY_FILE = "model.safetensors", "last.pt", "history.csv"
 SKIPPED_FILE = "skipped.csv"

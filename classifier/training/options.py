@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from classifier.data.examples import Example
-from classifier.finish import About, Wanted
+from classifier.training.card import About, Wanted
 
 
 @dataclass(frozen=True)
