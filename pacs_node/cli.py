@@ -258,7 +258,7 @@ def retry(
     config: ConfigOption = None,
 ) -> None:
     """Try again what was given up: scoring, reports and deliveries."""
-    from db import operations as asked  # noqa: PLC0415
+    from db import status as asked  # noqa: PLC0415
     from pacs_node.errors import UserError  # noqa: PLC0415
 
     if failed == (study_uid is not None):
@@ -332,7 +332,7 @@ def abandon(
     config: ConfigOption = None,
 ) -> None:
     """Give up for good what waits for a destination that is no more; `retry` cannot bring it back."""
-    from db import operations as asked  # noqa: PLC0415
+    from db import status as asked  # noqa: PLC0415
     from pacs_node.errors import UserError  # noqa: PLC0415
 
     settings = _configured(config)

@@ -13,10 +13,10 @@ from datetime import UTC, datetime, timedelta
 
 from pydicom.filereader import read_file_meta_info
 
-from db import custody
-from db.custody import Held
+from db import stock as custody
 from db.errors import DatabaseError
 from db.session import Database
+from db.stock import Held
 from pacs_node import log
 from pacs_node.config import Settings
 from pacs_node.errors import Refused

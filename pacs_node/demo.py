@@ -28,9 +28,9 @@ from rich.progress import (
 from rich.table import Column, Table
 
 from db.errors import DatabaseError
-from db.operations import counts
 from db.results import Filter, results
 from db.session import Database
+from db.status import counts
 from pacs_node import display, scu
 from pacs_node.demo_peers import DemoPacs, NodeProcess, StoredReport, free_port
 from pacs_node.errors import UserError

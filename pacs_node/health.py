@@ -6,10 +6,10 @@ from collections.abc import Sized
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from db import operations, queries
-from db.operations import Counts, Failure, Sign, Undelivered, Waiting
+from db import queries, status
 from db.rows import StoredModel
 from db.session import Database
+from db.status import Counts, Failure, Sign, Undelivered, Waiting
 from pacs_node.config import Settings
 from pacs_node.custody import Stock, take_stock
 from pacs_node.spool import Spool
@@ -106,12 +106,12 @@ def snapshot(settings: Settings, database: Database, at: datetime, *, with_files
         When the database cannot be asked.
     """
     with database.read() as session:
-        counts = operations.counts(session)
-        waiting = operations.oldest_waiting(session)
-        failures = operations.failures(session, _MOST_FAILURES)
+        counts = status.counts(session)
+        waiting = status.oldest_waiting(session)
+        failures = status.failures(session, _MOST_FAILURES)
         model = queries.newest_model(session)
-        signs = operations.signs(session)
-        undelivered = operations.undelivered(session)
+        signs = status.signs(session)
+        undelivered = status.undelivered(session)
     known = {destination.name for destination in settings.destinations}
     pending = {name for (name, state), number in counts.deliveries.items() if state == "pending" and number}
     spool = Spool(settings.spool.path)

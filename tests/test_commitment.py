@@ -19,10 +19,10 @@ from pynetdicom.pdu import P_DATA_TF
 from sqlalchemy import select, update
 
 from db.models import CommitmentWanted, Delivery
-from db.operations import failures
 from db.queue import Kind
 from db.results import Filter, ledger
 from db.session import Database
+from db.status import failures
 from pacs_node.commitment import COMMITMENT
 from pacs_node.config import DeliverSettings, Destination, Modality, NodeSettings, ReceiveSettings, Settings
 from pacs_node.demo_peers import free_port, shut_down

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from db import custody as custody_rows
-from db import operations
+from db import status
+from db import stock as custody_rows
 from db.models import Delivery, Instance, Job, Study
 from db.queue import Kind, enqueue
 from db.session import Database
@@ -181,8 +181,8 @@ def test_what_a_destination_that_is_no_more_has_yet_to_get_can_be_abandoned(benc
     keep_house(bench)
     assert files(bench) == set(names)
     with bench.database.write() as session:
-        assert operations.abandon(session, "OTHER", datetime.now(UTC)) == 0
-        assert operations.abandon(session, "PACS", datetime.now(UTC)) == 1
+        assert status.abandon(session, "OTHER", datetime.now(UTC)) == 0
+        assert status.abandon(session, "PACS", datetime.now(UTC)) == 1
     assert (only(bench.deliveries()).state, bench.states(Kind.DELIVER)) == ("abandoned", ["done"])
     assert bench.retry() == 0
     keep_house(bench)

@@ -18,7 +18,8 @@ from sqlalchemy import create_engine, event, select, text, update
 from sqlalchemy.orm import Session
 
 import db
-from db import commitments, custody, inventory, operations, queries, queue, results
+from db import commitments, inventory, queries, queue, results, status
+from db import stock as custody
 from db.models import Base, Instance, Job
 from db.prepared import Prepared
 from db.queue import Kind
@@ -180,14 +181,14 @@ ASKED: dict[str, Callable[[Session], object]] = {
     "results study date": ask(results.results, study_dates=("20250610", "20250611")),
     "ledger failed": ask(results.ledger, state="failed"),
     "ledger committed": ask(results.ledger, state="committed"),
-    "counts": operations.counts,
-    "oldest waiting": operations.oldest_waiting,
-    "failures": lambda session: operations.failures(session, 20),
-    "undelivered": operations.undelivered,
-    "study exists": lambda session: operations.study_exists(session, "1.2"),
-    "retry": lambda session: operations.retry(session, None, NOW),
-    "retry a study": lambda session: operations.retry(session, "1.2", NOW),
-    "abandon": lambda session: operations.abandon(session, "PACS", NOW),
+    "counts": status.counts,
+    "oldest waiting": status.oldest_waiting,
+    "failures": lambda session: status.failures(session, 20),
+    "undelivered": status.undelivered,
+    "study exists": lambda session: status.study_exists(session, "1.2"),
+    "retry": lambda session: status.retry(session, None, NOW),
+    "retry a study": lambda session: status.retry(session, "1.2", NOW),
+    "abandon": lambda session: status.abandon(session, "PACS", NOW),
     "receive": lambda session: queries.add_instance(session, new(), 0),
     "instances": lambda session: queries.instances(session, [7, 8]),
     "study": lambda session: queries.study_instances(session, 7),
@@ -226,7 +227,7 @@ BY_HAND = {
 def test_no_statement_reads_all_of_a_large_table(
     grown: Database, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operations, "_COUNTABLE", 0)
+    monkeypatch.setattr(status, "_COUNTABLE", 0)
     found = plans(grown, ASKED[what])
     assert found
     assert {said: ways for said, ways in found.items() if any(map(reads_all, ways))} == {}
@@ -281,9 +282,9 @@ def test_counts_are_right_where_they_are_counted_and_near_where_they_are_estimat
     grown: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with grown.read() as session:
-        exact = operations.counts(session)
-        monkeypatch.setattr(operations, "_COUNTABLE", 0)
-        estimated = operations.counts(session)
+        exact = status.counts(session)
+        monkeypatch.setattr(status, "_COUNTABLE", 0)
+        estimated = status.counts(session)
     assert (exact.instances, exact.scores, exact.is_estimate) == (IMAGES, IMAGES - WAITING, False)
     assert exact.jobs["score", "ready"] == WAITING
     assert exact.jobs["score", "done"] == IMAGES - WAITING

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from pydicom import dcmread
 
-from db.operations import Counts, counts
 from db.results import Filter, results
 from db.session import Database
+from db.status import Counts, counts
 from pacs_node.demo_peers import NodeProcess, free_port
 from pacs_node.samples import Sample, write_samples
 from tests.conftest import radiograph, save

@@ -10,12 +10,12 @@ import psycopg
 import pytest
 from sqlalchemy import update
 
-from db import operations, queries, queue, results
+from db import queries, queue, results, status
 from db.models import Delivery, Job
-from db.operations import Counts, Failure, Waiting
 from db.queue import Kind
 from db.results import RESULT_COLUMNS, Filter
 from db.session import Database, sqlite
+from db.status import Counts, Failure, Waiting
 from tests.conftest import uid
 from tests.test_queries import (
     NOW,
@@ -67,12 +67,12 @@ def settle(database: Database, position: int, state: str) -> None:
 
 def failures(database: Database, limit: int = 20) -> list[Failure]:
     with database.read() as session:
-        return operations.failures(session, limit)
+        return status.failures(session, limit)
 
 
 def retry(database: Database, study: str | None = None) -> int:
     with database.write() as session:
-        return operations.retry(session, study and uid(study, "study"), NOW + 100 * HOUR)
+        return status.retry(session, study and uid(study, "study"), NOW + 100 * HOUR)
 
 
 def found(database: Database, **wanted: Any) -> str:
@@ -282,7 +282,7 @@ def test_everything_is_counted_by_its_state(several: Database) -> None:
         report(several, {instance_id(several, study=study): None}, study)
     settle(several, 0, "failed")
     with several.read() as session:
-        assert operations.counts(session) == Counts(
+        assert status.counts(session) == Counts(
             studies=4,
             instances=4,
             scores=3,
@@ -300,11 +300,11 @@ def test_everything_is_counted_by_its_state(several: Database) -> None:
 
 def test_an_empty_database_has_nothing_to_tell(database: Database) -> None:
     with database.read() as session:
-        assert operations.counts(session) == Counts(
+        assert status.counts(session) == Counts(
             studies=0, instances=0, scores=0, reports=0, jobs={}, deliveries={}
         )
-        assert operations.oldest_waiting(session) is None
-        assert operations.retry(session, None, NOW) == 0
+        assert status.oldest_waiting(session) is None
+        assert status.retry(session, None, NOW) == 0
     assert ask(database) == []
     assert failures(database) == []
 
@@ -314,12 +314,12 @@ def test_the_image_that_waited_longest_is_neither_scored_nor_given_up(database: 
         receive(database, new(study=str(number), received_at=NOW + number * HOUR))
     for number, expected in ((1, 1), (2, 2), (3, 3)):
         with database.read() as session:
-            assert operations.oldest_waiting(session) == Waiting(
+            assert status.oldest_waiting(session) == Waiting(
                 study_instance_uid=uid(expected, "study"), received_at=NOW + expected * HOUR
             )
         give_up(database, Kind.SCORE, instance_id(database, study=str(number)))
     with database.read() as session:
-        assert operations.oldest_waiting(session) is None
+        assert status.oldest_waiting(session) is None
 
 
 def test_a_study_and_the_digests_of_all_objects_are_known(database: Database) -> None:
@@ -327,8 +327,8 @@ def test_a_study_and_the_digests_of_all_objects_are_known(database: Database) ->
     for one in came:
         receive(database, one)
     with database.read() as session:
-        assert operations.study_exists(session, uid("1", "study"))
-        assert not operations.study_exists(session, uid("2", "study"))
+        assert status.study_exists(session, uid("1", "study"))
+        assert not status.study_exists(session, uid("2", "study"))
 
 
 def fail_much(database: Database) -> None:

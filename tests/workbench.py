@@ -19,11 +19,11 @@ from classifier.errors import Reason
 from classifier.outcome import Decision, Prediction
 from db import queries
 from db.models import Delivery, Instance, Job, Report, Score, Study
-from db.operations import Failure, counts, failures, retry
 from db.queue import Kind
 from db.results import Filter, results
 from db.rows import NewInstance, Received, StoredModel
 from db.session import Database
+from db.status import Failure, counts, failures, retry
 from pacs_node.config import Destination, Settings
 from pacs_node.header import identity, read_header
 from pacs_node.pipeline import ReportStage, Scorer, ScoreStage

@@ -17,7 +17,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from db import custody, operations, queries, queue, results
+from db import queries, queue, results, status
+from db import stock as custody
 from db.queue import Claim, Kind
 from db.results import Filter
 from db.rows import NewInstance, NewReport, NewScore
@@ -210,12 +211,12 @@ def _by_hand(database: Database) -> Ask:
 
 def _status(session: Session) -> None:
     """Ask all that `pacs_node.health` asks."""
-    operations.counts(session)
-    operations.oldest_waiting(session)
-    operations.failures(session, 20)
+    status.counts(session)
+    status.oldest_waiting(session)
+    status.failures(session, 20)
     queries.newest_model(session)
-    operations.signs(session)
-    operations.undelivered(session)
+    status.signs(session)
+    status.undelivered(session)
 
 
 def _slice(session: Session) -> None:

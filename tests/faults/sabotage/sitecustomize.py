@@ -283,7 +283,7 @@ _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "pacs_node.spool": _spool,
     "db.queries": _queries,
     "db.commitments": _commitments,
-    "db.custody": _custody,
+    "db.stock": _custody,
     "pacs_node.dispatch": _dispatch,
     "pacs_node.intake": _intake,
     "pacs_node.receive": _receive,
