@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 from pydicom.filereader import read_file_meta_info
 
-from db import stock as custody
+from db import stock as stock_rows
 from db.errors import DatabaseError
 from db.session import Database
 from db.stock import Held
@@ -61,7 +61,7 @@ def take_stock(database: Database, spool: Spool, orphan_seconds: float) -> Stock
     for first, last in zip(_HEX, [*_HEX[1:], "g"], strict=True):
         # The rows first: a row is written after its file, so that one without file is no newcomer
         with database.read() as session:
-            rows = custody.held(session, first, last)
+            rows = stock_rows.held(session, first, last)
         files = set(spool.stored(first))
         for name in sorted(rows.keys() - files):
             if not rows[name]:
@@ -78,7 +78,7 @@ def _missing(database: Database, spool: Spool, name: str) -> list[Held]:
     if spool.path(name).is_file():
         return []
     with database.read() as session:
-        missed = custody.missed(session, name)
+        missed = stock_rows.missed(session, name)
     return [missed] if missed else []
 
 
@@ -87,7 +87,7 @@ def _is_orphan(database: Database, spool: Spool, name: str, orphan_seconds: floa
     if age is None or age < orphan_seconds:
         return False
     with database.read() as session:
-        return not custody.is_known(session, name)
+        return not stock_rows.is_known(session, name)
 
 
 class Housekeeper:
@@ -170,10 +170,10 @@ class Housekeeper:
         before = now - timedelta(days=days)
         while not self._stopped.is_set():
             with self._database.read() as session:
-                studies = custody.spent(session, before, _STUDIES_AT_ONCE)
+                studies = stock_rows.spent(session, before, _STUDIES_AT_ONCE)
             for study_id in studies:
                 with self._database.write() as session:
-                    names = custody.release(session, study_id, before, now)
+                    names = stock_rows.release(session, study_id, before, now)
                 self._remove(names)
             if len(studies) < _STUDIES_AT_ONCE:
                 return
@@ -183,7 +183,7 @@ class Housekeeper:
         if not names:
             return
         with self._database.write() as session:
-            released = custody.lock_released(session, names)
+            released = stock_rows.lock_released(session, names)
             for name in sorted(released):
                 self._spool.remove(name)
         _log.info("files removed", files=len(released))

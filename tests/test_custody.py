@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select, update
 
 from db import status
-from db import stock as custody_rows
+from db import stock as stock_rows
 from db.models import Delivery, Instance, Job, Study
 from db.queue import Kind, enqueue
 from db.session import Database
@@ -201,7 +201,7 @@ def test_what_a_crash_left_of_a_removal_is_removed(bench: Bench) -> None:
     now = datetime.now(UTC)
     with bench.database.write() as session:
         study = session.scalars(select(Study.id)).one()
-        assert sorted(custody_rows.release(session, study, now, now)) == sorted(names)
+        assert sorted(stock_rows.release(session, study, now, now)) == sorted(names)
     assert files(bench) == set(names)  # the crash
     keep_house(bench)
     assert files(bench) == set()
@@ -211,10 +211,10 @@ def test_an_image_that_comes_to_a_study_that_is_being_released_keeps_its_file(be
     through(bench)
     before = datetime.now(UTC) - timedelta(days=7)
     with bench.database.read() as session:
-        (study,) = custody_rows.spent(session, before, 10)
+        (study,) = stock_rows.spent(session, before, 10)
     late = bench.receive(radiograph(number=2))
     with bench.database.write() as session:
-        assert custody_rows.release(session, study, before, datetime.now(UTC)) == []
+        assert stock_rows.release(session, study, before, datetime.now(UTC)) == []
     assert late in files(bench)
 
 
@@ -222,7 +222,7 @@ def test_an_object_that_comes_again_while_its_file_is_removed_is_kept_or_refused
     (name,) = through(bench)
     now = datetime.now(UTC)
     with bench.database.write() as session:
-        custody_rows.release(session, session.scalars(select(Study.id)).one(), now, now)
+        stock_rows.release(session, session.scalars(select(Study.id)).one(), now, now)
     image = radiograph()
     received = save(image, bench.spool.incoming / "received")
     new = described(

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 import db
 from db import commitments, inventory, queries, queue, results, status
-from db import stock as custody
+from db import stock
 from db.models import Base, Instance, Job
 from db.prepared import Prepared
 from db.queue import Kind
@@ -203,11 +203,11 @@ ASKED: dict[str, Callable[[Session], object]] = {
     "claim one": lambda session: queue.claim_one(session, Kind.REPORT, 7, 60),
     "revive": lambda session: queue.revive(session, Kind.SCORE, 7),
     "close": lambda session: queue.close(session, Kind.COMMIT, [7, 8]),
-    "held": lambda session: custody.held(session, "7f", "80"),
-    "missed": lambda session: custody.missed(session, "7f"),
-    "spent": lambda session: custody.spent(session, NOW, 100),
-    "release": lambda session: custody.release(session, 7, NOW, NOW),
-    "lock released": lambda session: custody.lock_released(session, ["7f"]),
+    "held": lambda session: stock.held(session, "7f", "80"),
+    "missed": lambda session: stock.missed(session, "7f"),
+    "spent": lambda session: stock.spent(session, NOW, 100),
+    "release": lambda session: stock.release(session, 7, NOW, NOW),
+    "lock released": lambda session: stock.lock_released(session, ["7f"]),
     "known": lambda session: inventory.known(session, ["1.2"]),
     "reported": lambda session: inventory.reported(
         session, first("study_instance_uid")(session), ["1.2.840.10008.5.1.4.1.1.1.1"]
@@ -302,12 +302,12 @@ def test_a_job_that_the_clock_put_off_too_far_is_called_back(grown: Database) ->
 
 def test_retention_finds_what_is_due_beyond_what_is_not_done(grown: Database) -> None:
     with undone(grown) as session:
-        due = custody.spent(session, NOW - 100 * DAY, 600)
+        due = stock.spent(session, NOW - 100 * DAY, 600)
         assert len(due) == 600
-        assert custody.release(session, due[0], NOW - 100 * DAY, NOW)
-        assert due[0] not in custody.spent(session, NOW - 100 * DAY, 600)
+        assert stock.release(session, due[0], NOW - 100 * DAY, NOW)
+        assert due[0] not in stock.spent(session, NOW - 100 * DAY, 600)
         waiting = session.scalars(select(Instance.study_id).order_by(Instance.id.desc()).limit(1)).one()
-        assert waiting not in custody.spent(session, NOW + DAY, 10 * IMAGES)
+        assert waiting not in stock.spent(session, NOW + DAY, 10 * IMAGES)
 
 
 def test_a_report_that_was_sent_under_another_uid_is_found_by_it(database: Database) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from db import queries, queue, results, status
-from db import stock as custody
+from db import stock
 from db.queue import Claim, Kind
 from db.results import Filter
 from db.rows import NewInstance, NewReport, NewScore
@@ -184,7 +184,7 @@ def _questions() -> Iterator[tuple[str, _Choice, float | None]]:
     yield "Ledger of failed deliveries", of("", results.ledger, state="failed"), _SOON_MS
     yield "Status", lambda _: _status, None
     yield "Taking stock: the rows of 1/256 of the spool", lambda _: _slice, None
-    yield "Retention: which studies are due", lambda _: lambda s: custody.spent(s, now - _DAY, 100), None
+    yield "Retention: which studies are due", lambda _: lambda s: stock.spent(s, now - _DAY, 100), None
     yield "Start: whether anything was received", lambda _: queries.has_instances, None
 
 
@@ -221,7 +221,7 @@ def _status(session: Session) -> None:
 
 def _slice(session: Session) -> None:
     first = random.randrange(_SLICES - 1)
-    custody.held(session, f"{first:02x}", f"{first + 1:02x}")
+    stock.held(session, f"{first:02x}", f"{first + 1:02x}")
 
 
 def _asked(database: Database, chosen: Callable[[Database], Ask], rounds: int) -> list[float]:
