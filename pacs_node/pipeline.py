@@ -29,7 +29,7 @@ from pacs_node.config import Settings
 from pacs_node.header import UnreadableHeader, read_header
 from pacs_node.report import Algorithm, ImageResult, InvalidReport, Node, Predecessor, Reason, build
 from pacs_node.spool import Spool
-from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled
+from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled, _unreadable
 
 _log = log.get(__name__)
 
@@ -44,8 +44,6 @@ _OPEN = _FAILURES | {
     classifier_errors.Reason.NO_VIEW,
     classifier_errors.Reason.NO_BODY_PART,
 }
-_RETRY_SECONDS = 30.0  # after a fault of the machine, such as a file system that is away; doubles each time
-_LONGEST_RETRY = 480.0
 _STUDY_LEVEL = (
     *("SpecificCharacterSet", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
     *("StudyDescription", "StudyInstanceUID", "StudyID", "TimezoneOffsetFromUTC"),
@@ -285,12 +283,6 @@ def _stand_in(image: StoredInstance, patient: Dataset) -> Dataset:
     header.SOPClassUID, header.SOPInstanceUID = image.sop_class_uid, image.sop_instance_uid
     header.SeriesInstanceUID = image.series_instance_uid
     return header
-
-
-def _unreadable(job: Claimed, error: OSError) -> Later:
-    """Try a file again, ever later; one that stays unreadable must not hold up its study for ever."""
-    pause = min(_LONGEST_RETRY, _RETRY_SECONDS * 2 ** (job.attempts - 1))
-    return Later(pause, f"The file cannot be read: {error.strerror}", is_attempt=True)
 
 
 def _reportable(instances: Sequence[StoredInstance]) -> list[StoredInstance]:

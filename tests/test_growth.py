@@ -18,8 +18,7 @@ from sqlalchemy import create_engine, event, select, text, update
 from sqlalchemy.orm import Session
 
 import db
-from db import commitments, inventory, queries, queue, results, status
-from db import stock
+from db import commitments, inventory, queries, queue, results, status, stock
 from db.models import Base, Instance, Job
 from db.prepared import Prepared
 from db.queue import Kind

@@ -17,8 +17,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from db import queries, queue, results, status
-from db import stock
+from db import queries, queue, results, status, stock
 from db.queue import Claim, Kind
 from db.results import Filter
 from db.rows import NewInstance, NewReport, NewScore
