@@ -15,8 +15,8 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 
+from pacs_node.dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node.errors import NotAssociated, TakesNothing, UserError
-from pacs_node.report_encoding import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node.upper_layer import LARGEST_PDU, hastened, limit_silence, receive_into
 
 _PIECE = 2**16  # bytes

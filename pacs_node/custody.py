@@ -19,8 +19,8 @@ from db.session import Database
 from db.stock import Held
 from pacs_node import log
 from pacs_node.config import Settings
+from pacs_node.dicom.header import UnreadableHeader, identity, read_header
 from pacs_node.errors import Refused
-from pacs_node.header import UnreadableHeader, identity, read_header
 from pacs_node.intake import described, record
 from pacs_node.spool import Spool, digest
 

@@ -26,7 +26,7 @@ from db.rows import NewReport, NewScore, StoredInstance, StoredModel, StoredRepo
 from db.session import Database
 from pacs_node import log
 from pacs_node.config import Settings
-from pacs_node.header import UnreadableHeader, read_header
+from pacs_node.dicom.header import UnreadableHeader, read_header
 from pacs_node.report import Algorithm, ImageResult, InvalidReport, Node, Predecessor, Reason, build
 from pacs_node.spool import Spool
 from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled, _unreadable

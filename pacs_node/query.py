@@ -38,8 +38,8 @@ from pynetdicom.association import Association
 from classifier.config import PROJECTION_RADIOGRAPHS
 from classifier.decoding.tags import quiet, values
 from pacs_node.association import application_entity, associate
+from pacs_node.dicom.header import text
 from pacs_node.errors import NotAssociated, PeerError, TakesNothing
-from pacs_node.header import text
 from pacs_node.scu import Peer
 
 MOST_ANSWERS = 100_000

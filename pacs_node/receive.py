@@ -45,8 +45,8 @@ from db.session import Database
 from pacs_node import log
 from pacs_node.association import application_entity, bounded, let_end
 from pacs_node.config import Settings
+from pacs_node.dicom.header import Identity, UnreadableHeader, identity, read_header, scan
 from pacs_node.errors import Refused
-from pacs_node.header import Identity, UnreadableHeader, identity, read_header, scan
 from pacs_node.intake import OUT_OF_RESOURCES, described, record
 from pacs_node.listening import Server, listen
 from pacs_node.provider import Provider

@@ -18,9 +18,8 @@ from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
 
-PREAMBLE = b"\0" * 128 + b"DICM"
-IMPLEMENTATION_CLASS_UID = "2.25.262286975665040561812135322555843614967"
-IMPLEMENTATION_VERSION_NAME = "PACS_NODE"
+from pacs_node.dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, PREAMBLE
+
 _LONG_VRS = {str(vr).encode() for vr in EXPLICIT_VR_LENGTH_32}
 
 

@@ -23,11 +23,11 @@ from typing import Any, BinaryIO
 
 from pydicom.filereader import read_dataset
 
+from pacs_node.dicom.part10 import _GROUP_LENGTH_VALUE, _META
 from pacs_node.errors import SpoolUnusable
 
 _CHUNK = 2**20
 _HEAD = 2**15  # bytes, more than nearly all headers have
-_GROUP_LENGTH_VALUE, _META = 140, 144  # PS3.10 7.1
 
 
 class Spool:

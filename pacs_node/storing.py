@@ -9,13 +9,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 from pynetdicom.association import Association
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
-from pacs_node.report_encoding import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from pacs_node.dicom.part10 import _padded, file_meta
 from pacs_node.spool import Arriving, Spool
 
 UNABLE_TO_PROCESS = 0xC211  # what pynetdicom answers when a handler fails
@@ -203,29 +202,6 @@ def encode_response(request: Request, answer: Answer) -> bytes:
     ]
     content = b"".join(_ELEMENT.pack(0, e, len(v)) + v for e, v in elements if v or e != _COMMENT)
     return _ELEMENT.pack(0, _GROUP_LENGTH, 4) + struct.pack("<L", len(content)) + content
-
-
-def file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
-    """Return preamble, prefix and file meta information of a Part 10 file (PS3.10 7.1)."""
-    version = b"\x02\x00\x01\x00OB\0\0\x02\0\0\0\0\x01"
-    content = version + _meta(0x02, "UI", sop_class_uid) + _meta(0x03, "UI", sop_instance_uid)
-    content += _meta(0x10, "UI", transfer_syntax_uid) + _implementation()
-    length = struct.pack("<HH2sHL", 2, 0, b"UL", 4, len(content))
-    return b"\0" * 128 + b"DICM" + length + content
-
-
-@lru_cache(maxsize=1)
-def _implementation() -> bytes:
-    return _meta(0x12, "UI", IMPLEMENTATION_CLASS_UID) + _meta(0x13, "SH", IMPLEMENTATION_VERSION_NAME)
-
-
-def _meta(element: int, vr: str, text: str) -> bytes:
-    value = _padded(text, "\0" if vr == "UI" else " ")
-    return struct.pack("<HH2sH", 2, element, vr.encode(), len(value)) + value
-
-
-def _padded(text: str, with_: str) -> bytes:
-    return (text + with_ * (len(text) % 2)).encode("ascii", "replace")
 
 
 def _number(value: int) -> bytes:

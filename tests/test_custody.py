@@ -18,8 +18,8 @@ from db.queue import Kind, enqueue
 from db.session import Database
 from pacs_node.config import Destination, RetentionSettings, Settings, SpoolSettings
 from pacs_node.custody import Housekeeper, take_stock
+from pacs_node.dicom.header import identity, read_header
 from pacs_node.errors import Refused
-from pacs_node.header import identity, read_header
 from pacs_node.health import snapshot
 from pacs_node.intake import described, record
 from pacs_node.spool import digest

@@ -28,7 +28,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from pacs_node.header import UnreadableHeader, identity, read_header, scan, text
+from pacs_node.dicom.header import UnreadableHeader, identity, read_header, scan, text
 from tests.conftest import radiograph, save, uid
 
 MEBIBYTE = 2**20

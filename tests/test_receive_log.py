@@ -14,7 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from sqlalchemy import select, text
 
 from db.models import Study
-from pacs_node import header
+from pacs_node.dicom import header
 from tests import receiving
 from tests.conftest import radiograph, save, uid
 from tests.receiving import (

@@ -27,9 +27,10 @@ from db.session import Database, sqlite
 from pacs_node import listening, scu
 from pacs_node.config import NodeSettings, ReceiveSettings, Settings
 from pacs_node.demo_peers import NodeProcess, free_port
+from pacs_node.dicom.part10 import file_meta
 from pacs_node.receive import Receiver
 from pacs_node.spool import Spool, digest
-from pacs_node.storing import Answer, Request, encode_response, file_meta, read_command
+from pacs_node.storing import Answer, Request, encode_response, read_command
 from tests.conftest import radiograph, save
 from tests.receiving import wait_until
 

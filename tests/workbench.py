@@ -25,7 +25,7 @@ from db.rows import NewInstance, Received, StoredModel
 from db.session import Database
 from db.status import Failure, counts, failures, retry
 from pacs_node.config import Destination, Settings
-from pacs_node.header import identity, read_header
+from pacs_node.dicom.header import identity, read_header
 from pacs_node.pipeline import ReportStage, Scorer, ScoreStage
 from pacs_node.report import Node
 from pacs_node.spool import Spool, digest

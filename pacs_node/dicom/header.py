@@ -15,9 +15,11 @@ from typing import Any
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset, read_file_meta_info
+from pydicom.filereader import read_dataset
 from pydicom.multival import MultiValue
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+
+from pacs_node.dicom.part10 import _data_set_offset
 
 _MOST_META = 2**16  # bytes; file meta information is far smaller
 _MOST_INFLATED = 64 * 2**20  # bytes; a header is far smaller
@@ -236,9 +238,3 @@ def _may_be_deflated(path: Path) -> bool:
     """Look for the UID before parsing anything: nearly nothing is deflated."""
     with path.open("rb") as file:
         return DeflatedExplicitVRLittleEndian.encode() in file.read(_MOST_META)
-
-
-def _data_set_offset(path: Path) -> tuple[str, int]:
-    """Return the transfer syntax UID and where the data set starts (PS3.10 7.1)."""
-    meta = read_file_meta_info(path)
-    return str(meta.TransferSyntaxUID), 144 + int(meta.FileMetaInformationGroupLength)
