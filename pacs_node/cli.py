@@ -27,6 +27,7 @@ from pacs_node.arguments import (
     moment,
     study_dates,
 )
+from pacs_node.network.peer import Peer
 
 if TYPE_CHECKING:
     from db.session import Database
@@ -108,10 +109,10 @@ def send(
     """Send DICOM files by C-STORE, as they are. Exit code 1 when one was not stored."""
     from rich.progress import track  # noqa: PLC0415
 
-    from pacs_node import scu  # noqa: PLC0415
+    from pacs_node.network import scu  # noqa: PLC0415
 
     files = scu.files_in(paths)
-    peer = scu.Peer.parse(to)
+    peer = Peer.parse(to)
     console = Console(stderr=True)
     answers = []
     for answer in track(
@@ -133,9 +134,9 @@ def echo(
     calling: CallingOption = "PACS_NODE_SEND",
 ) -> None:
     """Ask a DICOM peer by C-ECHO whether it is there."""
-    from pacs_node import scu  # noqa: PLC0415
+    from pacs_node.network import scu  # noqa: PLC0415
 
-    scu.echo(scu.Peer.parse(peer), calling)
+    scu.echo(Peer.parse(peer), calling)
     Console().print(f"{peer} is there.", highlight=False)
 
 
@@ -301,7 +302,7 @@ def reconcile(
 
     from pacs_node import query  # noqa: PLC0415
     from pacs_node import reconcile as task  # noqa: PLC0415
-    from pacs_node.scu import Peer  # noqa: PLC0415
+    from pacs_node.network.peer import Peer  # noqa: PLC0415
     from pacs_node.spool import Spool  # noqa: PLC0415
 
     now, settings = datetime.now(UTC), _configured(config)

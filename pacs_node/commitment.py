@@ -6,10 +6,7 @@ Nothing here knows the database; `promises` does.
 from __future__ import annotations
 
 import re
-import threading
-import time
 import uuid
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +17,9 @@ from pynetdicom import build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr-defined]  # made at import
 
-from pacs_node.association import application_entity, associate
 from pacs_node.errors import NotAssociated, Refused
+from pacs_node.network.association import application_entity, associate
+from pacs_node.network.traffic import Traffic
 
 COMMITMENT = str(StorageCommitmentPushModel)
 _INSTANCE = "1.2.840.10008.1.20.1.1"  # the one well-known SOP Instance, PS3.4 J.3.5
@@ -37,7 +35,6 @@ CLASS_NOT_SUPPORTED, DUPLICATE_TRANSACTION, RESOURCE_LIMITATION = 0x0122, 0x0131
 NO_SUCH_EVENT, INVALID_ARGUMENT, NO_SUCH_ACTION = 0x0113, 0x0115, 0x0123
 
 _ANSWERING_SECONDS = 1.0  # at most, before a release
-_QUIET_SECONDS = 0.3  # without a message, an association is idle
 
 Reference = tuple[str, str]
 """SOP Class UID and SOP Instance UID."""
@@ -193,61 +190,6 @@ def open_for_commitment(
             with traffic.held(association, _ANSWERING_SECONDS):
                 pass  # pynetdicom would release in the middle of an answer of ours
             association.release()
-
-
-class Traffic:
-    """Which associations wait for a message: only these may be sent one unasked.
-
-    pynetdicom lets both sides talk at once, and would take the peer's next request for the answer to ours.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._open_requests: weakref.WeakKeyDictionary[Association, int] = weakref.WeakKeyDictionary()
-        self._last: weakref.WeakKeyDictionary[Association, float] = weakref.WeakKeyDictionary()
-
-    def handlers(self) -> list[Any]:
-        """Return what a server has to be bound to."""
-        return [(evt.EVT_DIMSE_RECV, self._on_received), (evt.EVT_DIMSE_SENT, self._on_sent)]
-
-    @contextmanager
-    def held(self, association: Association, patience_seconds: float) -> Iterator[bool]:
-        """Wait until an association is idle and keep its messages waiting; tell whether it came to that."""
-        checkpoint = association._reactor_checkpoint
-        deadline = time.monotonic() + patience_seconds
-        is_held = False
-        try:
-            while association.is_established and time.monotonic() < deadline and not is_held:
-                time.sleep(_QUIET_SECONDS / 3)
-                if not self._is_idle(association):
-                    continue
-                checkpoint.clear()
-                # Its thread may have ended just now, and would never come to the checkpoint
-                while not association._is_paused and association.is_alive():
-                    time.sleep(0.001)
-                is_held = association.is_alive() and self._is_idle(association)
-                if not is_held:
-                    checkpoint.set()
-            yield is_held and association.is_established
-        finally:
-            checkpoint.set()
-
-    def _is_idle(self, association: Association) -> bool:
-        with self._lock:
-            is_answered = self._open_requests.get(association, 0) <= 0
-            return is_answered and time.monotonic() - self._last.get(association, 0.0) > _QUIET_SECONDS
-
-    def _on_received(self, event: evt.Event) -> None:
-        self.count(event.assoc, 1)
-
-    def _on_sent(self, event: evt.Event) -> None:
-        self.count(event.assoc, -1)
-
-    def count(self, association: Association, change: int) -> None:
-        """Note a message that came, 1, or was sent, -1."""
-        with self._lock:
-            self._open_requests[association] = self._open_requests.get(association, 0) + change
-            self._last[association] = time.monotonic()
 
 
 def _item(reference: Reference, reason: int | None = None) -> Dataset:

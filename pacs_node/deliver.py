@@ -16,7 +16,6 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import _config
 from pynetdicom.association import Association
 
-from pacs_node.association import application_entity, associate, store
 from pacs_node.commitment import COMMITMENT
 from pacs_node.config import DeliverSettings, Destination
 from pacs_node.errors import (
@@ -27,6 +26,7 @@ from pacs_node.errors import (
     Retryable,
     TakesNothing,
 )
+from pacs_node.network.association import application_entity, associate, store
 from pacs_node.report import REPORT_CLASSES, Report, as_class
 from pacs_node.report_encoding import implicit
 

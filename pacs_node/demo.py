@@ -31,9 +31,11 @@ from db.errors import DatabaseError
 from db.results import Filter, results
 from db.session import Database
 from db.status import counts
-from pacs_node import display, scu
+from pacs_node import display
 from pacs_node.demo_peers import DemoPacs, NodeProcess, StoredReport, free_port
 from pacs_node.errors import UserError
+from pacs_node.network import scu
+from pacs_node.network.peer import Peer
 from pacs_node.samples import Sample, read_images, write_samples
 
 _QUIET_SECONDS = 2
@@ -117,7 +119,7 @@ def run(images: Path | None, into: Path) -> int:
     node_port, pacs_port = free_port(), free_port()
     config = folder / "config.toml"
     config.write_text(_CONFIG.format(node_port=node_port, pacs_port=pacs_port, quiet=_QUIET_SECONDS))
-    peer = scu.Peer("PACS_NODE", "127.0.0.1", node_port)
+    peer = Peer("PACS_NODE", "127.0.0.1", node_port)
     _introduce(console, samples, peer, pacs_port, drawn=images is None)
     with DemoPacs(folder / "pacs", pacs_port) as pacs, _progress(console) as progress:
         task = progress.add_task("Starting the node, loading the model", total=None)
@@ -154,7 +156,7 @@ def _samples(images: Path | None, folder: Path, console: Console) -> Sequence[Sa
 
 
 def _introduce(
-    console: Console, samples: Sequence[Sample], peer: scu.Peer, pacs_port: int, *, drawn: bool
+    console: Console, samples: Sequence[Sample], peer: Peer, pacs_port: int, *, drawn: bool
 ) -> None:
     studies = len({sample.study_instance_uid for sample in samples})
     what = "drawn radiographs of made-up patients" if drawn else "images of yours"
@@ -171,7 +173,7 @@ def _progress(console: Console) -> Progress:
 
 
 def _play(
-    samples: Sequence[Sample], peer: scu.Peer, database: Database, pacs: DemoPacs, progress: Progress
+    samples: Sequence[Sample], peer: Peer, database: Database, pacs: DemoPacs, progress: Progress
 ) -> _Outcome:
     task = progress.add_task("Sending by C-STORE", total=len(samples))
     study_of = {str(sample.path): sample.study_instance_uid for sample in samples}

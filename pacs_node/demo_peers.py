@@ -18,9 +18,9 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 
-from pacs_node.association import let_end
 from pacs_node.config import ENVIRONMENT_PREFIX
 from pacs_node.errors import UserError
+from pacs_node.network.association import let_end
 from pacs_node.report import REPORT_CLASSES
 
 _START_SECONDS = 180

@@ -18,17 +18,10 @@ from db.errors import DatabaseError
 from db.queue import Kind
 from db.session import Database
 from pacs_node import log, promises
-from pacs_node.commitment import (
-    COMMITMENT,
-    PROCESSING_FAILURE,
-    Request,
-    Traffic,
-    failure,
-    read_request,
-    tell,
-)
+from pacs_node.commitment import COMMITMENT, PROCESSING_FAILURE, Request, failure, read_request, tell
 from pacs_node.config import Settings
 from pacs_node.errors import NotAssociated, Refused
+from pacs_node.network.traffic import Traffic
 from pacs_node.spool import Spool
 
 _log = log.get(__name__)

@@ -37,10 +37,10 @@ from pynetdicom.association import Association
 
 from classifier.config import PROJECTION_RADIOGRAPHS
 from classifier.decoding.tags import quiet, values
-from pacs_node.association import application_entity, associate
 from pacs_node.dicom.header import text
 from pacs_node.errors import NotAssociated, PeerError, TakesNothing
-from pacs_node.scu import Peer
+from pacs_node.network.association import application_entity, associate
+from pacs_node.network.peer import Peer
 
 MOST_ANSWERS = 100_000
 """So many answers to one query are believed; more come only from a PACS that never stops."""

@@ -15,6 +15,7 @@ from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
 from pacs_node.dicom.part10 import _padded, file_meta
+from pacs_node.network.upper_layer_tmp import OutOfOrder
 from pacs_node.spool import Arriving, Spool
 
 UNABLE_TO_PROCESS = 0xC211  # what pynetdicom answers when a handler fails
@@ -26,10 +27,6 @@ _P_DATA_TF = 0x04
 _GROUP_LENGTH, _CLASS_UID, _COMMAND_FIELD, _MESSAGE_ID = 0x0000, 0x0002, 0x0100, 0x0110
 _RESPONDED_TO, _DATA_SET_TYPE, _STATUS, _COMMENT, _INSTANCE_UID = 0x0120, 0x0800, 0x0900, 0x0902, 0x1000
 _ELEMENT = struct.Struct("<HHL")
-
-
-class OutOfOrder(Exception):
-    """What came is not allowed while a data set is coming."""
 
 
 @dataclass(frozen=True)

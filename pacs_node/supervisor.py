@@ -24,7 +24,7 @@ from db.session import Database
 from pacs_node import __version__, log
 from pacs_node.config import Settings
 from pacs_node.errors import DatabaseUnusable, ModelUnusable
-from pacs_node.listening import listen
+from pacs_node.network.server import listen
 from pacs_node.roles import ROLES, giving_signs, open_spool, receive
 
 _log = log.get(__name__)

@@ -18,7 +18,7 @@ from pynetdicom.dimse_primitives import C_FIND
 from pynetdicom.transport import AssociationServer
 
 from pacs_node.demo_peers import shut_down
-from pacs_node.scu import Peer
+from pacs_node.network.peer import Peer
 from tests.conftest import uid
 
 on_sqlite = pytest.mark.parametrize("backend", ["sqlite"])

@@ -22,13 +22,13 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import
 
-from pacs_node.association import application_entity, associate
 from pacs_node.config import DeliverSettings, Destination
 from pacs_node.deliver import Sent, open_link
 from pacs_node.demo_peers import free_port
 from pacs_node.errors import DestinationBusy, DestinationDown, DestinationRefused, NotAssociated, Retryable
+from pacs_node.network.association import application_entity, associate
+from pacs_node.network.upper_layer import hasten
 from pacs_node.report import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, REPORT_CLASSES, as_class
-from pacs_node.upper_layer import hasten
 from tests import delivering
 from tests.conftest import radiograph
 from tests.delivering import abort, data_set, destination, peer

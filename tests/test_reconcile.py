@@ -25,14 +25,14 @@ from sqlalchemy import update
 from db.models import Delivery, Instance
 from db.queue import Kind
 from db.session import Database
-from pacs_node import scu
 from pacs_node.cli import main
 from pacs_node.config import NodeSettings, ReceiveSettings, Settings
 from pacs_node.demo_peers import free_port
+from pacs_node.network import scu
+from pacs_node.network.peer import Peer
 from pacs_node.receive import Receiver
 from pacs_node.reconcile import Missing
 from pacs_node.report import ENHANCED_SR, as_class
-from pacs_node.scu import Peer
 from pacs_node.spool import Spool
 from tests import querying
 from tests.conftest import radiograph, save

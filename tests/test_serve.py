@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from db.session import sqlite
-from pacs_node import scu
 from pacs_node.demo_peers import NodeProcess, free_port
+from pacs_node.network import scu
+from pacs_node.network.peer import Peer
 from tests.conftest import radiograph, save
 from tests.test_node import command, configure, wait_for
 
@@ -99,7 +100,7 @@ def test_an_association_that_is_open_at_the_end_may_finish_its_object(folder: Pa
         node.wait_until_ready()
         port = int((folder / "config.toml").read_text().split("port = ")[1].split()[0])
         answers = []
-        for answer in scu.send(files, scu.Peer("PACS_NODE", "127.0.0.1", port), "TEST"):
+        for answer in scu.send(files, Peer("PACS_NODE", "127.0.0.1", port), "TEST"):
             answers.append(answer)
             if len(answers) == 5:
                 os.kill(node.pid, signal.SIGTERM)

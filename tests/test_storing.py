@@ -24,10 +24,11 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import decode
 
 from db.session import Database, sqlite
-from pacs_node import listening, scu
 from pacs_node.config import NodeSettings, ReceiveSettings, Settings
 from pacs_node.demo_peers import NodeProcess, free_port
 from pacs_node.dicom.part10 import file_meta
+from pacs_node.network import scu, server
+from pacs_node.network.peer import Peer
 from pacs_node.receive import Receiver
 from pacs_node.spool import Spool, digest
 from pacs_node.storing import Answer, Request, encode_response, read_command
@@ -309,7 +310,7 @@ def receivers_of(node: NodeProcess) -> list[int]:
 def test_receivers_share_a_port_and_outlive_each_other(tmp_path: Path) -> None:
     paths = [save(radiograph("DX", study=str(n)), tmp_path / f"{n}.dcm") for n in range(20)]
     with sharing(tmp_path, 2) as (node, port):
-        peer = scu.Peer("PACS_NODE", "127.0.0.1", port)
+        peer = Peer("PACS_NODE", "127.0.0.1", port)
         first, second = receivers_of(node)
         os.kill(first, signal.SIGKILL)
         for path in paths[:10]:  # each over an association of its own, while one receiver starts anew
@@ -327,7 +328,7 @@ def test_connections_wait_while_the_only_receiver_starts_anew(tmp_path: Path) ->
     with sharing(tmp_path, 1) as (node, port):
         (receiver,) = receivers_of(node)
         os.kill(receiver, signal.SIGKILL)
-        answers = list(scu.send([path], scu.Peer("PACS_NODE", "127.0.0.1", port), "TEST"))
+        answers = list(scu.send([path], Peer("PACS_NODE", "127.0.0.1", port), "TEST"))
         assert [answer.status for answer in answers] == [0x0000]
 
 
@@ -368,13 +369,13 @@ def ticks(pid: int) -> int:
 
 def test_a_process_with_fewer_associations_is_the_first_to_accept(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("pacs_node.listening.time.sleep", waited.append)
-    server: Any = object.__new__(listening._Server)
+    monkeypatch.setattr("pacs_node.network.server.time.sleep", waited.append)
+    server: Any = object.__new__(server._Server)
     server.socket = socket.create_server(("127.0.0.1", 0))
     server.socket.settimeout(0)
     server._ssl_context = None
     for associations in (0, 1, 50):
-        monkeypatch.setattr(listening._Server, "active_associations", [None] * associations)
+        monkeypatch.setattr(server._Server, "active_associations", [None] * associations)
         with pytest.raises(BlockingIOError):
             server.get_request()
     server.socket.close()

@@ -20,8 +20,8 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from pacs_node.errors import PortInUse
+from pacs_node.network.upper_layer import hasten_acceptor
 from pacs_node.storing import Storing
-from pacs_node.upper_layer import hasten_acceptor
 
 _BACKLOG = 128
 _COURTESY_SECONDS = 0.002  # for each association that a process has already, that another one takes the next

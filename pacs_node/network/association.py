@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
-from pynetdicom import AE, evt
+from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 
 from pacs_node.dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node.errors import NotAssociated, TakesNothing, UserError
-from pacs_node.upper_layer import LARGEST_PDU, hastened, limit_silence, receive_into
+from pacs_node.network.bounds import bounded
+from pacs_node.network.upper_layer import hastened
 
-_PIECE = 2**16  # bytes
 _LOOK_SECONDS = 0.05
 _REJECTED_TRANSIENT = 2
 _REJECTED = (1, _REJECTED_TRANSIENT)  # results of A-ASSOCIATE (PS3.8 9.3.4)
@@ -96,41 +94,6 @@ def let_end(ae: AE, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while ae.active_associations and time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)
-
-
-def bounded() -> Any:
-    """Return the handler with which no association waits for the rest of a PDU beyond its network timeout.
-
-    pynetdicom reads a PDU that began to come for as long as that takes, and could not even abort meanwhile: a
-    peer that fell silent then, or sends a byte now and then, would keep the association for ever.
-    """
-    return evt.EVT_CONN_OPEN, _bound
-
-
-def _bound(event: evt.Event) -> None:
-    connection: Any = event.assoc.dul.socket
-    # Else the second part of a message waits for the peer to acknowledge the first one
-    connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    seconds = event.assoc.network_timeout
-    if seconds is not None:
-        limit_silence(connection.socket, seconds)
-        connection.recv = partial(_receive, connection.socket, seconds)
-
-
-def _receive(connection: socket.socket, seconds: float, number: int) -> bytearray:
-    """Read so many bytes; fewer where the connection ended, or was ended: for the time, or for too many."""
-    content = bytearray()
-    if number > LARGEST_PDU:
-        connection.shutdown(socket.SHUT_RDWR)
-        return content
-    deadline = time.monotonic() + seconds
-    while len(content) < number:  # piece by piece: the length may be one that never comes
-        piece = memoryview(bytearray(min(number - len(content), _PIECE)))
-        came = receive_into(connection, piece, deadline)
-        content += piece[:came]
-        if came < len(piece):
-            break
-    return content
 
 
 def store(association: Association, path: Path) -> Dataset:

@@ -8,7 +8,6 @@ fragments written from it. All else is left to it, and so is a PDU larger than w
 
 from __future__ import annotations
 
-import math
 import select
 import socket
 import struct
@@ -24,10 +23,9 @@ from pynetdicom import evt
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import P_DATA
 
-from pacs_node.storing import OutOfOrder, Storing
-
-LARGEST_PDU = 2**26
-"""Bytes of a PDU, up to which a peer that goes beyond what was agreed on is borne with."""
+from pacs_node.network.bounds import LARGEST_PDU, receive_into
+from pacs_node.network.upper_layer_tmp import OutOfOrder
+from pacs_node.storing import Storing
 
 _PART_SECONDS = 0.005  # between looks for the rest of a header
 _PAUSE_SECONDS = 0.001  # between looks whether a thread without a connection may end
@@ -82,36 +80,6 @@ def hastened() -> Any:
 def _hasten_requestor(event: evt.Event) -> None:
     free = hasten(event.assoc)
     event.assoc.bind(evt.EVT_CONN_CLOSE, lambda _event: free())
-
-
-def receive_into(connection: socket.socket, view: memoryview, deadline: float) -> int:
-    """Fill a view from a connection; return how many bytes came before it ended.
-
-    Parameters
-    ----------
-    deadline
-        In monotonic seconds: then the connection is ended. For silence it has a limit of its own.
-    """
-    came = 0
-    while came < len(view):
-        try:
-            number = connection.recv_into(view[came:], 0, socket.MSG_WAITALL)
-        except (TimeoutError, BlockingIOError):
-            number = 0
-        came += number
-        if not number or (came < len(view) and time.monotonic() > deadline):
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            break
-    return came
-
-
-def limit_silence(connection: socket.socket, seconds: float) -> None:
-    """Let the system end what waits for longer; Python would ask it before each call how things are."""
-    connection.settimeout(None)
-    limit = struct.pack("ll", math.ceil(seconds), 0)  # struct timeval
-    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        connection.setsockopt(socket.SOL_SOCKET, option, limit)
 
 
 class _Reader:

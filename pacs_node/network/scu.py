@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,39 +13,12 @@ from pynetdicom import _config
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import
 
-from pacs_node.association import application_entity, associate, store
 from pacs_node.errors import NotAssociated, PeerError, TakesNothing, UserError
+from pacs_node.network.association import application_entity, associate, store
+from pacs_node.network.peer import Peer
 
 _MOST_CONTEXTS = 128  # PS3.8 9.3.2.2: odd numbers from 1 to 255
 _TIMEOUT = 30.0  # seconds
-
-
-@dataclass(frozen=True)
-class Peer:
-    """An application entity on the network."""
-
-    ae_title: str
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> Peer:
-        """Read ``AE@HOST:PORT``.
-
-        Raises
-        ------
-        UserError
-            When it is something else.
-        """
-        match = re.fullmatch(r"([^@\\]{1,16})@(\[[0-9A-Fa-f:]+\]|[^:@]+):(\d{1,5})", text.strip())
-        if match is None or not 0 < int(match[3]) < 65536:
-            raise UserError(
-                f"{text!r} is no peer; write it as AE@HOST:PORT, such as PACS_NODE@127.0.0.1:11112."
-            )
-        return cls(match[1].strip(), match[2].strip("[]"), int(match[3]))
-
-    def __str__(self) -> str:
-        return f"{self.ae_title}@{self.host}:{self.port}"
 
 
 @dataclass(frozen=True)

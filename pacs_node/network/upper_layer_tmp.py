@@ -1,0 +1,7 @@
+"""tmp"""
+
+from __future__ import annotations
+
+
+class OutOfOrder(Exception):
+    """What came is not allowed while a data set is coming."""
