@@ -385,7 +385,7 @@ def _database(settings: Settings) -> Database:
 
 def _keeping(settings: Settings, database: Database, spool: Spool) -> list[Any]:
     """Return pynetdicom's handlers that keep what comes by C-GET, as the node keeps what is sent to it."""
-    from pacs_node.receive import Receiver  # noqa: PLC0415
+    from pacs_node.receiving.receiver import Receiver  # noqa: PLC0415
     from pacs_node.reconcile import prepare  # noqa: PLC0415
 
     prepare(spool, database)

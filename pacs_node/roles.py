@@ -25,7 +25,7 @@ from pacs_node.custody import Housekeeper
 from pacs_node.dispatch import CommitStage, ConfirmStage, DeliverStage
 from pacs_node.errors import ConfigError, ModelUnusable
 from pacs_node.pipeline import ReportStage, Scorer, ScoreStage, algorithm
-from pacs_node.receive import Receiver
+from pacs_node.receiving.receiver import Receiver
 from pacs_node.report import InvalidReport, Node
 from pacs_node.spool import Spool
 from pacs_node.worker import Stage, Worker

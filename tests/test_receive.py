@@ -28,7 +28,7 @@ from sqlalchemy import select
 from db import queries
 from db.errors import WriteConflict
 from db.models import Study
-from pacs_node.receive import READABLE_SYNTAXES
+from pacs_node.receiving.receiver import READABLE_SYNTAXES
 from tests import receiving
 from tests.conftest import radiograph, save, uid
 from tests.peers import program

@@ -23,11 +23,11 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import
 
 from classifier.config import PROJECTION_RADIOGRAPHS
-from pacs_node import receive
 from pacs_node.config import NodeSettings, Settings
 from pacs_node.demo_peers import free_port
 from pacs_node.errors import PortInUse
-from pacs_node.receive import READABLE_SYNTAXES, Receiver
+from pacs_node.receiving import receiver
+from pacs_node.receiving.receiver import READABLE_SYNTAXES, Receiver
 from tests import receiving
 from tests.conftest import radiograph, save, uid
 from tests.receiving import (
@@ -265,7 +265,7 @@ def test_an_object_that_is_arriving_when_the_node_stops_is_stored(node: Node, im
 def test_an_association_that_does_not_end_is_aborted_when_the_node_stops(
     node: Node, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(receive, "_DRAIN_SECONDS", 0.3)
+    monkeypatch.setattr(receiver, "_DRAIN_SECONDS", 0.3)
     with associated(node, context_of(image)) as association:
         send_half(node, association, image)
         with stopping(node):

@@ -30,7 +30,7 @@ from pacs_node.config import NodeSettings, ReceiveSettings, Settings
 from pacs_node.demo_peers import free_port
 from pacs_node.network import scu
 from pacs_node.network.peer import Peer
-from pacs_node.receive import Receiver
+from pacs_node.receiving.receiver import Receiver
 from pacs_node.reconcile import Missing
 from pacs_node.report import ENHANCED_SR, as_class
 from pacs_node.spool import Spool

@@ -29,9 +29,9 @@ from pacs_node.demo_peers import NodeProcess, free_port
 from pacs_node.dicom.part10 import file_meta
 from pacs_node.network import scu, server
 from pacs_node.network.peer import Peer
-from pacs_node.receive import Receiver
+from pacs_node.receiving.c_store import Answer, Request, encode_response, read_command
+from pacs_node.receiving.receiver import Receiver
 from pacs_node.spool import Spool, digest
-from pacs_node.storing import Answer, Request, encode_response, read_command
 from tests.conftest import radiograph, save
 from tests.receiving import wait_until
 

@@ -21,7 +21,7 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from pacs_node.errors import PortInUse
 from pacs_node.network.upper_layer import hasten_acceptor
-from pacs_node.storing import Storing
+from pacs_node.receiving.c_store import Storing
 
 _BACKLOG = 128
 _COURTESY_SECONDS = 0.002  # for each association that a process has already, that another one takes the next

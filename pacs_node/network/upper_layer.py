@@ -25,7 +25,7 @@ from pynetdicom.pdu_primitives import P_DATA
 
 from pacs_node.network.bounds import LARGEST_PDU, receive_into
 from pacs_node.network.upper_layer_tmp import OutOfOrder
-from pacs_node.storing import Storing
+from pacs_node.receiving.c_store import Storing
 
 _PART_SECONDS = 0.005  # between looks for the rest of a header
 _PAUSE_SECONDS = 0.001  # between looks whether a thread without a connection may end

@@ -286,7 +286,7 @@ _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "db.stock": _custody,
     "pacs_node.dispatch": _dispatch,
     "pacs_node.intake": _intake,
-    "pacs_node.receive": _receive,
+    "pacs_node.receiving.receiver": _receive,
     "pacs_node.worker": _worker,
     "pacs_node.pipeline": _pipeline,
     "pacs_node.deliver": _deliver,

@@ -51,8 +51,8 @@ from pacs_node.network.association import application_entity, let_end
 from pacs_node.network.bounds import bounded
 from pacs_node.network.server import Server, listen
 from pacs_node.provider import Provider
+from pacs_node.receiving.c_store import UNABLE_TO_PROCESS, Answer, Request, Storing
 from pacs_node.spool import Arriving, Spool
-from pacs_node.storing import UNABLE_TO_PROCESS, Answer, Request, Storing
 
 _log = log.get(__name__)
 
