@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from db.session import Database
     from pacs_node.config import Settings
     from pacs_node.reconcile import Reconciliation
-    from pacs_node.spool import Spool
+    from pacs_node.storage.spool import Spool
 
 USER_ERROR = 2
 
@@ -303,7 +303,7 @@ def reconcile(
     from pacs_node import query  # noqa: PLC0415
     from pacs_node import reconcile as task  # noqa: PLC0415
     from pacs_node.network.peer import Peer  # noqa: PLC0415
-    from pacs_node.spool import Spool  # noqa: PLC0415
+    from pacs_node.storage.spool import Spool  # noqa: PLC0415
 
     now, settings = datetime.now(UTC), _configured(config)
     peer, database, spool = Peer.parse(against), _database(settings), Spool(settings.spool.path)

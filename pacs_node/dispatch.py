@@ -33,7 +33,7 @@ from pacs_node.commitment import (
 from pacs_node.config import DeliverSettings, Destination, Modality, Settings
 from pacs_node.deliver import Link, Sent, open_link
 from pacs_node.errors import DestinationRefused, NotAssociated, Retryable
-from pacs_node.spool import Spool
+from pacs_node.storage.spool import Spool
 from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled
 
 _log = log.get(__name__)

@@ -11,8 +11,8 @@ from db.rows import StoredModel
 from db.session import Database
 from db.status import Counts, Failure, Sign, Undelivered, Waiting
 from pacs_node.config import Settings
-from pacs_node.custody import Stock, take_stock
-from pacs_node.spool import Spool
+from pacs_node.storage.spool import Spool
+from pacs_node.storage.stock import Stock, take_stock
 
 ROLES = ("receive", "score", "deliver")
 

@@ -28,7 +28,7 @@ from pacs_node import log
 from pacs_node.config import Settings
 from pacs_node.dicom.header import UnreadableHeader, read_header
 from pacs_node.report import Algorithm, ImageResult, InvalidReport, Node, Predecessor, Reason, build
-from pacs_node.spool import Spool
+from pacs_node.storage.spool import Spool
 from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled, _unreadable
 
 _log = log.get(__name__)

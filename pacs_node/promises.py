@@ -31,7 +31,7 @@ from pacs_node.commitment import (
 )
 from pacs_node.config import DeliverSettings
 from pacs_node.errors import Refused
-from pacs_node.spool import Spool
+from pacs_node.storage.spool import Spool
 
 _log = log.get(__name__)
 

@@ -22,7 +22,7 @@ from pacs_node.commitment import COMMITMENT, PROCESSING_FAILURE, Request, failur
 from pacs_node.config import Settings
 from pacs_node.errors import NotAssociated, Refused
 from pacs_node.network.traffic import Traffic
-from pacs_node.spool import Spool
+from pacs_node.storage.spool import Spool
 
 _log = log.get(__name__)
 

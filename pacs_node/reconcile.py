@@ -25,7 +25,7 @@ from db.inventory import Known, Reported
 from db.session import Database
 from pacs_node.errors import PeerError, SpoolUnusable, UserError
 from pacs_node.query import CutShort, Finder, Series, Study, Wanted
-from pacs_node.spool import Spool
+from pacs_node.storage.spool import Spool
 
 MODALITIES = ("CR", "DX", "RG", "XR")
 """What Modalities in Study is asked for; XR is no Defined Term of PS3.3 C.7.3.1.1.1, but some send it."""

@@ -21,13 +21,13 @@ from db.rows import StoredModel
 from db.session import Database
 from pacs_node import __version__, log
 from pacs_node.config import Settings
-from pacs_node.custody import Housekeeper
 from pacs_node.dispatch import CommitStage, ConfirmStage, DeliverStage
 from pacs_node.errors import ConfigError, ModelUnusable
 from pacs_node.pipeline import ReportStage, Scorer, ScoreStage, algorithm
 from pacs_node.receiving.receiver import Receiver
 from pacs_node.report import InvalidReport, Node
-from pacs_node.spool import Spool
+from pacs_node.storage.housekeeper import Housekeeper
+from pacs_node.storage.spool import Spool
 from pacs_node.worker import Stage, Worker
 
 _log = log.get(__name__)

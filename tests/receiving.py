@@ -36,7 +36,7 @@ from pacs_node import log
 from pacs_node.config import LogSettings, NodeSettings, ReceiveSettings, Settings
 from pacs_node.demo_peers import free_port
 from pacs_node.receiving.receiver import Receiver
-from pacs_node.spool import Spool
+from pacs_node.storage.spool import Spool
 from tests.conftest import radiograph, save
 from tests.test_header import encoded, part10, raw
 

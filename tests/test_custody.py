@@ -17,12 +17,13 @@ from db.models import Delivery, Instance, Job, Study
 from db.queue import Kind, enqueue
 from db.session import Database
 from pacs_node.config import Destination, RetentionSettings, Settings, SpoolSettings
-from pacs_node.custody import Housekeeper, take_stock
 from pacs_node.dicom.header import identity, read_header
 from pacs_node.errors import Refused
 from pacs_node.health import snapshot
-from pacs_node.intake import described, record
-from pacs_node.spool import digest
+from pacs_node.storage.arriving import digest
+from pacs_node.storage.housekeeper import Housekeeper
+from pacs_node.storage.intake import described, record
+from pacs_node.storage.stock import take_stock
 from tests.conftest import radiograph, save, uid
 from tests.workbench import Bench, only
 

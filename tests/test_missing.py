@@ -22,7 +22,7 @@ from pacs_node import reconcile
 from pacs_node.errors import PeerError, UserError
 from pacs_node.query import Series, Study, Wanted
 from pacs_node.reconcile import Listed, Reconciliation
-from pacs_node.spool import Spool
+from pacs_node.storage.spool import Spool
 from tests import test_queries, workbench
 from tests.conftest import radiograph, uid
 from tests.querying import no_bar, on_sqlite

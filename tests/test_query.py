@@ -17,7 +17,7 @@ from pacs_node import query, reconcile
 from pacs_node.errors import PeerError, SpoolUnusable
 from pacs_node.query import CutShort, Wanted
 from pacs_node.reconcile import Missing, Reconciliation
-from pacs_node.spool import Spool
+from pacs_node.storage.spool import Spool
 from tests import querying, workbench
 from tests.conftest import radiograph, uid
 from tests.querying import (

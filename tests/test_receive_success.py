@@ -20,7 +20,7 @@ from sqlalchemy.engine.default import DefaultDialect
 from db import queries
 from db.errors import DatabaseDown
 from db.session import sqlite
-from pacs_node.spool import Arriving
+from pacs_node.storage.arriving import Arriving
 from tests import receiving
 from tests.conftest import radiograph, save
 from tests.receiving import Listen, Node, assert_refused, associated, context_of, logged, send, wait_until

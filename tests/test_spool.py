@@ -14,7 +14,8 @@ from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit
 
 from pacs_node.errors import SpoolUnusable
-from pacs_node.spool import Spool, digest
+from pacs_node.storage.arriving import digest
+from pacs_node.storage.spool import Spool
 from tests.conftest import radiograph, save
 
 

@@ -31,7 +31,8 @@ from pacs_node.network import scu, server
 from pacs_node.network.peer import Peer
 from pacs_node.receiving.c_store import Answer, Request, encode_response, read_command
 from pacs_node.receiving.receiver import Receiver
-from pacs_node.spool import Spool, digest
+from pacs_node.storage.arriving import digest
+from pacs_node.storage.spool import Spool
 from tests.conftest import radiograph, save
 from tests.receiving import wait_until
 

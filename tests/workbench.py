@@ -28,7 +28,8 @@ from pacs_node.config import Destination, Settings
 from pacs_node.dicom.header import identity, read_header
 from pacs_node.pipeline import ReportStage, Scorer, ScoreStage
 from pacs_node.report import Node
-from pacs_node.spool import Spool, digest
+from pacs_node.storage.arriving import digest
+from pacs_node.storage.spool import Spool
 from pacs_node.worker import Stage, Worker
 from tests.conftest import radiograph, save
 from tests.test_report import find

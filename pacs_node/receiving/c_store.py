@@ -16,7 +16,8 @@ from pynetdicom.sop_class import uid_to_service_class
 
 from pacs_node.dicom.part10 import _padded, file_meta
 from pacs_node.network.upper_layer_tmp import OutOfOrder
-from pacs_node.spool import Arriving, Spool
+from pacs_node.storage.arriving import Arriving
+from pacs_node.storage.spool import Spool
 
 UNABLE_TO_PROCESS = 0xC211  # what pynetdicom answers when a handler fails
 

@@ -280,12 +280,12 @@ def _custody(module: ModuleType) -> None:
 
 
 _PATCHES: dict[str, Callable[[ModuleType], None]] = {
-    "pacs_node.spool": _spool,
+    "pacs_node.storage.spool": _spool,
     "db.queries": _queries,
     "db.commitments": _commitments,
     "db.stock": _custody,
     "pacs_node.dispatch": _dispatch,
-    "pacs_node.intake": _intake,
+    "pacs_node.storage.intake": _intake,
     "pacs_node.receiving.receiver": _receive,
     "pacs_node.worker": _worker,
     "pacs_node.pipeline": _pipeline,

@@ -11,7 +11,7 @@ from db.rows import NewInstance, Received
 from db.session import Database
 from pacs_node.dicom.header import Identity
 from pacs_node.errors import Refused
-from pacs_node.spool import Spool
+from pacs_node.storage.spool import Spool
 
 OUT_OF_RESOURCES = 0xA700  # PS3.4 B.2.3
 
