@@ -16,7 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import _config
 from pynetdicom.association import Association
 
-from pacs_node.commitment import COMMITMENT
+from pacs_node.commitment.messages import COMMITMENT
 from pacs_node.config import DeliverSettings, Destination
 from pacs_node.errors import (
     DestinationBusy,

@@ -20,8 +20,9 @@ from db.errors import DatabaseError
 from db.rows import StoredModel
 from db.session import Database
 from pacs_node import __version__, log
+from pacs_node.commitment.stages import CommitStage, ConfirmStage
 from pacs_node.config import Settings
-from pacs_node.dispatch import CommitStage, ConfirmStage, DeliverStage
+from pacs_node.dispatch import DeliverStage
 from pacs_node.errors import ConfigError, ModelUnusable
 from pacs_node.pipeline import ReportStage, Scorer, ScoreStage, algorithm
 from pacs_node.receiving.receiver import Receiver

@@ -43,13 +43,13 @@ from db.errors import DatabaseError
 from db.rows import Received
 from db.session import Database
 from pacs_node import log
+from pacs_node.commitment.scp import Provider
 from pacs_node.config import Settings
 from pacs_node.dicom.header import Identity, UnreadableHeader, identity, read_header, scan
 from pacs_node.errors import Refused
 from pacs_node.network.association import application_entity, let_end
 from pacs_node.network.bounds import bounded
 from pacs_node.network.server import Server, listen
-from pacs_node.provider import Provider
 from pacs_node.receiving.c_store import UNABLE_TO_PROCESS, Answer, Request, Storing
 from pacs_node.storage.arriving import Arriving
 from pacs_node.storage.intake import OUT_OF_RESOURCES, described, record

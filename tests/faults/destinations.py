@@ -21,7 +21,7 @@ from pynetdicom.association import Association
 from sqlalchemy import func, select
 
 from db.models import Delivery
-from pacs_node.commitment import COMMITMENT
+from pacs_node.commitment.messages import COMMITMENT
 from pacs_node.demo_peers import free_port
 from pacs_node.report import REPORT_CLASSES
 from tests.faults.judge import Verdict, judge

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from pynetdicom import AE, evt
 
-from pacs_node.commitment import COMMITMENT
+from pacs_node.commitment.messages import COMMITMENT
 from pacs_node.demo_peers import free_port
 from pacs_node.report import REPORT_CLASSES
 

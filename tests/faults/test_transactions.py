@@ -17,8 +17,9 @@ from db import commitments
 from db import session as session_module
 from db.session import Database
 from pacs_node import deliver, dispatch, pipeline
+from pacs_node.commitment.stages import CommitStage, ConfirmStage
 from pacs_node.config import Destination, Modality, Settings
-from pacs_node.dispatch import CommitStage, ConfirmStage, DeliverStage
+from pacs_node.dispatch import DeliverStage
 from tests.conftest import radiograph
 from tests.faults.pacs import Pacs
 from tests.workbench import Bench

@@ -17,8 +17,9 @@ from db import queue
 from db.errors import DatabaseError
 from db.queue import Kind
 from db.session import Database
-from pacs_node import log, promises
-from pacs_node.commitment import COMMITMENT, PROCESSING_FAILURE, Request, failure, read_request, tell
+from pacs_node import log
+from pacs_node.commitment import records
+from pacs_node.commitment.messages import COMMITMENT, PROCESSING_FAILURE, Request, failure, read_request, tell
 from pacs_node.config import Settings
 from pacs_node.errors import NotAssociated, Refused
 from pacs_node.network.traffic import Traffic
@@ -52,7 +53,7 @@ class Provider:
         ]
 
     def _on_answer(self, event: evt.Event) -> tuple[int | Dataset, None]:
-        return promises.take_answer(event, self._database, self._settings.deliver), None
+        return records.take_answer(event, self._database, self._settings.deliver), None
 
     def _on_request(self, event: evt.Event) -> tuple[int | Dataset, None]:
         calling = str(event.assoc.requestor.ae_title).strip()
@@ -60,7 +61,7 @@ class Provider:
             request = read_request(event)
             is_addressed = calling in self._addresses
             wait = 0.0 if is_addressed else 2 * _PATIENCE_SECONDS
-            wanted_id = promises.note_wanted(
+            wanted_id = records.note_wanted(
                 self._database, calling, request, self._settings.deliver, wait_seconds=wait
             )
         except Refused as refused:
@@ -89,10 +90,10 @@ class Provider:
             claim = queue.claim_one(session, Kind.CONFIRM, wanted_id, self._settings.work.lease_seconds)
         if not claim.jobs:
             return
-        answer = promises.answer(self._database, self._spool, request)
+        answer = records.answer(self._database, self._spool, request)
         if tell(association, answer) != 0:
             raise NotAssociated("did not answer N-EVENT-REPORT with Success")
-        note = promises.noted_told(wanted_id, calling, answer)
+        note = records.noted_told(wanted_id, calling, answer)
         with self._database.write() as session:
             if queue.finish(session, claim.token, [job.id for job in claim.jobs]):
                 note(session)

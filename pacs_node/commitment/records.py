@@ -17,7 +17,7 @@ from db import commitments
 from db.errors import DatabaseError
 from db.session import Database
 from pacs_node import log
-from pacs_node.commitment import (
+from pacs_node.commitment.messages import (
     CLASS_CONFLICT,
     CLASS_NOT_SUPPORTED,
     INVALID_ARGUMENT,
