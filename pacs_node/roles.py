@@ -22,7 +22,7 @@ from db.session import Database
 from pacs_node import __version__, log
 from pacs_node.commitment.stages import CommitStage, ConfirmStage
 from pacs_node.config import Settings
-from pacs_node.dispatch import DeliverStage
+from pacs_node.delivering.stage import DeliverStage
 from pacs_node.errors import ConfigError, ModelUnusable
 from pacs_node.pipeline import ReportStage, Scorer, ScoreStage, algorithm
 from pacs_node.receiving.receiver import Receiver

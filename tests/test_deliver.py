@@ -23,7 +23,7 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import
 
 from pacs_node.config import DeliverSettings, Destination
-from pacs_node.deliver import Sent, open_link
+from pacs_node.delivering.link import Sent, open_link
 from pacs_node.demo_peers import free_port
 from pacs_node.errors import DestinationBusy, DestinationDown, DestinationRefused, NotAssociated, Retryable
 from pacs_node.network.association import application_entity, associate
@@ -195,7 +195,7 @@ def test_without_space_for_temporary_files_the_report_is_sent_later(monkeypatch:
     def full(**_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("pacs_node.deliver.tempfile.NamedTemporaryFile", full)
+    monkeypatch.setattr("pacs_node.delivering.link.tempfile.NamedTemporaryFile", full)
     with peer() as other, pytest.raises(Retryable, match="No space left on device"):
         send(other.destination)
 

@@ -26,7 +26,7 @@ from pacs_node.commitment.messages import (
     tell,
 )
 from pacs_node.config import DeliverSettings, Destination, Modality, Settings
-from pacs_node.dispatch import _log
+from pacs_node.delivering.stage import _log
 from pacs_node.errors import NotAssociated
 from pacs_node.storage.spool import Spool
 from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled

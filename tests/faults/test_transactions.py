@@ -16,10 +16,11 @@ from sqlalchemy.orm import Session
 from db import commitments
 from db import session as session_module
 from db.session import Database
-from pacs_node import deliver, dispatch, pipeline
+from pacs_node import pipeline
 from pacs_node.commitment.stages import CommitStage, ConfirmStage
 from pacs_node.config import Destination, Modality, Settings
-from pacs_node.dispatch import DeliverStage
+from pacs_node.delivering import link, stage
+from pacs_node.delivering.stage import DeliverStage
 from tests.conftest import radiograph
 from tests.faults.pacs import Pacs
 from tests.workbench import Bench
@@ -53,13 +54,13 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     watch(pipeline.ScoreStage, "_predict_files")
     watch(pipeline, "read_header")
     watch(pipeline, "build")
-    watch(dispatch, "open_link")
-    watch(deliver.Link, "send")
-    monkeypatch.setattr(dispatch, "open_for_commitment", lambda *_, **__: nullcontext())
-    monkeypatch.setattr(dispatch, "ask", lambda *_: 0x0110)
-    monkeypatch.setattr(dispatch, "tell", lambda *_: 0x0000)
+    watch(stage, "open_link")
+    watch(link.Link, "send")
+    monkeypatch.setattr(stage, "open_for_commitment", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(stage, "ask", lambda *_: 0x0110)
+    monkeypatch.setattr(stage, "tell", lambda *_: 0x0000)
     for name in ("open_for_commitment", "ask", "tell"):
-        watch(dispatch, name)
+        watch(stage, name)
     return seen
 
 

@@ -284,12 +284,12 @@ _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "db.queries": _queries,
     "db.commitments": _commitments,
     "db.stock": _custody,
-    "pacs_node.dispatch": _dispatch,
+    "pacs_node.delivering.stage": _dispatch,
     "pacs_node.storage.intake": _intake,
     "pacs_node.receiving.receiver": _receive,
     "pacs_node.worker": _worker,
     "pacs_node.pipeline": _pipeline,
-    "pacs_node.deliver": _deliver,
+    "pacs_node.delivering.link": _deliver,
     "pynetdicom.transport": _dul,
 }
 

@@ -17,7 +17,7 @@ from db.rows import PendingDelivery
 from db.session import Database
 from pacs_node import log
 from pacs_node.config import DeliverSettings, Destination
-from pacs_node.deliver import Link, Sent, open_link
+from pacs_node.delivering.link import Link, Sent, open_link
 from pacs_node.errors import DestinationRefused, Retryable
 from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled
 
