@@ -94,7 +94,7 @@ def demo(
     into: Annotated[Path, typer.Option(help="Where the folder of this run is made.")] = Path("demo"),
 ) -> None:
     """Show the whole product at work on this machine, in half a minute."""
-    from pacs_node.demo import run  # noqa: PLC0415
+    from pacs_node.demo.demo import run  # noqa: PLC0415
 
     sys.exit(run(images, into))
 

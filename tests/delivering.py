@@ -16,7 +16,7 @@ from pynetdicom import AE, _config, evt
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import
 
 from pacs_node.config import Destination
-from pacs_node.demo_peers import shut_down
+from pacs_node.demo.peers import shut_down
 from pacs_node.report import REPORT_CLASSES
 
 BOTH = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pacs_node.demo_peers import free_port
+from pacs_node.demo.peers import free_port
 
 _START_SECONDS = 30
 

@@ -17,7 +17,7 @@ from pynetdicom import AE, _config, dimse_messages, evt
 from pynetdicom.dimse_primitives import C_FIND
 from pynetdicom.transport import AssociationServer
 
-from pacs_node.demo_peers import shut_down
+from pacs_node.demo.peers import shut_down
 from pacs_node.network.peer import Peer
 from tests.conftest import uid
 

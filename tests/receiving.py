@@ -34,7 +34,7 @@ from db.models import Instance, Job
 from db.session import Database
 from pacs_node import log
 from pacs_node.config import LogSettings, NodeSettings, ReceiveSettings, Settings
-from pacs_node.demo_peers import free_port
+from pacs_node.demo.peers import free_port
 from pacs_node.receiving.receiver import Receiver
 from pacs_node.storage.spool import Spool
 from tests.conftest import radiograph, save

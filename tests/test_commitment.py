@@ -27,7 +27,7 @@ from pacs_node.commitment.messages import COMMITMENT
 from pacs_node.commitment.stages import CommitStage, ConfirmStage
 from pacs_node.config import DeliverSettings, Destination, Modality, NodeSettings, ReceiveSettings, Settings
 from pacs_node.delivering.stage import DeliverStage
-from pacs_node.demo_peers import free_port, shut_down
+from pacs_node.demo.peers import free_port, shut_down
 from pacs_node.receiving.receiver import Receiver
 from pacs_node.report import REPORT_CLASSES
 from tests.conftest import radiograph, uid

@@ -24,7 +24,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # m
 
 from pacs_node.config import DeliverSettings, Destination
 from pacs_node.delivering.link import Sent, open_link
-from pacs_node.demo_peers import free_port
+from pacs_node.demo.peers import free_port
 from pacs_node.errors import DestinationBusy, DestinationDown, DestinationRefused, NotAssociated, Retryable
 from pacs_node.network.association import application_entity, associate
 from pacs_node.network.upper_layer import hasten

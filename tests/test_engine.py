@@ -24,7 +24,7 @@ from classifier.scoring.backends import Eager, Engine, OpenVino, Output, Plain, 
 from classifier.scoring.engine import Engines, choose
 from classifier.scoring.folded import Folded
 from classifier.scoring.predict import Predictor
-from pacs_node.samples import write_samples
+from pacs_node.demo.samples import write_samples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -22,8 +22,8 @@ from pydicom import dcmread
 from db.results import Filter, results
 from db.session import Database
 from db.status import Counts, counts
-from pacs_node.demo_peers import NodeProcess, free_port
-from pacs_node.samples import Sample, write_samples
+from pacs_node.demo.peers import NodeProcess, free_port
+from pacs_node.demo.samples import Sample, write_samples
 from tests.conftest import radiograph, save
 from tests.peers import Orthanc, orthanc, storescu
 from tests.test_report import errors, find

@@ -20,9 +20,9 @@ from pydicom.pixels.processing import apply_voi_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import SecondaryCaptureImageStorage
 
+from pacs_node.demo.phantom import FloatImage, Zone, frontal_chest, hand, lateral_chest
+from pacs_node.demo.samples import Images, Sample, radiograph_from_picture, read_images, write_samples
 from pacs_node.errors import UserError
-from pacs_node.phantom import FloatImage, Zone, frontal_chest, hand, lateral_chest
-from pacs_node.samples import Images, Sample, radiograph_from_picture, read_images, write_samples
 
 LOWER_RIGHT = np.s_[480:640, 250:400]  # inside the lower lung of any of the phantoms
 LOWER_LEFT = np.s_[480:640, 800:930]

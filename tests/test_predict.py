@@ -21,7 +21,7 @@ from classifier.model.card import ModelCard
 from classifier.model.checkpoint import Checkpoint
 from classifier.outcome import Decision, Prediction
 from classifier.scoring.predict import Predictor
-from pacs_node.samples import Sample, write_samples
+from pacs_node.demo.samples import Sample, write_samples
 from tests.conftest import radiograph, save
 
 pytestmark = pytest.mark.usefixtures("one_thread")

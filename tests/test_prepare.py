@@ -36,7 +36,7 @@ from classifier.model.checkpoint import Checkpoint, load
 from classifier.model.transforms import chain, tail
 from classifier.scoring import prepare
 from classifier.scoring.prepare import Preparation, Ready
-from pacs_node.phantom import frontal_chest
+from pacs_node.demo.phantom import frontal_chest
 from tests.conftest import radiograph, save
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -24,7 +24,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # m
 
 from classifier.config import PROJECTION_RADIOGRAPHS
 from pacs_node.config import NodeSettings, Settings
-from pacs_node.demo_peers import free_port
+from pacs_node.demo.peers import free_port
 from pacs_node.errors import PortInUse
 from pacs_node.receiving import receiver
 from pacs_node.receiving.receiver import READABLE_SYNTAXES, Receiver

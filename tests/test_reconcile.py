@@ -27,7 +27,7 @@ from db.queue import Kind
 from db.session import Database
 from pacs_node.cli import main
 from pacs_node.config import NodeSettings, ReceiveSettings, Settings
-from pacs_node.demo_peers import free_port
+from pacs_node.demo.peers import free_port
 from pacs_node.network import scu
 from pacs_node.network.peer import Peer
 from pacs_node.receiving.receiver import Receiver

@@ -20,10 +20,10 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, SecondaryCaptureIma
 
 from classifier.decoding.decode import Eligibility, decode, read
 from classifier.errors import NotScorable
-from pacs_node import samples
+from pacs_node.demo import samples
+from pacs_node.demo.phantom import FloatImage
+from pacs_node.demo.samples import Images, Sample, read_images, write_samples
 from pacs_node.errors import UserError
-from pacs_node.phantom import FloatImage
-from pacs_node.samples import Images, Sample, read_images, write_samples
 from tests.conftest import pixels, radiograph, save
 from tests.peers import program
 

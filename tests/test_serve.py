@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from db.session import sqlite
-from pacs_node.demo_peers import NodeProcess, free_port
+from pacs_node.demo.peers import NodeProcess, free_port
 from pacs_node.network import scu
 from pacs_node.network.peer import Peer
 from tests.conftest import radiograph, save

@@ -25,7 +25,7 @@ from pynetdicom.dsutils import decode
 
 from db.session import Database, sqlite
 from pacs_node.config import NodeSettings, ReceiveSettings, Settings
-from pacs_node.demo_peers import NodeProcess, free_port
+from pacs_node.demo.peers import NodeProcess, free_port
 from pacs_node.dicom.part10 import file_meta
 from pacs_node.network import scu, server
 from pacs_node.network.peer import Peer

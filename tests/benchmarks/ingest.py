@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pacs_node.demo_peers import NodeProcess, free_port
+from pacs_node.demo.peers import NodeProcess, free_port
 from tests.benchmarks.objects import radiographs, renew
 from tests.benchmarks.pair import Pair
 from tests.peers import orthanc, program

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import ImageDraw
 
-from pacs_node.phantom.curves import Points, band, borders, oval, smooth
-from pacs_node.phantom.plate import FloatImage, Plate, Strokes, corticated, expose
+from pacs_node.demo.phantom.curves import Points, band, borders, oval, smooth
+from pacs_node.demo.phantom.plate import FloatImage, Plate, Strokes, corticated, expose
 
 HAND_SIZE = 1024  # rows and columns
 

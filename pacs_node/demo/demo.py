@@ -32,11 +32,11 @@ from db.results import Filter, results
 from db.session import Database
 from db.status import counts
 from pacs_node import display
-from pacs_node.demo_peers import DemoPacs, NodeProcess, StoredReport, free_port
+from pacs_node.demo.peers import DemoPacs, NodeProcess, StoredReport, free_port
+from pacs_node.demo.samples import Sample, read_images, write_samples
 from pacs_node.errors import UserError
 from pacs_node.network import scu
 from pacs_node.network.peer import Peer
-from pacs_node.samples import Sample, read_images, write_samples
 
 _QUIET_SECONDS = 2
 _PATIENCE_SECONDS = 180  # without any progress

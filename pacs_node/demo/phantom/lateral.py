@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import ImageDraw
 
-from pacs_node.phantom.curves import Points, band, borders, smooth
-from pacs_node.phantom.frontal import RIBS
-from pacs_node.phantom.plate import COLUMNS, ROWS, FloatImage, Plate, Strokes, corticated, expose
-from pacs_node.phantom.vessels import Twig, branch, tree
+from pacs_node.demo.phantom.curves import Points, band, borders, smooth
+from pacs_node.demo.phantom.frontal import RIBS
+from pacs_node.demo.phantom.plate import COLUMNS, ROWS, FloatImage, Plate, Strokes, corticated, expose
+from pacs_node.demo.phantom.vessels import Twig, branch, tree
 
 # The chest from the left, facing left: each outline goes down its front and up its back, or the reverse.
 _FRONT = [

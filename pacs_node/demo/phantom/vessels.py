@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ImageDraw
 
-from pacs_node.phantom.curves import Points
-from pacs_node.phantom.plate import Plate, Strokes
+from pacs_node.demo.phantom.curves import Points
+from pacs_node.demo.phantom.plate import Plate, Strokes
 
 
 @dataclass(frozen=True)

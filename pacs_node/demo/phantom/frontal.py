@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import ImageDraw
 
-from pacs_node.phantom.curves import Points, band, borders, box, oval, smooth
-from pacs_node.phantom.plate import COLUMNS, ROWS, FloatImage, Plate, Strokes, corticated, expose
-from pacs_node.phantom.vessels import Twig, branch, tree
+from pacs_node.demo.phantom.curves import Points, band, borders, box, oval, smooth
+from pacs_node.demo.phantom.plate import COLUMNS, ROWS, FloatImage, Plate, Strokes, corticated, expose
+from pacs_node.demo.phantom.vessels import Twig, branch, tree
 
 Zone: TypeAlias = Literal["right", "left", "both"]
 

@@ -5,9 +5,9 @@ cross; a film curve then turns attenuation into grey values. Points are (x, y) i
 and height, from the top left corner; the patient's right is on the left of a frontal image.
 """
 
-from pacs_node.phantom.frontal import Zone, frontal_chest
-from pacs_node.phantom.hand import hand
-from pacs_node.phantom.lateral import lateral_chest
-from pacs_node.phantom.plate import FloatImage
+from pacs_node.demo.phantom.frontal import Zone, frontal_chest
+from pacs_node.demo.phantom.hand import hand
+from pacs_node.demo.phantom.lateral import lateral_chest
+from pacs_node.demo.phantom.plate import FloatImage
 
 __all__ = ["FloatImage", "Zone", "frontal_chest", "hand", "lateral_chest"]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from pacs_node.phantom.curves import box
+from pacs_node.demo.phantom.curves import box
 
 FloatImage: TypeAlias = NDArray[np.float32]
 Strokes: TypeAlias = Callable[[ImageDraw.ImageDraw], None]
