@@ -28,11 +28,12 @@ from pacs_node.arguments import (
     study_dates,
 )
 from pacs_node.network.peer import Peer
+from pacs_node.reconciling.findings import FETCHABLE
 
 if TYPE_CHECKING:
     from db.session import Database
     from pacs_node.config import Settings
-    from pacs_node.reconcile import Reconciliation
+    from pacs_node.reconciling.findings import Reconciliation
     from pacs_node.storage.spool import Spool
 
 USER_ERROR = 2
@@ -300,9 +301,9 @@ def reconcile(
     """List chest radiographs of a PACS that were not received, scored or reported. Exit code 1 if any is."""
     from rich.progress import track  # noqa: PLC0415
 
-    from pacs_node import query  # noqa: PLC0415
-    from pacs_node import reconcile as task  # noqa: PLC0415
     from pacs_node.network.peer import Peer  # noqa: PLC0415
+    from pacs_node.reconciling import query  # noqa: PLC0415
+    from pacs_node.reconciling import reconcile as task  # noqa: PLC0415
     from pacs_node.storage.spool import Spool  # noqa: PLC0415
 
     now, settings = datetime.now(UTC), _configured(config)
@@ -315,7 +316,7 @@ def reconcile(
     bar = partial(track, console=console, transient=True)
     with query.open_finder(peer, ours) as finder:
         found = task.compare(finder, database, spool, days, bar)
-    if fetch and any(finding.missing in task.FETCHABLE for finding in found.findings):
+    if fetch and any(finding.missing in FETCHABLE for finding in found.findings):
         if by is Fetching.GET:
             retrieve = partial(query.get, peer, ours, _keeping(settings, database, spool))
         else:
@@ -386,7 +387,7 @@ def _database(settings: Settings) -> Database:
 def _keeping(settings: Settings, database: Database, spool: Spool) -> list[Any]:
     """Return pynetdicom's handlers that keep what comes by C-GET, as the node keeps what is sent to it."""
     from pacs_node.receiving.receiver import Receiver  # noqa: PLC0415
-    from pacs_node.reconcile import prepare  # noqa: PLC0415
+    from pacs_node.reconciling.reconcile import prepare  # noqa: PLC0415
 
     prepare(spool, database)
     return Receiver(settings, database, spool).keeping()

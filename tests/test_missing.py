@@ -18,10 +18,10 @@ from db.inventory import Known, Reported, Sent
 from db.models import Job
 from db.queue import Kind
 from db.session import Database
-from pacs_node import reconcile
 from pacs_node.errors import PeerError, UserError
-from pacs_node.query import Series, Study, Wanted
-from pacs_node.reconcile import Listed, Reconciliation
+from pacs_node.reconciling import reconcile
+from pacs_node.reconciling.findings import Finding, Listed, Reconciliation, missing_images, missing_report
+from pacs_node.reconciling.query import Series, Study, Wanted
 from pacs_node.storage.spool import Spool
 from tests import test_queries, workbench
 from tests.conftest import radiograph, uid
@@ -70,7 +70,7 @@ def test_of_an_image_what_was_lost_first_is_missing(
     image: Known | None, is_there: bool, said: tuple[str, str] | None
 ) -> None:
     received = {} if image is None else {"1.2.1": image}
-    found = [*reconcile.missing_images(listed(1), received, lambda _: is_there)]
+    found = [*missing_images(listed(1), received, lambda _: is_there)]
     assert [(f.missing, f.detail) for f in found] == ([] if said is None else [said])
 
 
@@ -118,7 +118,7 @@ DOWN = Sent(destination="ARCHIVE", state="pending", sop_instance_uid=None, error
 def test_of_a_report_is_missing_what_the_pacs_does_not_hold(
     report: Reported | None, held: str, said: tuple[str, str] | None
 ) -> None:
-    found = [*reconcile.missing_report(listed(1), report, lambda asked: held in asked)]
+    found = [*missing_report(listed(1), report, lambda asked: held in asked)]
     assert [(f.missing, f.detail) for f in found] == ([] if said is None else [said])
 
 
@@ -186,7 +186,7 @@ def test_a_period_without_a_day_is_an_error_of_the_user() -> None:
 def test_images_are_fetched_with_requests_of_bounded_size_and_looked_for_afterwards(bench: Bench) -> None:
     images = [radiograph(study="many", number=number) for number in range(2)]
     findings = [
-        reconcile.Finding(
+        Finding(
             **{
                 **vars(finding),
                 "series_instance_uid": f"1.2.{number // 1500}",
@@ -194,7 +194,7 @@ def test_images_are_fetched_with_requests_of_bounded_size_and_looked_for_afterwa
             }
         )
         for number in range(2000)
-        for finding in reconcile.missing_images(listed(number), {}, bool)
+        for finding in missing_images(listed(number), {}, bool)
     ]
     before = Reconciliation(studies=1, images=2000, findings=findings, is_complete=True)
     asked: list[Wanted] = []
@@ -221,7 +221,7 @@ def test_images_that_come_after_the_answer_are_waited_for(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ds = radiograph(study="late")
-    [finding] = reconcile.missing_images(listed(1), {}, bool)
+    [finding] = missing_images(listed(1), {}, bool)
     finding = replace(finding, sop_instance_uid=str(ds.SOPInstanceUID))
     before = Reconciliation(studies=1, images=1, findings=[finding], is_complete=True)
     naps: list[float] = []
@@ -231,7 +231,7 @@ def test_images_that_come_after_the_answer_are_waited_for(
         if len(naps) == 3:
             bench.receive(ds)
 
-    monkeypatch.setattr("pacs_node.reconcile.time.sleep", sleep)
+    monkeypatch.setattr("pacs_node.reconciling.reconcile.time.sleep", sleep)
     after = reconcile.fetch(before, lambda _: iter([""]), bench.database, bench.spool, no_bar)
     assert after.is_clean
     assert len(naps) == 3

@@ -31,7 +31,7 @@ from pacs_node.demo.peers import free_port
 from pacs_node.network import scu
 from pacs_node.network.peer import Peer
 from pacs_node.receiving.receiver import Receiver
-from pacs_node.reconcile import Missing
+from pacs_node.reconciling.findings import Missing
 from pacs_node.report import ENHANCED_SR, as_class
 from pacs_node.storage.spool import Spool
 from tests import querying
