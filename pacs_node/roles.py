@@ -11,22 +11,22 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
 from db import queries
 from db.errors import DatabaseError
-from db.rows import StoredModel
 from db.session import Database
 from pacs_node import __version__, log
 from pacs_node.commitment.stages import CommitStage, ConfirmStage
 from pacs_node.config import Settings
 from pacs_node.delivering.stage import DeliverStage
-from pacs_node.errors import ConfigError, ModelUnusable
-from pacs_node.pipeline import ReportStage, Scorer, ScoreStage, algorithm
+from pacs_node.errors import ConfigError
 from pacs_node.receiving.receiver import Receiver
-from pacs_node.report import InvalidReport, Node
+from pacs_node.reporting.report import InvalidReport, Node
+from pacs_node.reporting.stage import ReportStage
+from pacs_node.scoring.load import _load_model
+from pacs_node.scoring.stage import ScoreStage
 from pacs_node.storage.housekeeper import Housekeeper
 from pacs_node.storage.spool import Spool
 from pacs_node.worker import Stage, Worker
@@ -162,44 +162,6 @@ def open_spool(settings: Settings, database: Database, number: int = 0) -> Spool
     spool = Spool(settings.spool.path, settings.node.port, number)
     spool.prepare(may_be_new=is_empty)
     return spool
-
-
-def _load_model(settings: Settings, database: Database) -> tuple[Scorer, StoredModel]:
-    from classifier.config import Eligibility  # noqa: PLC0415
-    from classifier.errors import ClassifierError  # noqa: PLC0415
-    from classifier.scoring.predict import Predictor  # noqa: PLC0415 - torch, in this process alone
-
-    wanted = settings.classifier
-    rules = Eligibility(wanted.unknown_body_part, wanted.unknown_view, wanted.max_pixels)
-    try:
-        predictor = Predictor.load(
-            wanted.model, wanted.device, rules, cautious=wanted.is_cautious, engine=wanted.engine
-        )
-        card = predictor.card
-        model = StoredModel(
-            id=0,
-            sha256=card.sha256,
-            name=card.name,
-            version=card.version,
-            threshold=card.threshold,
-            preprocessing=card.preprocessing_text,
-        )
-        algorithm(model)  # what cannot stand in a report must fail now, not then
-        row = {name: value for name, value in asdict(model).items() if name != "id"}
-        with database.write() as session:
-            row["card"] = card.model_dump_json()
-            model = replace(model, id=queries.register_model(session, row, datetime.now(UTC)))
-    except (ClassifierError, InvalidReport) as error:
-        raise ModelUnusable(str(error)) from error
-    _log.info(
-        "model loaded",
-        model=card.name,
-        version=card.version,
-        sha256=card.sha256,
-        device=predictor.device,
-        engine=predictor.engine,
-    )
-    return predictor, model
 
 
 def _work(

@@ -17,7 +17,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # m
 
 from pacs_node.config import Destination
 from pacs_node.demo.peers import shut_down
-from pacs_node.report import REPORT_CLASSES
+from pacs_node.reporting.report import REPORT_CLASSES
 
 BOTH = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 

@@ -29,7 +29,7 @@ from pacs_node.config import DeliverSettings, Destination, Modality, NodeSetting
 from pacs_node.delivering.stage import DeliverStage
 from pacs_node.demo.peers import free_port, shut_down
 from pacs_node.receiving.receiver import Receiver
-from pacs_node.report import REPORT_CLASSES
+from pacs_node.reporting.report import REPORT_CLASSES
 from tests.conftest import radiograph, uid
 from tests.peers import orthanc
 from tests.test_worker import until

@@ -28,7 +28,7 @@ from pacs_node.demo.peers import free_port
 from pacs_node.errors import DestinationBusy, DestinationDown, DestinationRefused, NotAssociated, Retryable
 from pacs_node.network.association import application_entity, associate
 from pacs_node.network.upper_layer import hasten
-from pacs_node.report import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, REPORT_CLASSES, as_class
+from pacs_node.reporting.report import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, REPORT_CLASSES, as_class
 from tests import delivering
 from tests.conftest import radiograph
 from tests.delivering import abort, data_set, destination, peer

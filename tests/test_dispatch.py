@@ -17,7 +17,7 @@ from db.session import Database
 from pacs_node.config import DeliverSettings, Destination, Settings
 from pacs_node.delivering.stage import DeliverStage
 from pacs_node.demo.peers import free_port
-from pacs_node.report import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, ENHANCED_SR, as_class
+from pacs_node.reporting.report import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, ENHANCED_SR, as_class
 from pacs_node.worker import Done, Later, Worker
 from tests import delivering, workbench
 from tests.conftest import radiograph

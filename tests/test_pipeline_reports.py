@@ -16,11 +16,11 @@ from db import queries
 from db.queue import Kind, enqueue
 from db.rows import NewScore, Received
 from db.session import Database
-from pacs_node import pipeline
 from pacs_node.config import Destination, Settings
-from pacs_node.pipeline import ScoreStage
-from pacs_node.report import Report as BuiltReport
-from pacs_node.report import build
+from pacs_node.reporting import stage
+from pacs_node.reporting.report import Report as BuiltReport
+from pacs_node.reporting.report import build
+from pacs_node.scoring.stage import ScoreStage
 from pacs_node.worker import Worker
 from tests import workbench
 from tests.conftest import radiograph
@@ -201,7 +201,7 @@ def test_a_score_that_comes_while_the_report_is_made_is_in_the_report(
     newer = bench.register("7a" * 32)
 
     def build_slowly(*arguments: Any) -> BuiltReport:
-        monkeypatch.setattr(pipeline, "build", build)
+        monkeypatch.setattr(stage, "build", build)
         made = build(*arguments)
         with bench.database.write() as session:
             queries.add_score(session, score)
@@ -222,7 +222,7 @@ def test_a_score_that_comes_while_the_report_is_made_is_in_the_report(
         age=3.0,
         scored_at=datetime.now(UTC),
     )
-    monkeypatch.setattr(pipeline, "build", build_slowly)
+    monkeypatch.setattr(stage, "build", build_slowly)
     worker = Worker(bench.database, bench.report_stage(), 0.01, 60)
     assert worker.work_once()
     assert (bench.reports(), bench.deliveries()) == ([], [])
@@ -235,13 +235,13 @@ def test_an_image_that_comes_while_the_report_is_made_is_in_the_report(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def build_slowly(*arguments: Any) -> BuiltReport:
-        monkeypatch.setattr(pipeline, "build", build)
+        monkeypatch.setattr(stage, "build", build)
         bench.receive(radiograph(number=2))
         return build(*arguments)
 
     bench.receive(radiograph())
     bench.score()
-    monkeypatch.setattr(pipeline, "build", build_slowly)
+    monkeypatch.setattr(stage, "build", build_slowly)
     bench.report()
     assert bench.reports() == []
     bench.score()

@@ -32,7 +32,7 @@ from pacs_node.network import scu
 from pacs_node.network.peer import Peer
 from pacs_node.receiving.receiver import Receiver
 from pacs_node.reconciling.findings import Missing
-from pacs_node.report import ENHANCED_SR, as_class
+from pacs_node.reporting.report import ENHANCED_SR, as_class
 from pacs_node.storage.spool import Spool
 from tests import querying
 from tests.conftest import radiograph, save

@@ -15,7 +15,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from pacs_node.report import (
+from pacs_node.reporting.report import (
     REPORT_CLASSES,
     Algorithm,
     ImageResult,

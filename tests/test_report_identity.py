@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pacs_node.report import (
+from pacs_node.reporting.report import (
     COMPREHENSIVE_3D_SR,
     COMPREHENSIVE_SR,
     ENHANCED_SR,

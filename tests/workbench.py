@@ -26,8 +26,9 @@ from db.session import Database
 from db.status import Failure, counts, failures, retry
 from pacs_node.config import Destination, Settings
 from pacs_node.dicom.header import identity, read_header
-from pacs_node.pipeline import ReportStage, Scorer, ScoreStage
-from pacs_node.report import Node
+from pacs_node.reporting.report import Node
+from pacs_node.reporting.stage import ReportStage
+from pacs_node.scoring.stage import Scorer, ScoreStage
 from pacs_node.storage.arriving import digest
 from pacs_node.storage.spool import Spool
 from pacs_node.worker import Stage, Worker

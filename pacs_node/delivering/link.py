@@ -27,8 +27,8 @@ from pacs_node.errors import (
     TakesNothing,
 )
 from pacs_node.network.association import application_entity, associate, store
-from pacs_node.report import REPORT_CLASSES, Report, as_class
-from pacs_node.report_encoding import implicit
+from pacs_node.reporting.encoding import implicit
+from pacs_node.reporting.report import REPORT_CLASSES, Report, as_class
 
 _DUPLICATE_SOP_INSTANCE = 0x0111  # PS3.7 C.5.7: it has the object already
 _CLASS_NOT_SUPPORTED = 0x0122

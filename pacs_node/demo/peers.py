@@ -21,7 +21,7 @@ from pynetdicom import AE, evt
 from pacs_node.config import ENVIRONMENT_PREFIX
 from pacs_node.errors import UserError
 from pacs_node.network.association import let_end
-from pacs_node.report import REPORT_CLASSES
+from pacs_node.reporting.report import REPORT_CLASSES
 
 _START_SECONDS = 180
 _END_SECONDS = 2  # for associations that are about to end

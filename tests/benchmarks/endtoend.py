@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from pynetdicom import AE, evt
 
 from pacs_node.demo.peers import free_port, shut_down
-from pacs_node.report import REPORT_CLASSES
+from pacs_node.reporting.report import REPORT_CLASSES
 from tests.benchmarks.ingest import Receiver, node, peak_mebibytes, send
 from tests.benchmarks.objects import radiographs, renew
 

@@ -23,7 +23,7 @@ from sqlalchemy import func, select
 from db.models import Delivery
 from pacs_node.commitment.messages import COMMITMENT
 from pacs_node.demo.peers import free_port
-from pacs_node.report import REPORT_CLASSES
+from pacs_node.reporting.report import REPORT_CLASSES
 from tests.faults.judge import Verdict, judge
 from tests.faults.pacs import Behaviour, Pacs
 from tests.faults.proxy import Fault, Proxy

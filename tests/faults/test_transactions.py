@@ -16,11 +16,12 @@ from sqlalchemy.orm import Session
 from db import commitments
 from db import session as session_module
 from db.session import Database
-from pacs_node import pipeline
 from pacs_node.commitment.stages import CommitStage, ConfirmStage
 from pacs_node.config import Destination, Modality, Settings
 from pacs_node.delivering import link, stage
 from pacs_node.delivering.stage import DeliverStage
+from pacs_node.reporting import stage
+from pacs_node.scoring.stage import ScoreStage
 from tests.conftest import radiograph
 from tests.faults.pacs import Pacs
 from tests.workbench import Bench
@@ -51,9 +52,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         monkeypatch.setattr(owner, name, watched)
 
     monkeypatch.setattr(session_module, "_transaction", counted)
-    watch(pipeline.ScoreStage, "_predict_files")
-    watch(pipeline, "read_header")
-    watch(pipeline, "build")
+    watch(ScoreStage, "_predict_files")
+    watch(stage, "read_header")
+    watch(stage, "build")
     watch(stage, "open_link")
     watch(link.Link, "send")
     monkeypatch.setattr(stage, "open_for_commitment", lambda *_, **__: nullcontext())

@@ -288,7 +288,7 @@ _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "pacs_node.storage.intake": _intake,
     "pacs_node.receiving.receiver": _receive,
     "pacs_node.worker": _worker,
-    "pacs_node.pipeline": _pipeline,
+    "pacs_node.reporting.stage": _pipeline,
     "pacs_node.delivering.link": _deliver,
     "pynetdicom.transport": _dul,
 }

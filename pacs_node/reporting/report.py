@@ -21,11 +21,21 @@ from datetime import UTC, datetime, timedelta, timezone
 from pydicom.dataset import Dataset
 from pydicom.uid import Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage
 
-from pacs_node import codes
-from pacs_node.report_content import content as content_tree
-from pacs_node.report_content import uses_private_codes
-from pacs_node.report_encoding import parse, part10, put
-from pacs_node.report_header import (
+from pacs_node.reporting import codes
+from pacs_node.reporting.content_tree import content as content_tree
+from pacs_node.reporting.content_tree import uses_private_codes
+from pacs_node.reporting.encoding import parse, part10, put
+from pacs_node.reporting.input import (
+    SCHEMA,
+    Algorithm,
+    ImageResult,
+    InvalidReport,
+    Node,
+    Predecessor,
+    Reason,
+    uid,
+)
+from pacs_node.reporting.patient_study import (
     SERIES_INSTANCE_UID,
     SOP_CLASS_UID,
     SOP_INSTANCE_UID,
@@ -36,17 +46,7 @@ from pacs_node.report_header import (
     timezone_of,
     uid_of,
 )
-from pacs_node.report_input import (
-    SCHEMA,
-    Algorithm,
-    ImageResult,
-    InvalidReport,
-    Node,
-    Predecessor,
-    Reason,
-    uid,
-)
-from pacs_node.report_source import Source
+from pacs_node.reporting.source_header import Source
 
 __all__ = [
     "COMPREHENSIVE_3D_SR",

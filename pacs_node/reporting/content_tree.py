@@ -37,9 +37,10 @@ from highdicom.sr import (
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
 
-from pacs_node import codes
-from pacs_node.report_encoding import put
-from pacs_node.report_header import (
+from pacs_node.reporting import codes
+from pacs_node.reporting.encoding import put
+from pacs_node.reporting.input import SCHEMA, Algorithm, ImageResult, Node, uid
+from pacs_node.reporting.patient_study import (
     SOP_CLASS_UID,
     SOP_INSTANCE_UID,
     STUDY_DATE,
@@ -47,8 +48,7 @@ from pacs_node.report_header import (
     procedure_codes,
     uid_of,
 )
-from pacs_node.report_input import SCHEMA, Algorithm, ImageResult, Node, uid
-from pacs_node.report_source import Source
+from pacs_node.reporting.source_header import Source
 
 WARNING = "RESEARCH USE ONLY - NOT FOR DIAGNOSTIC USE"
 _CONTAINS = RelationshipTypeValues.CONTAINS
