@@ -60,8 +60,8 @@ def serve(
 ) -> None:
     """Run the node until SIGTERM or Ctrl-C, which it answers by finishing what is at hand."""
     from pacs_node.errors import UserError  # noqa: PLC0415
-    from pacs_node.roles import ROLES  # noqa: PLC0415
-    from pacs_node.supervisor import serve as run  # noqa: PLC0415
+    from pacs_node.running.roles import ROLES  # noqa: PLC0415
+    from pacs_node.running.supervisor import serve as run  # noqa: PLC0415
 
     wanted = [role.strip() for role in roles.split(",")]
     unknown = [role for role in wanted if role not in ROLES]
@@ -79,7 +79,7 @@ def role(
     listening: Annotated[int, typer.Option(help="Descriptor of the socket that receivers share.")] = -1,
 ) -> None:
     """Be one process of `serve`."""
-    from pacs_node.supervisor import run_role  # noqa: PLC0415
+    from pacs_node.running.supervisor import run_role  # noqa: PLC0415
 
     control_socket, shared = (None if fd < 0 else socket.socket(fileno=fd) for fd in (control, listening))
     run_role(_configured(config), name, control_socket, number, shared)
@@ -240,7 +240,7 @@ def status(
 ) -> None:
     """Show counts by state, the oldest waiting image, space, model. Exit code 1 when a person should look."""
     from pacs_node import display  # noqa: PLC0415
-    from pacs_node.health import snapshot  # noqa: PLC0415
+    from pacs_node.running.status import snapshot  # noqa: PLC0415
 
     settings = _configured(config)
     found = snapshot(settings, _database(settings), datetime.now(UTC), with_files=files)

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from pacs_node.health import Snapshot
 from pacs_node.reconciling.findings import IMAGE_LEVEL, Finding, Missing, Reconciliation
+from pacs_node.running.status import Snapshot
 from pacs_node.storage.stock import Stock
 
 _STYLES = {"positive": "bold red", "negative": "green", "undetermined": "yellow", "waiting": "dim"}

@@ -19,7 +19,7 @@ from db.session import Database
 from pacs_node.config import Destination, RetentionSettings, Settings, SpoolSettings
 from pacs_node.dicom.header import identity, read_header
 from pacs_node.errors import Refused
-from pacs_node.health import snapshot
+from pacs_node.running.status import snapshot
 from pacs_node.storage.arriving import digest
 from pacs_node.storage.housekeeper import Housekeeper
 from pacs_node.storage.intake import described, record

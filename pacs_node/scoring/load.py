@@ -12,7 +12,7 @@ from pacs_node.config import Settings
 from pacs_node.errors import ModelUnusable
 from pacs_node.reporting.from_rows import algorithm
 from pacs_node.reporting.report import InvalidReport
-from pacs_node.roles import _log
+from pacs_node.running.roles import _log
 from pacs_node.scoring.stage import Scorer
 
 

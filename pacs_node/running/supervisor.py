@@ -25,7 +25,8 @@ from pacs_node import __version__, log
 from pacs_node.config import Settings
 from pacs_node.errors import DatabaseUnusable, ModelUnusable
 from pacs_node.network.server import listen
-from pacs_node.roles import ROLES, giving_signs, open_spool, receive
+from pacs_node.running.heartbeat import giving_signs
+from pacs_node.running.roles import ROLES, open_spool, receive
 
 _log = log.get(__name__)
 

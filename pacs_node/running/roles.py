@@ -9,13 +9,10 @@ from __future__ import annotations
 import gc
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from db import queries
-from db.errors import DatabaseError
 from db.session import Database
 from pacs_node import __version__, log
 from pacs_node.commitment.stages import CommitStage, ConfirmStage
@@ -32,8 +29,6 @@ from pacs_node.storage.spool import Spool
 from pacs_node.worker import Stage, Worker
 
 _log = log.get(__name__)
-
-SIGN_SECONDS = 10.0
 
 
 class Runs(Protocol):
@@ -119,29 +114,6 @@ def _spare_collector() -> None:
 
 
 ROLES: dict[str, Role] = {"receive": receive, "score": score, "deliver": deliver}
-
-
-@contextmanager
-def giving_signs(settings: Settings, role: str, number: int = 0) -> Iterator[None]:
-    """Tell the database every few seconds that this process is at work, for `status` to see."""
-    role = f"{role} {number + 1}" if number else role
-    database, host = Database(settings.database.url), socket.gethostname()
-    started_at, ended = datetime.now(UTC), threading.Event()
-
-    def give() -> None:
-        while True:
-            with suppress(DatabaseError), database.write() as session:
-                queries.record_sign(session, role, host, started_at)
-            if ended.wait(SIGN_SECONDS):
-                return
-
-    thread = threading.Thread(target=give, daemon=True)
-    thread.start()
-    yield
-    ended.set()
-    thread.join()
-    with suppress(DatabaseError), database.write() as session:
-        queries.forget_sign(session, role, host)
 
 
 def _open(settings: Settings, number: int = 0) -> tuple[Database, Spool]:
