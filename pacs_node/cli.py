@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from pacs_node.arguments import (
+from pacs_node.network.peer import Peer
+from pacs_node.reconciling.findings import FETCHABLE
+from pacs_node.terminal.arguments import (
     Answer,
     CallingOption,
     ConfigOption,
@@ -27,8 +29,6 @@ from pacs_node.arguments import (
     moment,
     study_dates,
 )
-from pacs_node.network.peer import Peer
-from pacs_node.reconciling.findings import FETCHABLE
 
 if TYPE_CHECKING:
     from db.session import Database
@@ -171,7 +171,7 @@ def results(
     """Ask the results database, newest first; it is open to any SQL tool too, in its view `results`."""
     from db.results import RESULT_COLUMNS, Filter  # noqa: PLC0415
     from db.results import results as ask  # noqa: PLC0415
-    from pacs_node import display  # noqa: PLC0415
+    from pacs_node.terminal import tables  # noqa: PLC0415
 
     now = datetime.now(UTC)
     wanted = Filter(
@@ -187,7 +187,7 @@ def results(
     )
     with _database(_configured(config)).read() as session:
         rows = ask(session, wanted)
-    _print_rows(rows, RESULT_COLUMNS, output, display.print_results)
+    _print_rows(rows, RESULT_COLUMNS, output, tables.print_results)
 
 
 @app.command(
@@ -211,7 +211,7 @@ def ledger(
     """Account for each received image: its score, its report, and what each destination said when."""
     from db.results import LEDGER_COLUMNS, Filter  # noqa: PLC0415
     from db.results import ledger as ask  # noqa: PLC0415
-    from pacs_node import display  # noqa: PLC0415
+    from pacs_node.terminal import tables  # noqa: PLC0415
 
     now = datetime.now(UTC)
     wanted = Filter(
@@ -225,7 +225,7 @@ def ledger(
     )
     with _database(_configured(config)).read() as session:
         rows = ask(session, wanted)
-    _print_rows(rows, LEDGER_COLUMNS, output, display.print_ledger)
+    _print_rows(rows, LEDGER_COLUMNS, output, tables.print_ledger)
 
 
 @app.command(epilog="Example:\n\npacs-node status --format json")
@@ -239,15 +239,15 @@ def status(
     config: ConfigOption = None,
 ) -> None:
     """Show counts by state, the oldest waiting image, space, model. Exit code 1 when a person should look."""
-    from pacs_node import display  # noqa: PLC0415
     from pacs_node.running.status import snapshot  # noqa: PLC0415
+    from pacs_node.terminal import tables  # noqa: PLC0415
 
     settings = _configured(config)
     found = snapshot(settings, _database(settings), datetime.now(UTC), with_files=files)
     if output is StatusFormat.JSON:
-        display.write_json(display.status_values(found), sys.stdout)
+        tables.write_json(tables.status_values(found), sys.stdout)
     else:
-        display.print_status(found, Console())
+        tables.print_status(found, Console())
     sys.exit(1 if found.problems else 0)
 
 
@@ -399,26 +399,26 @@ def _print_rows(
     output: Format,
     print_table: Callable[[Sequence[dict[str, Any]], Console], None],
 ) -> None:
-    from pacs_node import display  # noqa: PLC0415
+    from pacs_node.terminal import tables  # noqa: PLC0415
 
     if output is Format.TABLE:
         print_table(rows, Console())
     elif output is Format.CSV:
-        display.write_csv(rows, columns, sys.stdout)
+        tables.write_csv(rows, columns, sys.stdout)
     else:
-        display.write_json(rows, sys.stdout)
+        tables.write_json(rows, sys.stdout)
 
 
 def _print_reconciliation(found: Reconciliation, output: Format, console: Console) -> None:
     """Print what is missing to standard output, and the rest to `console`."""
-    from pacs_node import display  # noqa: PLC0415
+    from pacs_node.terminal import tables  # noqa: PLC0415
 
     if output is Format.TABLE:
-        display.print_reconciliation(found, Console())
+        tables.print_reconciliation(found, Console())
     elif output is Format.CSV:
-        display.write_findings_csv(found, sys.stdout)
+        tables.write_findings_csv(found, sys.stdout)
     else:
-        display.write_json(display.reconciliation_values(found), sys.stdout)
+        tables.write_json(tables.reconciliation_values(found), sys.stdout)
     notes = [] if output is Format.TABLE else [found.summary]
     notes += found.troubles
     if not found.is_complete:

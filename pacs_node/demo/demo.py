@@ -31,12 +31,12 @@ from db.errors import DatabaseError
 from db.results import Filter, results
 from db.session import Database
 from db.status import counts
-from pacs_node import display
 from pacs_node.demo.peers import DemoPacs, NodeProcess, StoredReport, free_port
 from pacs_node.demo.samples import Sample, read_images, write_samples
 from pacs_node.errors import UserError
 from pacs_node.network import scu
 from pacs_node.network.peer import Peer
+from pacs_node.terminal import tables
 
 _QUIET_SECONDS = 2
 _PATIENCE_SECONDS = 180  # without any progress
@@ -295,7 +295,7 @@ def _table(outcome: _Outcome) -> Table:
             escape(sample.patient),
             (row or {}).get("accession_number") or str(numbers[sample.study_instance_uid]),
             escape(sample.truth or sample.path.name),
-            display.answer(row) if row else _refused(outcome.answers[str(sample.path)]),
+            tables.answer(row) if row else _refused(outcome.answers[str(sample.path)]),
             _verdict(sample, row),
             "no report" if seconds is None else f"{seconds:.1f}",
         )
