@@ -28,7 +28,8 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from pacs_node.dicom.header import UnreadableHeader, identity, read_header, scan, text
+from pacs_node.dicom.header import identity, read_header, scan, text
+from pacs_node.errors import UnreadableHeader
 from tests.conftest import radiograph, save, uid
 
 MEBIBYTE = 2**20

@@ -13,10 +13,10 @@ from pynetdicom import evt
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import
 
 from classifier.config import PROJECTION_RADIOGRAPHS
-from pacs_node.errors import PeerError, SpoolUnusable
+from pacs_node.errors import CutShort, PeerError, SpoolUnusable
 from pacs_node.reconciling import query, reconcile
 from pacs_node.reconciling.findings import Missing, Reconciliation
-from pacs_node.reconciling.query import CutShort, Wanted
+from pacs_node.reconciling.query import Wanted
 from pacs_node.storage.spool import Spool
 from tests import querying, workbench
 from tests.conftest import radiograph, uid

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from pacs_node.errors import InvalidReport
 from pacs_node.reporting.report import (
     COMPREHENSIVE_3D_SR,
     COMPREHENSIVE_SR,
     ENHANCED_SR,
     REPORT_CLASSES,
     Algorithm,
-    InvalidReport,
     Node,
     as_class,
     build,

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pacs_node.reporting.report import Algorithm, ImageResult, InvalidReport, Node, Predecessor, Reason, build
+from pacs_node.errors import InvalidReport
+from pacs_node.reporting.report import Algorithm, ImageResult, Node, Predecessor, Reason, build
 from tests.conftest import radiograph
 from tests.test_report import ALGORITHM, LATERAL, MADE_AT, NODE, find, report, scored
 

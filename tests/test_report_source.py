@@ -17,7 +17,8 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
-from pacs_node.reporting.report import REPORT_CLASSES, InvalidReport, as_class
+from pacs_node.errors import InvalidReport
+from pacs_node.reporting.report import REPORT_CLASSES, as_class
 from tests.conftest import code, radiograph
 from tests.test_report import ALGORITHM, assert_valid, errors, find, not_scored, report, scored, tree
 

@@ -371,14 +371,14 @@ def ticks(pid: int) -> int:
 def test_a_process_with_fewer_associations_is_the_first_to_accept(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     monkeypatch.setattr("pacs_node.network.server.time.sleep", waited.append)
-    server: Any = object.__new__(server._Server)
-    server.socket = socket.create_server(("127.0.0.1", 0))
-    server.socket.settimeout(0)
-    server._ssl_context = None
+    accepting: Any = object.__new__(server._Server)
+    accepting.socket = socket.create_server(("127.0.0.1", 0))
+    accepting.socket.settimeout(0)
+    accepting._ssl_context = None
     for associations in (0, 1, 50):
         monkeypatch.setattr(server._Server, "active_associations", [None] * associations)
         with pytest.raises(BlockingIOError):
-            server.get_request()
-    server.socket.close()
+            accepting.get_request()
+    accepting.socket.close()
     assert waited == sorted(waited)
     assert (waited[0], waited[1] < waited[2] < 0.1) == (0, True)

@@ -6,18 +6,17 @@ Nothing here raises for the content of a data set; what cannot be read counts as
 from __future__ import annotations
 
 import re
-import threading
 import unicodedata
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from typing import Any, NamedTuple
 
-from PIL.Image import DecompressionBombWarning
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
+
+from classifier.decoding.quiet import silence_warnings
 
 _YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 _OLDEST = 130  # years; what is beyond is a mistake in the tags
@@ -31,41 +30,11 @@ class Code(NamedTuple):
     meaning: str
 
 
-class _Quiet:
-    """Silence warnings while a thread reads; `warnings.catch_warnings` alone is not thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._readers = 0
-        self._saved: warnings.catch_warnings[None]
-
-    def enter(self) -> None:
-        with self._lock:
-            self._readers += 1
-            if self._readers == 1:
-                self._saved = warnings.catch_warnings()
-                self._saved.__enter__()
-                warnings.simplefilter("ignore", UserWarning)
-                warnings.simplefilter("ignore", DecompressionBombWarning)  # max_pixels is the limit here
-
-    def leave(self) -> None:
-        with self._lock:
-            self._readers -= 1
-            if not self._readers:
-                self._saved.__exit__(None, None, None)
-
-
-_QUIET = _Quiet()
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence pydicom's remarks on non-conformant values: this package judges the values itself."""
-    _QUIET.enter()
-    try:
-        yield
-    finally:
-        _QUIET.leave()
+    silence_warnings()
+    yield
 
 
 def values(ds: Dataset, keyword: str) -> list[Any]:

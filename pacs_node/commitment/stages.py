@@ -16,6 +16,7 @@ from db import commitments
 from db.commitments import Uncommitted, Wanted
 from db.queue import Claimed, Kind
 from db.session import Database
+from pacs_node import log
 from pacs_node.commitment import records
 from pacs_node.commitment.messages import (
     PROCESSING_FAILURE,
@@ -26,12 +27,13 @@ from pacs_node.commitment.messages import (
     tell,
 )
 from pacs_node.config import DeliverSettings, Destination, Modality, Settings
-from pacs_node.delivering.stage import _log
 from pacs_node.errors import NotAssociated
 from pacs_node.storage.spool import Spool
 from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled
 
 _LINGER_SECONDS = 3.0  # on the association of the request, for destinations that answer over it
+
+_log = log.get(__name__)
 
 
 _LOOK_SECONDS = 0.1

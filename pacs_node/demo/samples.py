@@ -30,8 +30,8 @@ from pydicom.uid import (
 )
 
 from pacs_node.demo.phantom import FloatImage, frontal_chest, hand, lateral_chest
-from pacs_node.dicom.header import UnreadableHeader, identity, read_header
-from pacs_node.errors import UserError
+from pacs_node.dicom.header import identity, read_header
+from pacs_node.errors import UnreadableHeader, UserError
 
 Expected: TypeAlias = Literal["negative", "positive", "NOT_FRONTAL", "NOT_CHEST", "UNREADABLE", "OTHER_AGE"]
 

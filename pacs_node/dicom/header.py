@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import struct
 import unicodedata
-import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from pydicom.filereader import read_dataset
 from pydicom.multival import MultiValue
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from pacs_node.dicom.part10 import _data_set_offset
+from classifier.decoding.quiet import silence_warnings
+from pacs_node.dicom.part10 import LARGEST_META, data_set_offset
+from pacs_node.errors import UnreadableHeader
 
-_MOST_META = 2**16  # bytes; file meta information is far smaller
 _MOST_INFLATED = 64 * 2**20  # bytes; a header is far smaller
 _MOST_VALUE = 2**20  # bytes; what is longer stays in the file until it is asked for
 _PIXEL_DATA = (0x7FE00008, 0x7FE00009, 0x7FE00010)
@@ -57,10 +57,6 @@ _EXPLICIT, _IMPLICIT = struct.Struct("<HH2sH"), struct.Struct("<HHL")
 _LENGTH = struct.Struct("<L")
 
 
-class UnreadableHeader(ValueError):
-    """The object does not parse; the message says where, without patient data."""
-
-
 @dataclass(frozen=True)
 class Identity:
     """What the node needs to know of an object to keep it; texts are clean and bounded, UIDs are checked."""
@@ -88,16 +84,14 @@ def read_header(path: Path) -> Dataset:
         When the file cannot be read.
     """
     try:
-        with warnings.catch_warnings():
-            # pydicom warns of values that break the Standard; such objects are the PACS's to judge
-            warnings.simplefilter("ignore", UserWarning)
-            if _may_be_deflated(path):
-                syntax, start = _data_set_offset(path)
-                if syntax == DeflatedExplicitVRLittleEndian:
-                    return _read_deflated(path, start)
-            header = dcmread(path, stop_before_pixels=True, defer_size=_MOST_VALUE)
-            header.file_meta.TransferSyntaxUID  # noqa: B018 - raises where it is missing
-            return header
+        silence_warnings()
+        if _may_be_deflated(path):
+            syntax, start = data_set_offset(path)
+            if syntax == DeflatedExplicitVRLittleEndian:
+                return _read_deflated(path, start)
+        header = dcmread(path, stop_before_pixels=True, defer_size=_MOST_VALUE)
+        header.file_meta.TransferSyntaxUID  # noqa: B018 - raises where it is missing
+        return header
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk; pydicom raises bare ones for bad bytes
@@ -216,9 +210,8 @@ def _uid(header: Dataset, keyword: str) -> str:
 
 def _value(header: Dataset, keyword: str) -> Any:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            return header.get(keyword)
+        silence_warnings()
+        return header.get(keyword)
     except Exception:  # noqa: BLE001 - pydicom parses the element here, and raises nearly anything
         return None
 
@@ -237,4 +230,4 @@ def _read_deflated(path: Path, start: int) -> Dataset:
 def _may_be_deflated(path: Path) -> bool:
     """Look for the UID before parsing anything: nearly nothing is deflated."""
     with path.open("rb") as file:
-        return DeflatedExplicitVRLittleEndian.encode() in file.read(_MOST_META)
+        return DeflatedExplicitVRLittleEndian.encode() in file.read(LARGEST_META)

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info
 from pynetdicom import _config
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import
 
-from pacs_node.errors import NotAssociated, PeerError, TakesNothing, UserError
+from pacs_node.dicom.part10 import read_file_meta
+from pacs_node.errors import NotAssociated, PeerError, TakesNothing, UnreadableHeader, UserError
 from pacs_node.network.association import application_entity, associate, store
 from pacs_node.network.peer import Peer
 
@@ -106,9 +105,9 @@ def files_in(paths: Sequence[Path]) -> list[Path]:
 
 def _inspected(path: Path) -> _File | Answer:
     try:
-        meta: Any = read_file_meta_info(path)
-        return _File(path, (str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)))
-    except (InvalidDicomError, AttributeError, EOFError, ValueError):
+        meta = read_file_meta(path)
+        return _File(path, (meta.sop_class_uid, meta.transfer_syntax_uid))
+    except UnreadableHeader:
         return Answer(path, None, "is no DICOM file (PS3.10)")
     except OSError as error:
         return Answer(path, None, f"cannot be read: {error.strerror}")

@@ -20,8 +20,7 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from pacs_node.errors import PortInUse
-from pacs_node.network.upper_layer import hasten_acceptor
-from pacs_node.receiving.c_store import Storing
+from pacs_node.network.upper_layer import StoreRequests, hasten_acceptor
 
 _BACKLOG = 128
 _COURTESY_SECONDS = 0.002  # for each association that a process has already, that another one takes the next
@@ -74,7 +73,7 @@ class Server:
         ae: AE,
         listening: socket.socket,
         handlers: list[Any],
-        storing: Callable[[Association], Storing],
+        storing: Callable[[Association], StoreRequests],
     ) -> None:
         # Of several processes that were woken, all but one find nothing to accept
         listening.settimeout(0)
@@ -113,7 +112,7 @@ class _Server(ThreadedAssociationServer):
         self,
         *arguments: Any,
         listening: socket.socket,
-        storing: Callable[[Association], Storing],
+        storing: Callable[[Association], StoreRequests],
         **named: Any,
     ) -> None:
         self._listening = listening

@@ -17,15 +17,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from queue import Queue
-from typing import Any
+from typing import Any, Protocol
 
 from pynetdicom import evt
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import P_DATA
 
+from pacs_node.errors import OutOfOrder
 from pacs_node.network.bounds import LARGEST_PDU, receive_into
-from pacs_node.network.upper_layer_tmp import OutOfOrder
-from pacs_node.receiving.c_store import Storing
 
 _PART_SECONDS = 0.005  # between looks for the rest of a header
 _PAUSE_SECONDS = 0.001  # between looks whether a thread without a connection may end
@@ -34,6 +33,23 @@ _DATA_TRANSFER, _CLOSING = "Sta6", "Sta13"  # PS3.8 9.2.1
 _CLOSED, _INVALID_PDU = "Evt17", "Evt19"  # PS3.8 9.2.2
 _P_DATA_TF = 0x04  # PS3.8 9.3.5
 _HEADER, _ITEM = struct.Struct(">BxL"), struct.Struct(">LB")
+
+
+class StoreRequests(Protocol):
+    """What takes the C-STORE requests of one association; `receiving.c_store.Storing` does."""
+
+    @property
+    def is_coming(self) -> bool:
+        """Whether a data set has begun and not ended."""
+        ...
+
+    def take(self, context_id: int, value: memoryview) -> bool:
+        """Take a presentation data value that belongs to a C-STORE request; tell whether it does."""
+        ...
+
+    def discard(self) -> None:
+        """Remove what came of a data set that will not come to its end."""
+        ...
 
 
 def hasten(association: Association) -> Callable[[], None]:
@@ -59,7 +75,7 @@ def hasten(association: Association) -> Callable[[], None]:
     return bell.close
 
 
-def hasten_acceptor(association: Association, storing: Storing) -> None:
+def hasten_acceptor(association: Association, storing: StoreRequests) -> None:
     """Do the same for an acceptor that has not started yet, and let it copy nothing that it need not.
 
     Parameters
@@ -93,7 +109,7 @@ class _Reader:
         What reads a PDU of any kind.
     """
 
-    def __init__(self, association: Association, storing: Storing, others: Callable[[], None]) -> None:
+    def __init__(self, association: Association, storing: StoreRequests, others: Callable[[], None]) -> None:
         self._association = association
         self._storing = storing
         self._others = others
@@ -292,7 +308,7 @@ def _transport_event(dul: Any, bell: _Bell, look: Callable[[], bool]) -> bool:
         dul._idle_timer.restart()
 
 
-def _run(run: Callable[[], None], storing: Storing, free: Callable[[], None]) -> None:
+def _run(run: Callable[[], None], storing: StoreRequests, free: Callable[[], None]) -> None:
     try:
         run()
     finally:

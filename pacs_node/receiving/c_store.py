@@ -14,8 +14,8 @@ from pynetdicom.association import Association
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
-from pacs_node.dicom.part10 import _padded, file_meta
-from pacs_node.network.upper_layer_tmp import OutOfOrder
+from pacs_node.dicom.part10 import file_meta, padded
+from pacs_node.errors import OutOfOrder
 from pacs_node.storage.arriving import Arriving
 from pacs_node.storage.spool import Spool
 
@@ -190,13 +190,13 @@ def read_command(command: bytes) -> Mapping[int, int | str] | None:
 def encode_response(request: Request, answer: Answer) -> bytes:
     """Return the command set of a C-STORE response (PS3.7 9.3.1.2)."""
     elements = [
-        (_CLASS_UID, _padded(request.sop_class_uid, "\0")),
+        (_CLASS_UID, padded(request.sop_class_uid, "\0")),
         (_COMMAND_FIELD, _number(_C_STORE_RSP)),
         (_RESPONDED_TO, _number(request.message_id)),
         (_DATA_SET_TYPE, _number(_NO_DATA_SET)),
         (_STATUS, _number(answer.status)),
-        (_COMMENT, _padded(answer.comment[:64], " ")),  # VR LO
-        (_INSTANCE_UID, _padded(request.sop_instance_uid, "\0")),
+        (_COMMENT, padded(answer.comment[:64], " ")),  # VR LO
+        (_INSTANCE_UID, padded(request.sop_instance_uid, "\0")),
     ]
     content = b"".join(_ELEMENT.pack(0, e, len(v)) + v for e, v in elements if v or e != _COMMENT)
     return _ELEMENT.pack(0, _GROUP_LENGTH, 4) + struct.pack("<L", len(content)) + content

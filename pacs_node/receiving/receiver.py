@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import socket
-import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, cast
 
@@ -39,14 +38,15 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import
 
 from classifier.config import PROJECTION_RADIOGRAPHS
+from classifier.decoding.quiet import silence_warnings
 from db.errors import DatabaseError
 from db.rows import Received
 from db.session import Database
 from pacs_node import log
 from pacs_node.commitment.scp import Provider
 from pacs_node.config import Settings
-from pacs_node.dicom.header import Identity, UnreadableHeader, identity, read_header, scan
-from pacs_node.errors import Refused
+from pacs_node.dicom.header import Identity, identity, read_header, scan
+from pacs_node.errors import Refused, UnreadableHeader
 from pacs_node.network.association import application_entity, let_end
 from pacs_node.network.bounds import bounded
 from pacs_node.network.server import Server, listen
@@ -133,8 +133,7 @@ class Receiver:
         # The encoded data set goes straight to a file, which `Spool.keep` can rename into its place.
         _config.STORE_RECV_CHUNKED_DATASET = True
         dimse_messages.NamedTemporaryFile = lambda **_: self._spool.arriving()  # type: ignore  # not exported
-        # pydicom warns of what breaks the Standard, with the value. `catch_warnings` is not for threads.
-        warnings.simplefilter("ignore", UserWarning)
+        silence_warnings()
         return [(evt.EVT_C_STORE, self._on_c_store), (evt.EVT_ABORTED, _on_aborted)]
 
     def _handlers(self) -> list[Any]:

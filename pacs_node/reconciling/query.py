@@ -36,9 +36,10 @@ from pynetdicom import _config, build_role
 from pynetdicom.association import Association
 
 from classifier.config import PROJECTION_RADIOGRAPHS
-from classifier.decoding.tags import quiet, values
+from classifier.decoding.quiet import silence_warnings
+from classifier.decoding.tags import values
 from pacs_node.dicom.header import text
-from pacs_node.errors import NotAssociated, PeerError, TakesNothing
+from pacs_node.errors import CutShort, NotAssociated, PeerError, TakesNothing
 from pacs_node.network.association import application_entity, associate
 from pacs_node.network.peer import Peer
 
@@ -74,10 +75,6 @@ _SYNTAXES = (
     HTJ2KLosslessRPCL,
     HTJ2K,
 )
-
-
-class CutShort(PeerError):
-    """The PACS has more matches than it answers to one query."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,8 +322,8 @@ def _responses(
     except RuntimeError as error:  # pynetdicom's
         raise PeerError(f"{peer} ended the association.") from error
     while True:
-        with quiet():  # pydicom warns of what breaks the Standard, with the value, which may be patient data
-            answer = next(responses, None)
+        silence_warnings()
+        answer = next(responses, None)
         if answer is None:
             return
         if "Status" not in answer[0]:
@@ -373,15 +370,15 @@ def _images(one: Wanted) -> Dataset:
 def _identifier(level: str, keys: Mapping[str, str | list[str]]) -> Dataset:
     request = Dataset()
     request.QueryRetrieveLevel = level
-    with quiet():  # a UID of a PACS may break PS3.5 9.1, and is asked for all the same
-        for keyword, value in keys.items():
-            setattr(request, keyword, value)
+    silence_warnings()  # a UID of a PACS may break PS3.5 9.1; the query keeps it
+    for keyword, value in keys.items():
+        setattr(request, keyword, value)
     return request
 
 
 def _uid(identifier: Dataset, keyword: str) -> str:
     """Return a UID without padding, also where it is padded wrongly; empty where there is no proper one."""
-    with quiet():
-        found = values(identifier, keyword)
+    silence_warnings()
+    found = values(identifier, keyword)
     uid = found[0].strip("\0 ") if len(found) == 1 and isinstance(found[0], str) else ""
     return uid if _UID.fullmatch(uid) else ""

@@ -17,11 +17,11 @@ from pydicom.uid import ComputedRadiographyImageStorage
 
 from classifier.config import PROJECTION_RADIOGRAPHS, Eligibility
 from classifier.decoding import eligibility
-from classifier.decoding.tags import quiet
+from classifier.decoding.quiet import silence_warnings
 from classifier.errors import NotScorable, Reason
 from db import inventory, queries
 from db.session import Database
-from pacs_node.errors import PeerError, SpoolUnusable, UserError
+from pacs_node.errors import CutShort, PeerError, SpoolUnusable, UserError
 from pacs_node.reconciling.findings import (
     FETCHABLE,
     Finding,
@@ -30,7 +30,7 @@ from pacs_node.reconciling.findings import (
     missing_images,
     missing_report,
 )
-from pacs_node.reconciling.query import CutShort, Finder, Series, Study, Wanted
+from pacs_node.reconciling.query import Finder, Series, Study, Wanted
 from pacs_node.storage.spool import Spool
 
 MODALITIES = ("CR", "DX", "RG", "XR")
@@ -117,10 +117,10 @@ def may_be_chest_radiograph(study: Study, series: Series) -> bool:
     They may unless modality or body part, or where these are not told a description, tells otherwise.
     """
     header = Dataset()
-    with quiet():
-        header.SOPClassUID, header.Modality = ComputedRadiographyImageStorage, series.modality
-        header.BodyPartExamined = series.body_part
-        header.SeriesDescription, header.StudyDescription = series.description, study.description
+    silence_warnings()
+    header.SOPClassUID, header.Modality = ComputedRadiographyImageStorage, series.modality
+    header.BodyPartExamined = series.body_part
+    header.SeriesDescription, header.StudyDescription = series.description, study.description
     try:
         eligibility.check(header, _ANY)
     except NotScorable as refused:

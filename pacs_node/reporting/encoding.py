@@ -18,7 +18,7 @@ from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
 
-from pacs_node.dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, PREAMBLE
+from pacs_node.dicom.part10 import IMPLEMENTATION_CLASS_UID, PREAMBLE, file_meta
 
 _LONG_VRS = {str(vr).encode() for vr in EXPLICIT_VR_LENGTH_32}
 
@@ -47,7 +47,7 @@ def implicit(content: bytes) -> bytes:
     """
     report = parse(content)
     encoded = b"".join(_framed_implicit(*e) for e in _elements(content, len(PREAMBLE)) if e[0] >> 16 != 2)
-    return _with_meta(report.SOPClassUID, report.SOPInstanceUID, ImplicitVRLittleEndian, encoded)
+    return file_meta(report.SOPClassUID, report.SOPInstanceUID, ImplicitVRLittleEndian) + encoded
 
 
 def _framed_implicit(tag: int, vr: str, value: bytes) -> bytes:
@@ -101,23 +101,8 @@ def _framed(tag: int, vr: str, value: bytes) -> bytes:
 
 def part10(dataset: Dataset) -> bytes:
     """Return the whole file for `dataset`, with File Meta Information of fixed content."""
-    return _with_meta(dataset.SOPClassUID, dataset.SOPInstanceUID, ExplicitVRLittleEndian, encode(dataset))
-
-
-def _with_meta(sop_class_uid: str, sop_instance_uid: str, syntax: str, encoded_dataset: bytes) -> bytes:
-    meta = Dataset()
-    meta.add_new(0x00020001, "OB", b"\0\1")
-    for tag, value in (
-        (0x00020002, sop_class_uid),
-        (0x00020003, sop_instance_uid),
-        (0x00020010, syntax),
-        (0x00020012, IMPLEMENTATION_CLASS_UID),
-    ):
-        put(meta, tag, "UI", value.encode())
-    put(meta, 0x00020013, "SH", IMPLEMENTATION_VERSION_NAME.encode())
-    encoded = encode(meta)
-    group_length = _framed(0x00020000, "UL", struct.pack("<L", len(encoded)))
-    return PREAMBLE + group_length + encoded + encoded_dataset
+    meta = file_meta(dataset.SOPClassUID, dataset.SOPInstanceUID, ExplicitVRLittleEndian)
+    return meta + encode(dataset)
 
 
 def parse(content: bytes) -> Dataset:

@@ -7,9 +7,10 @@ from pydicom.dataset import Dataset
 from classifier import errors as classifier_errors
 from classifier.outcome import Decision
 from db.rows import StoredInstance, StoredModel
-from pacs_node.reporting.report import Algorithm, ImageResult, InvalidReport, Reason
+from pacs_node.errors import InvalidReport
+from pacs_node.reporting.report import Algorithm, ImageResult, Reason
 
-_DUPLICATE = Reason(
+DUPLICATE = Reason(
     "DUPLICATE_UID", "Another object came under the same UID before", failed=False, leaves_open=True
 )
 
@@ -46,7 +47,7 @@ def algorithm(model: StoredModel, threshold: float | None = None) -> Algorithm:
     return Algorithm(model.name, model.version, model.sha256, threshold, model.preprocessing)
 
 
-def _result(image: StoredInstance, header: Dataset, newest: StoredModel | None) -> ImageResult:
+def image_result(image: StoredInstance, header: Dataset, newest: StoredModel | None) -> ImageResult:
     score = image.score
     if score is not None:
         reason = None if score.reason is None else _reason(score.reason)
@@ -57,7 +58,7 @@ def _result(image: StoredInstance, header: Dataset, newest: StoredModel | None) 
     return ImageResult(header, Decision.NOT_SCORED.value, None, _FAILED, algorithm(newest))
 
 
-def _stand_in(image: StoredInstance, patient: Dataset) -> Dataset:
+def stand_in_header(image: StoredInstance, patient: Dataset) -> Dataset:
     """Return the header of an image whose file was lost: its UIDs, and another one's patient and study."""
     header = Dataset()
     for element in patient.group_dataset(0x0010):
@@ -71,7 +72,7 @@ def _stand_in(image: StoredInstance, patient: Dataset) -> Dataset:
 
 
 def _reason(code: str) -> Reason:
-    if code == _DUPLICATE.code:
-        return _DUPLICATE
+    if code == DUPLICATE.code:
+        return DUPLICATE
     known = classifier_errors.Reason(code)
     return Reason(known.value, known.meaning, failed=known in _FAILURES, leaves_open=known in _OPEN)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
+from pacs_node.errors import InvalidReport
 from pacs_node.reporting.encoding import put
-from pacs_node.reporting.input import InvalidReport, is_offset
+from pacs_node.reporting.input import is_offset
 from pacs_node.reporting.source_header import SPECIFIC_CHARACTER_SET, Source, legal_text, resolve_charset
 
 SOP_CLASS_UID = 0x00080016

@@ -21,20 +21,12 @@ from datetime import UTC, datetime, timedelta, timezone
 from pydicom.dataset import Dataset
 from pydicom.uid import Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage
 
+from pacs_node.errors import InvalidReport
 from pacs_node.reporting import codes
 from pacs_node.reporting.content_tree import content as content_tree
 from pacs_node.reporting.content_tree import uses_private_codes
 from pacs_node.reporting.encoding import parse, part10, put
-from pacs_node.reporting.input import (
-    SCHEMA,
-    Algorithm,
-    ImageResult,
-    InvalidReport,
-    Node,
-    Predecessor,
-    Reason,
-    uid,
-)
+from pacs_node.reporting.input import SCHEMA, Algorithm, ImageResult, Node, Predecessor, Reason, uid
 from pacs_node.reporting.patient_study import (
     SERIES_INSTANCE_UID,
     SOP_CLASS_UID,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import struct
-import warnings
 from collections.abc import Callable, Iterator
 from datetime import date
 from typing import Any
@@ -17,6 +16,8 @@ from pydicom.charset import encode_string, python_encoding
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.valuerep import PersonName
+
+from classifier.decoding.quiet import silence_warnings
 
 SPECIFIC_CHARACTER_SET = 0x00080005
 
@@ -84,10 +85,8 @@ class Source:
         if text.isascii():
             return text.encode()
         known = [python_encoding[t] for t in self.terms if t in python_encoding] or ["utf-8"]
-        with warnings.catch_warnings():
-            # pydicom warns where it puts "?" for a character that the declared character set lacks
-            warnings.simplefilter("ignore", UserWarning)
-            return value.encode(known) if isinstance(value, PersonName) else encode_string(text, known)
+        silence_warnings()  # pydicom puts "?" for a character that the declared character set lacks
+        return value.encode(known) if isinstance(value, PersonName) else encode_string(text, known)
 
     def text(self, tag: int, vr: str) -> bytes:
         """Return a value of any VR of bytes or text, or none where the VR forbids it."""
@@ -130,10 +129,8 @@ def _is_multiple(value: object) -> bool:
 
 def _sequence(item: Dataset, tag: int) -> list[Dataset]:
     try:
-        with warnings.catch_warnings():
-            # pydicom warns of what it mends; a report that cannot use the item leaves it out
-            warnings.simplefilter("ignore", UserWarning)
-            items = item[tag].value
+        silence_warnings()
+        items = item[tag].value
     except Exception:  # noqa: BLE001
         # Parsing hostile bytes raises nearly anything (struct.error, KeyError, RecursionError, ...), and a
         # broken sequence may cost the report that sequence only.

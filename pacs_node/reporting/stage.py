@@ -22,11 +22,12 @@ from db.rows import NewReport, StoredInstance, StoredModel, StoredReport
 from db.session import Database
 from pacs_node import log
 from pacs_node.config import Settings
-from pacs_node.dicom.header import UnreadableHeader, read_header
-from pacs_node.reporting.from_rows import _result, _stand_in
-from pacs_node.reporting.report import InvalidReport, Node, Predecessor, build
+from pacs_node.dicom.header import read_header
+from pacs_node.errors import InvalidReport, UnreadableHeader
+from pacs_node.reporting.from_rows import image_result, stand_in_header
+from pacs_node.reporting.report import Node, Predecessor, build
 from pacs_node.storage.spool import Spool
-from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled, _unreadable
+from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled, retry_unreadable
 
 _log = log.get(__name__)
 
@@ -80,7 +81,7 @@ class ReportStage:
             _log.error("report failed", study=study.uid, cause=str(error))
             return GivenUp(f"No report can be made: {error}")
         except OSError as error:
-            return _unreadable(job, error)
+            return retry_unreadable(job, error)
         _log.info(
             "report made", study=study.uid, revision=new.revision, sop_instance_uid=new.sop_instance_uid
         )
@@ -89,7 +90,7 @@ class ReportStage:
     def _build(self, study: _Study) -> NewReport:
         made_at = datetime.now(UTC).replace(microsecond=0)
         headers = self._headers(study.images)
-        images = [_result(image, headers[image.id], study.model) for image in study.images]
+        images = [image_result(image, headers[image.id], study.model) for image in study.images]
         report = build(images, self._node, made_at, study.revision, study.predecessor)
         return NewReport(
             study_id=study.id,
@@ -113,7 +114,7 @@ class ReportStage:
         if not found:
             raise InvalidReport("all files of the study are missing from the spool")
         patient = found[min(found)]
-        return {image.id: found.get(image.id) or _stand_in(image, patient) for image in images}
+        return {image.id: found.get(image.id) or stand_in_header(image, patient) for image in images}
 
 
 @dataclass(frozen=True)

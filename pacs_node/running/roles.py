@@ -18,11 +18,11 @@ from pacs_node import __version__, log
 from pacs_node.commitment.stages import CommitStage, ConfirmStage
 from pacs_node.config import Settings
 from pacs_node.delivering.stage import DeliverStage
-from pacs_node.errors import ConfigError
+from pacs_node.errors import ConfigError, InvalidReport
 from pacs_node.receiving.receiver import Receiver
-from pacs_node.reporting.report import InvalidReport, Node
+from pacs_node.reporting.report import Node
 from pacs_node.reporting.stage import ReportStage
-from pacs_node.scoring.load import _load_model
+from pacs_node.scoring.load import load_model
 from pacs_node.scoring.stage import ScoreStage
 from pacs_node.storage.housekeeper import Housekeeper
 from pacs_node.storage.spool import Spool
@@ -72,7 +72,7 @@ def receive(
 def score(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
     """Score images."""
     database, spool = _open(settings)
-    scorer, model = _load_model(settings, database)
+    scorer, model = load_model(settings, database)
     stage = ScoreStage(database, spool, scorer, model, settings.classifier.batch_size)
     _spare_collector()
     ready()

@@ -8,15 +8,16 @@ from datetime import UTC, datetime
 from db import queries
 from db.rows import StoredModel
 from db.session import Database
+from pacs_node import log
 from pacs_node.config import Settings
-from pacs_node.errors import ModelUnusable
+from pacs_node.errors import InvalidReport, ModelUnusable
 from pacs_node.reporting.from_rows import algorithm
-from pacs_node.reporting.report import InvalidReport
-from pacs_node.running.roles import _log
 from pacs_node.scoring.stage import Scorer
 
+_log = log.get(__name__)
 
-def _load_model(settings: Settings, database: Database) -> tuple[Scorer, StoredModel]:
+
+def load_model(settings: Settings, database: Database) -> tuple[Scorer, StoredModel]:
     from classifier.config import Eligibility  # noqa: PLC0415
     from classifier.errors import ClassifierError  # noqa: PLC0415
     from classifier.scoring.predict import Predictor  # noqa: PLC0415 - torch, in this process alone

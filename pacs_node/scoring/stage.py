@@ -15,11 +15,13 @@ from db import queries
 from db.queue import Claimed, Kind
 from db.rows import NewScore, StoredInstance, StoredModel
 from db.session import Database
-from pacs_node.reporting.from_rows import _DUPLICATE
+from pacs_node import log
+from pacs_node.reporting.from_rows import DUPLICATE
 from pacs_node.reporting.report import Reason
-from pacs_node.reporting.stage import _log
 from pacs_node.storage.spool import Spool
-from pacs_node.worker import Done, GivenUp, Outcome, Settled, _unreadable
+from pacs_node.worker import Done, GivenUp, Outcome, Settled, retry_unreadable
+
+_log = log.get(__name__)
 
 
 class Scorer(Protocol):
@@ -59,7 +61,7 @@ class ScoreStage:
     def _predict(self, instances: Sequence[StoredInstance]) -> list[Prediction | OSError]:
         originals = [instance for instance in instances if not instance.copy]
         scored = iter(self._predict_files([self._spool.path(instance.digest) for instance in originals]))
-        return [_not_scored(_DUPLICATE) if instance.copy else next(scored) for instance in instances]
+        return [_not_scored(DUPLICATE) if instance.copy else next(scored) for instance in instances]
 
     def _predict_files(self, paths: Sequence[Path]) -> list[Prediction | OSError]:
         """Score files together, and one by one where one of them cannot be read."""
@@ -78,19 +80,19 @@ class ScoreStage:
             return GivenUp(why, partial(queries.wake_report, instance_id=instance.id))
         if isinstance(prediction, OSError):
             _log.warning("file not read", sop_instance_uid=uid, cause=str(prediction.strerror))
-            return _unreadable(job, prediction)
+            return retry_unreadable(job, prediction)
         _log.info(
             "instance scored",
             sop_instance_uid=uid,
             decision=prediction.decision.value,
             probability=prediction.probability,
-            reason=_DUPLICATE.code if instance.copy else prediction.reason,
+            reason=DUPLICATE.code if instance.copy else prediction.reason,
             novelty=prediction.novelty,
         )
         return Done(partial(queries.add_score, score=self._score(instance, prediction)))
 
     def _score(self, instance: StoredInstance, prediction: Prediction) -> NewScore:
-        reason = _DUPLICATE.code if instance.copy else prediction.reason
+        reason = DUPLICATE.code if instance.copy else prediction.reason
         return NewScore(
             instance_id=instance.id,
             model_id=self._model.id,

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pydicom.filereader import read_dataset
-
-from pacs_node.dicom.part10 import _GROUP_LENGTH_VALUE, _META
+from pacs_node.dicom.part10 import seek_data_set, split_meta
 
 _CHUNK = 2**20
-
-
 _HEAD = 2**15  # bytes, more than nearly all headers have
 
 
@@ -37,11 +31,10 @@ class _Sha:
             self._sha.update(content)
             return
         self._head += content
-        length = bytes(self._head[_GROUP_LENGTH_VALUE:_META])
-        start = _META + int.from_bytes(length, "little")
-        if len(self._head) >= start > _META:
-            meta = read_dataset(BytesIO(self._head[_META:start]), False, True)
-            self.begin(str(meta.TransferSyntaxUID), self._head[start:])
+        meta = split_meta(self._head)
+        if meta is not None:
+            transfer_syntax_uid, start = meta
+            self.begin(transfer_syntax_uid, self._head[start:])
 
     def hex(self) -> str:
         return str(self._sha.hexdigest())
@@ -127,9 +120,7 @@ def digest(path: Path, transfer_syntax_uid: str) -> str:
     """
     sha = hashlib.sha256(transfer_syntax_uid.encode() + b"\0")
     with path.open("rb") as file:
-        # Preamble, DICM, then File Meta Information Group Length with the length of what follows it
-        file.seek(_GROUP_LENGTH_VALUE)
-        file.seek(int.from_bytes(file.read(4), "little"), os.SEEK_CUR)
+        seek_data_set(file)
         while chunk := file.read(_CHUNK):
             sha.update(chunk)
     return sha.hexdigest()

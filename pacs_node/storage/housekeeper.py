@@ -10,15 +10,14 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
-from pydicom.filereader import read_file_meta_info
-
 from db import stock as stock_rows
 from db.errors import DatabaseError
 from db.session import Database
 from pacs_node import log
 from pacs_node.config import Settings
-from pacs_node.dicom.header import UnreadableHeader, identity, read_header
-from pacs_node.errors import Refused
+from pacs_node.dicom.header import identity, read_header
+from pacs_node.dicom.part10 import read_file_meta
+from pacs_node.errors import Refused, UnreadableHeader
 from pacs_node.storage.arriving import digest
 from pacs_node.storage.intake import described, record
 from pacs_node.storage.spool import Spool
@@ -85,7 +84,7 @@ class Housekeeper:
         """Record a file that was received whole, but whose row was never written."""
         path = self._spool.path(name)
         try:
-            syntax = str(read_file_meta_info(path).TransferSyntaxUID)
+            syntax = read_file_meta(path).transfer_syntax_uid
             if digest(path, syntax) != name:
                 raise UnreadableHeader("its content is not what its name says")
             new = described(
@@ -96,7 +95,7 @@ class Housekeeper:
                 calling_ae_title="",
             )
             outcome = record(self._database, self._spool, new, self._settings.study.quiet_seconds)
-        except (UnreadableHeader, Refused, AttributeError, ValueError) as error:
+        except (UnreadableHeader, Refused) as error:
             _log.error("orphan not taken in", digest=name, cause=str(error))
         else:
             uid = new.sop_instance_uid

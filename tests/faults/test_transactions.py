@@ -16,11 +16,13 @@ from sqlalchemy.orm import Session
 from db import commitments
 from db import session as session_module
 from db.session import Database
+from pacs_node.commitment import stages as commitment
 from pacs_node.commitment.stages import CommitStage, ConfirmStage
 from pacs_node.config import Destination, Modality, Settings
-from pacs_node.delivering import link, stage
+from pacs_node.delivering import link
+from pacs_node.delivering import stage as delivering
 from pacs_node.delivering.stage import DeliverStage
-from pacs_node.reporting import stage
+from pacs_node.reporting import stage as reporting
 from pacs_node.scoring.stage import ScoreStage
 from tests.conftest import radiograph
 from tests.faults.pacs import Pacs
@@ -53,15 +55,15 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
     monkeypatch.setattr(session_module, "_transaction", counted)
     watch(ScoreStage, "_predict_files")
-    watch(stage, "read_header")
-    watch(stage, "build")
-    watch(stage, "open_link")
+    watch(reporting, "read_header")
+    watch(reporting, "build")
+    watch(delivering, "open_link")
     watch(link.Link, "send")
-    monkeypatch.setattr(stage, "open_for_commitment", lambda *_, **__: nullcontext())
-    monkeypatch.setattr(stage, "ask", lambda *_: 0x0110)
-    monkeypatch.setattr(stage, "tell", lambda *_: 0x0000)
+    monkeypatch.setattr(commitment, "open_for_commitment", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(commitment, "ask", lambda *_: 0x0110)
+    monkeypatch.setattr(commitment, "tell", lambda *_: 0x0000)
     for name in ("open_for_commitment", "ask", "tell"):
-        watch(stage, name)
+        watch(commitment, name)
     return seen
 
 

@@ -237,8 +237,11 @@ def _worker(module: ModuleType) -> None:
     around(module.Worker, "_write", "worker: worked, before settling", "worker: settled")
 
 
-def _pipeline(module: ModuleType) -> None:
+def _reporting(module: ModuleType) -> None:
     around(module, "build", "report: before building", "report: built")
+
+
+def _scoring(module: ModuleType) -> None:
     around(module.ScoreStage, "_predict", "score: before the network", "score: after the network")
 
 
@@ -269,12 +272,12 @@ def _commitments(module: ModuleType) -> None:
     )
 
 
-def _dispatch(module: ModuleType) -> None:
+def _commitment_stages(module: ModuleType) -> None:
     around(module, "ask", "commit: before N-ACTION", "commit: asked")
     around(module, "tell", "confirm: before N-EVENT-REPORT", "confirm: told, before the row")
 
 
-def _custody(module: ModuleType) -> None:
+def _stock(module: ModuleType) -> None:
     around(module, "release", "retain: before the rows", "retain: rows written, before commit")
     around(module, "lock_released", "retain: released, before removal")
 
@@ -283,12 +286,13 @@ _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "pacs_node.storage.spool": _spool,
     "db.queries": _queries,
     "db.commitments": _commitments,
-    "db.stock": _custody,
-    "pacs_node.delivering.stage": _dispatch,
+    "db.stock": _stock,
+    "pacs_node.commitment.stages": _commitment_stages,
     "pacs_node.storage.intake": _intake,
     "pacs_node.receiving.receiver": _receive,
     "pacs_node.worker": _worker,
-    "pacs_node.reporting.stage": _pipeline,
+    "pacs_node.scoring.stage": _scoring,
+    "pacs_node.reporting.stage": _reporting,
     "pacs_node.delivering.link": _deliver,
     "pynetdicom.transport": _dul,
 }
