@@ -22,6 +22,9 @@ Unknown = Literal["refuse", "score"]
 
 SHIPPED_MODEL = Path(__file__).parent / "weights" / "densenet121-kermany.safetensors"
 
+OWN_EQUIPMENT = ("PACS Node", "PACS Node")
+"""Manufacturer and Manufacturer's Model Name of what this program makes."""
+
 SECONDARY_CAPTURES: frozenset[str] = frozenset(
     {
         SecondaryCaptureImageStorage,
