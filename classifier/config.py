@@ -49,7 +49,8 @@ class Eligibility:
     Attributes
     ----------
     unknown_body_part, unknown_view
-        ``"refuse"`` an image whose tags do not tell its body part or view, or ``"score"`` it all the same.
+        ``"refuse"`` an image whose tags do not tell its body part or view, or ``"score"`` it all the same. A
+        value that is there and not understood is refused in both cases.
     max_pixels
         Largest Rows x Columns that is decoded.
     """

@@ -116,7 +116,8 @@ def view(header: Dataset) -> Finding:
             _combined(series, "view") or _combined([*_study_texts(header, "view")], "view") or Finding(None)
         )
     if any(one.means == "angled" for one in coded):
-        plane = []  # a lordotic view lies in the frontal plane as well
+        # A lordotic view is in the frontal plane as well, and its beam goes from front to back
+        plane, coded = [], [one for one in coded if one.means not in _FRONTAL]
     found, beside = _combined([*coded, *plane], "view"), _combined(series, "view")
     assert found is not None
     if not coded and beside and beside.means == UNKNOWN:

@@ -15,7 +15,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_TABLE = Path(__file__).with_name("vocabulary.toml")
+TABLE = Path(__file__).with_name("vocabulary.toml")
 _IDEOGRAPHS = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff"  # scripts that put no space between words
 _WORD = re.compile(rf"[{_IDEOGRAPHS}]+|[^\W\d_{_IDEOGRAPHS}]+|\d+|[+&/]")
 _IS_IDEOGRAPHIC = re.compile(f"[{_IDEOGRAPHS}]")
@@ -154,7 +154,8 @@ def _parts(word: str) -> tuple[frozenset[str], ...]:
         for start in sorted(ends):
             if found := _part(word[start:end], is_first=start == 0, is_last=end == len(word)):
                 ends.setdefault(end, (*ends[start], found))
-    return ends.get(len(word), ())
+    whole = ends.get(len(word), ())
+    return whole if any(not part <= {"view.pa", "view.ap"} for part in whole) else ()
 
 
 def _part(part: str, *, is_first: bool, is_last: bool) -> frozenset[str]:
@@ -187,7 +188,7 @@ def _cut(word: str) -> list[str]:
 
 @cache
 def _vocabulary() -> _Vocabulary:
-    table: dict[str, dict[str, Any]] = tomllib.loads(_TABLE.read_text("utf-8"))
+    table: dict[str, dict[str, Any]] = tomllib.loads(TABLE.read_text("utf-8"))
     made = _Vocabulary(_Node(), {}, {})
     for meaning, rows in table.items():
         for value, retired, _ in rows.pop("codes", ()):
