@@ -23,7 +23,7 @@ from db.results import Filter
 from db.rows import NewInstance, NewReport, NewScore
 from db.session import Database
 from tests.benchmarks.grown import fill
-from tests.postgres import OwnServer, own_folder
+from tests.helpers.postgres import OwnServer, own_folder
 
 _LIMIT = 100  # rows, as the command line asks for
 _SOON_MS = 50.0
