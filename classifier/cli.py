@@ -43,7 +43,7 @@ app = typer.Typer(
 )
 
 
-class Format(StrEnum):
+class PredictionFormat(StrEnum):
     """How results are printed."""
 
     TABLE = "table"
@@ -77,7 +77,9 @@ ModelArgument = Annotated[
 DataArgument = Annotated[
     Path, typer.Argument(metavar="DATA", help="Folder of the classes NORMAL and PNEUMONIA, or CSV manifest.")
 ]
-FormatOption = Annotated[Format, typer.Option("--format", help="A table to read or JSON to process.")]
+FormatOption = Annotated[
+    PredictionFormat, typer.Option("--format", help="A table to read or JSON to process.")
+]
 
 
 @app.command(
@@ -94,7 +96,7 @@ def predict(
         ),
     ],
     *,
-    output: FormatOption = Format.TABLE,
+    output: FormatOption = PredictionFormat.TABLE,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     unknown_body_part: Annotated[
         Rule, typer.Option(help="Images whose tags tell no body part.")
@@ -112,19 +114,19 @@ def predict(
     cautious = unlike_training is Doubt.UNDETERMINED
     predictor = Predictor.load(_model_path(model), device, rules, cautious=cautious)
     results = list(zip(found, _predict_in_batches(predictor, found), strict=True))
-    if output is Format.JSON:
+    if output is PredictionFormat.JSON:
         _print_json([{"file": str(file), **asdict(prediction)} for file, prediction in results])
     else:
         Console().print(_results_table(results))
 
 
 @app.command(epilog="Example:\n\nclassifier show default")
-def show(model: ModelArgument, output: FormatOption = Format.TABLE) -> None:
+def show(model: ModelArgument, output: FormatOption = PredictionFormat.TABLE) -> None:
     """Print the card of a model: preprocessing, threshold, data, measurements, limits of use."""
     from classifier.model.checkpoint import load  # noqa: PLC0415
 
     card = load(_model_path(model)).card
-    if output is Format.JSON:
+    if output is PredictionFormat.JSON:
         _print_json(card.model_dump(mode="json"))
     else:
         Console().print(_card_table(card))
@@ -214,7 +216,7 @@ def train(
 ) -> None:
     """Train a model for the node. It can be stopped at any time; --resume goes on."""
     from classifier.commands import run_training, settings  # noqa: PLC0415
-    from classifier.training.card import About, Wanted  # noqa: PLC0415
+    from classifier.training.card import About, OperatingTarget  # noqa: PLC0415
     from classifier.training.options import Options  # noqa: PLC0415
 
     given = {key: value for key, value in locals().items() if key in TrainSettings.model_fields}
@@ -227,7 +229,7 @@ def train(
         workers=chosen.workers,
         resume=resume,
         skip_bad=skip_bad,
-        wanted=Wanted(chosen.sensitivity, chosen.band, chosen.unlike_share),
+        wanted=OperatingTarget(chosen.sensitivity, chosen.band, chosen.unlike_share),
         about=About(
             *(_stated("--name", name), _stated("--version", version)),
             *(_stated("--population", population), _stated("--licence", licence)),

@@ -32,7 +32,7 @@ def with_margin(side: int) -> int:
 
 
 @dataclass(frozen=True)
-class Images:
+class DecodedSet:
     """What is trained and validated on, decoded.
 
     Attributes
@@ -53,7 +53,7 @@ class Images:
     skipped: Mapping[Path, str] = field(default_factory=dict)
 
     @classmethod
-    def decoded(cls, source: Path, recipe: Recipe, options: Options, watcher: Watcher) -> Images:
+    def decoded(cls, source: Path, recipe: Recipe, options: Options, watcher: Watcher) -> DecodedSet:
         """Split the images by patient, and decode them.
 
         Raises
@@ -137,7 +137,7 @@ class Batches:
         When a batch has too few images for the processes.
     """
 
-    def __init__(self, recipe: Recipe, images: Images, group: Group, seed: int) -> None:
+    def __init__(self, recipe: Recipe, images: DecodedSet, group: Group, seed: int) -> None:
         self._recipe, self._group, self._seed = recipe, group, seed
         self._cached, self._labels = images.train, images.labels[0]
         self.images = len(images.train)

@@ -39,7 +39,7 @@ from pydicom.sequence import Sequence as Items
 
 from pacs_node.reporting import codes
 from pacs_node.reporting.encoding import put
-from pacs_node.reporting.input import SCHEMA, Algorithm, ImageResult, Node, uid
+from pacs_node.reporting.input import SCHEMA, Algorithm, ImageResult, ObserverDevice, uid
 from pacs_node.reporting.patient_study import (
     SOP_CLASS_UID,
     SOP_INSTANCE_UID,
@@ -57,7 +57,7 @@ _LUNG = FindingSite(codes.LUNG)
 _STAND_IN = "1.2.3"  # highdicom validates UIDs; `_refer` then puts the source's own, which may not pass
 
 
-def content(images: Sequence[ImageResult], sources: Sequence[Source], node: Node) -> Dataset:
+def content(images: Sequence[ImageResult], sources: Sequence[Source], node: ObserverDevice) -> Dataset:
     """Return the root content item.
 
     Parameters
@@ -103,7 +103,7 @@ def uses_private_codes(images: Sequence[ImageResult]) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _observer(node: Node, algorithm: Algorithm) -> Any:
+def _observer(node: ObserverDevice, algorithm: Algorithm) -> Any:
     attributes = DeviceObserverIdentifyingAttributes(
         uid=node.device_uid(algorithm),
         name=node.station_name,
@@ -232,7 +232,7 @@ def _exactly(item: Any, value: str) -> Any:
 # Measurement groups, TID 1501
 
 
-def _groups(images: Sequence[ImageResult], sources: Sequence[Source], node: Node) -> list[Any]:
+def _groups(images: Sequence[ImageResult], sources: Sequence[Source], node: ObserverDevice) -> list[Any]:
     uids = [uid_of(source, SOP_INSTANCE_UID) for source in sources]
     groups = []
     for i, image in enumerate(images):
@@ -245,7 +245,7 @@ def _groups(images: Sequence[ImageResult], sources: Sequence[Source], node: Node
     return groups
 
 
-def _group(image: ImageResult, source: Source, tracking: Any, node: Node) -> Any:
+def _group(image: ImageResult, source: Source, tracking: Any, node: ObserverDevice) -> Any:
     positive = image.decision == "positive"
     return MeasurementsAndQualitativeEvaluations(
         tracking_identifier=tracking,
@@ -260,7 +260,7 @@ def _group(image: ImageResult, source: Source, tracking: Any, node: Node) -> Any
 
 
 @lru_cache(maxsize=8)
-def _algorithm(algorithm: Algorithm, node: Node) -> Any:
+def _algorithm(algorithm: Algorithm, node: ObserverDevice) -> Any:
     """TID 4019."""
     return AlgorithmIdentification(
         name=algorithm.name,
@@ -315,13 +315,13 @@ def _evaluation(name: Any, value: Any) -> Any:
 # The study's answer, TID 1500 rows 12 to 14
 
 
-def _answer(images: Sequence[ImageResult], node: Node) -> Any:
+def _answer(images: Sequence[ImageResult], node: ObserverDevice) -> Any:
     answer = CodeContentItem(codes.PNEUMONIA, codes.ANSWERS[study_decision(images)], _CONTAINS)
     comment = TextContentItem(codes.COMMENT, _comment(images, node), _CONTAINS)
     return _container(codes.QUALITATIVE_EVALUATIONS, [answer, comment])
 
 
-def _comment(images: Sequence[ImageResult], node: Node) -> str:
+def _comment(images: Sequence[ImageResult], node: ObserverDevice) -> str:
     sentences = ["Automated AI output, not verified by a physician."]
     if node.purpose == "RESEARCH":
         sentences.append(f"{WARNING}.")

@@ -26,7 +26,15 @@ from pacs_node.reporting import codes
 from pacs_node.reporting.content_tree import content as content_tree
 from pacs_node.reporting.content_tree import uses_private_codes
 from pacs_node.reporting.encoding import parse, part10, put
-from pacs_node.reporting.input import SCHEMA, Algorithm, ImageResult, Node, Predecessor, Reason, uid
+from pacs_node.reporting.input import (
+    SCHEMA,
+    Algorithm,
+    ImageResult,
+    NotScoredReason,
+    ObserverDevice,
+    Predecessor,
+    uid,
+)
 from pacs_node.reporting.patient_study import (
     SERIES_INSTANCE_UID,
     SOP_CLASS_UID,
@@ -46,12 +54,12 @@ __all__ = [
     "ENHANCED_SR",
     "REPORT_CLASSES",
     "Algorithm",
+    "EncodedReport",
     "ImageResult",
     "InvalidReport",
-    "Node",
+    "NotScoredReason",
+    "ObserverDevice",
     "Predecessor",
-    "Reason",
-    "Report",
     "as_class",
     "build",
 ]
@@ -66,7 +74,7 @@ _SERIES_NUMBER = {COMPREHENSIVE_3D_SR: 9100, COMPREHENSIVE_SR: 9101, ENHANCED_SR
 
 
 @dataclass(frozen=True)
-class Report:
+class EncodedReport:
     """A finished report; `content` is the whole DICOM file (PS3.10), Explicit VR Little Endian."""
 
     sop_class_uid: str
@@ -77,11 +85,11 @@ class Report:
 
 def build(
     images: Sequence[ImageResult],
-    node: Node,
+    node: ObserverDevice,
     made_at: datetime,
     revision: int,
     predecessor: Predecessor | None,
-) -> Report:
+) -> EncodedReport:
     """Build the report of one study revision as Comprehensive 3D SR.
 
     Parameters
@@ -135,7 +143,7 @@ def build(
     return _finished(report)
 
 
-def as_class(content: bytes, sop_class_uid: str) -> Report:
+def as_class(content: bytes, sop_class_uid: str) -> EncodedReport:
     """Return the report as an object of another class, for a destination that refuses the preferred one.
 
     It is the same document with the UIDs, series and predecessor of its class; these follow from those of the
@@ -158,7 +166,9 @@ def as_class(content: bytes, sop_class_uid: str) -> Report:
     if sop_class_uid not in REPORT_CLASSES:
         raise InvalidReport(f"{sop_class_uid} is no class of a report")
     if report.SOPClassUID == sop_class_uid:
-        return Report(sop_class_uid, str(report.SOPInstanceUID), str(report.SeriesInstanceUID), content)
+        return EncodedReport(
+            sop_class_uid, str(report.SOPInstanceUID), str(report.SeriesInstanceUID), content
+        )
     if report.SOPClassUID != COMPREHENSIVE_3D_SR:
         raise InvalidReport("only a Comprehensive 3D SR can become a report of another class")
     report.SOPClassUID = sop_class_uid
@@ -185,7 +195,9 @@ def _study_of(sources: Sequence[Source]) -> str:
     return studies.pop()
 
 
-def _instance_uid(series: str, images: Sequence[ImageResult], sources: Sequence[Source], node: Node) -> str:
+def _instance_uid(
+    series: str, images: Sequence[ImageResult], sources: Sequence[Source], node: ObserverDevice
+) -> str:
     outcomes = sorted(
         (
             uid_of(source, SOP_INSTANCE_UID),
@@ -218,7 +230,7 @@ def _zone(offset: str | None) -> timezone:
 
 
 def _add_series_and_equipment(
-    report: Dataset, images: Sequence[ImageResult], node: Node, when: datetime
+    report: Dataset, images: Sequence[ImageResult], node: ObserverDevice, when: datetime
 ) -> None:
     """SR Document Series and General Equipment modules (PS3.3 C.17.1, C.7.5.1).
 
@@ -236,7 +248,7 @@ def _add_series_and_equipment(
     report.ContributingEquipmentSequence = [_equipment(node, a, when) for a in algorithms.values()]
 
 
-def _equipment(node: Node, algorithm: Algorithm, when: datetime) -> Dataset:
+def _equipment(node: ObserverDevice, algorithm: Algorithm, when: datetime) -> Dataset:
     item = Dataset()
     item.PurposeOfReferenceCodeSequence = [codes.PROCESSING_EQUIPMENT]
     item.Manufacturer, item.ManufacturerModelName = node.manufacturer, algorithm.name
@@ -299,7 +311,7 @@ def _predecessor_item(predecessor: Predecessor, study: str) -> Dataset:
     return _references(study, {predecessor.series_instance_uid: instance})
 
 
-def _private_scheme(node: Node) -> Dataset:
+def _private_scheme(node: ObserverDevice) -> Dataset:
     item = Dataset()
     item.CodingSchemeDesignator = codes.PRIVATE_SCHEME
     item.CodingSchemeName = codes.PRIVATE_SCHEME_NAME
@@ -308,8 +320,8 @@ def _private_scheme(node: Node) -> Dataset:
     return item
 
 
-def _finished(report: Dataset) -> Report:
-    return Report(
+def _finished(report: Dataset) -> EncodedReport:
+    return EncodedReport(
         str(report.SOPClassUID), str(report.SOPInstanceUID), str(report.SeriesInstanceUID), part10(report)
     )
 

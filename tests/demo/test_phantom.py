@@ -21,7 +21,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from pacs_node.demo.phantom import FloatImage, Zone, frontal_chest, hand, lateral_chest
-from pacs_node.demo.samples import Images, Sample, radiograph_from_picture, read_images, write_samples
+from pacs_node.demo.samples import Sample, SampleImages, radiograph_from_picture, read_images, write_samples
 from pacs_node.errors import UserError
 
 LOWER_RIGHT = np.s_[480:640, 250:400]  # inside the lower lung of any of the phantoms
@@ -199,7 +199,7 @@ def pixel_array_of(path: Path) -> NDArray[Any]:
 
 
 @pytest.fixture
-def mixed(demo: list[Sample], tmp_path: Path) -> Images:
+def mixed(demo: list[Sample], tmp_path: Path) -> SampleImages:
     """A folder as people have them: pictures, DICOM, broken files and others."""
     folder = tmp_path / "in"
     picture(folder / "NORMAL/a.png")
@@ -217,7 +217,9 @@ def mixed(demo: list[Sample], tmp_path: Path) -> Images:
     return read_images(folder, folder / "wrapped")
 
 
-def test_a_mixed_folder_gives_its_images_and_names_what_it_skips(mixed: Images, demo: list[Sample]) -> None:
+def test_a_mixed_folder_gives_its_images_and_names_what_it_skips(
+    mixed: SampleImages, demo: list[Sample]
+) -> None:
     assert sorted((s.truth, str(s.expected)) for s in mixed.samples) == [
         ("", "None"),
         ("", "None"),
@@ -234,7 +236,7 @@ def test_a_mixed_folder_gives_its_images_and_names_what_it_skips(mixed: Images, 
     assert "No such file" in skipped["dangling.png"]
 
 
-def test_every_picture_is_a_study_of_its_own(mixed: Images) -> None:
+def test_every_picture_is_a_study_of_its_own(mixed: SampleImages) -> None:
     assert len({s.study_instance_uid for s in mixed.samples}) == len(mixed.samples)
     for sample in mixed.samples:
         ds = dcmread(sample.path)
@@ -244,7 +246,7 @@ def test_every_picture_is_a_study_of_its_own(mixed: Images) -> None:
         )
 
 
-def test_wrapped_pictures_are_not_read_again(mixed: Images, tmp_path: Path) -> None:
+def test_wrapped_pictures_are_not_read_again(mixed: SampleImages, tmp_path: Path) -> None:
     again = read_images(tmp_path / "in", tmp_path / "in/wrapped")
     assert len(again.samples) == len(mixed.samples)
 

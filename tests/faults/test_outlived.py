@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from db.models import Delivery, Instance, Job, Model, Report, ReportImage, Score
 from tests.faults import __main__ as runner
-from tests.faults.custody import ORPHANING, orphan_at
+from tests.faults.stock import ORPHANING, orphan_at
 from tests.faults.frozen import HOLDING, freeze_at
 from tests.faults.judge import Verdict, judge
 from tests.faults.pacs import Pacs

@@ -17,7 +17,7 @@ from pacs_node.reporting.report import (
     ENHANCED_SR,
     REPORT_CLASSES,
     Algorithm,
-    Node,
+    ObserverDevice,
     as_class,
     build,
 )
@@ -79,7 +79,7 @@ def test_what_changes_the_report_changes_its_uid() -> None:
     ]
     new_series = [
         report(scored(radiograph(), algorithm=NEWER)),
-        report(scored(radiograph()), node=Node(software_version="0.2.0", station_name="CXRAI01")),
+        report(scored(radiograph()), node=ObserverDevice(software_version="0.2.0", station_name="CXRAI01")),
         report(scored(radiograph()), node=PRODUCT),
         as_class(base.content, COMPREHENSIVE_SR),
         as_class(base.content, ENHANCED_SR),
