@@ -23,7 +23,7 @@ from db.results import Filter
 from db.rows import NewInstance, NewReport, NewScore
 from db.session import Database
 from tests.benchmarks.grown import fill
-from tests.postgres import OwnServer, own_folder
+from tests.helpers.postgres import OwnServer, own_folder
 
 _LIMIT = 100  # rows, as the command line asks for
 _SOON_MS = 50.0
@@ -209,12 +209,12 @@ def _by_hand(database: Database) -> Ask:
 
 
 def _status(session: Session) -> None:
-    """Ask all that `pacs_node.health` asks."""
+    """Ask all that `pacs_node.running.status` asks."""
     status.counts(session)
     status.oldest_waiting(session)
     status.failures(session, 20)
     queries.newest_model(session)
-    status.signs(session)
+    status.heartbeats(session)
     status.undelivered(session)
 
 

@@ -22,7 +22,7 @@ from tests.benchmarks.ingest import Receiver, send
 from tests.benchmarks.objects import radiographs
 from tests.benchmarks.pair import Pair
 from tests.faults.world import wait_for
-from tests.postgres import OwnServer, own_folder
+from tests.helpers.postgres import OwnServer, own_folder
 
 _SIDE = 1024  # pixels: 2 MB
 _STUDIES = 64

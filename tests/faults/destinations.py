@@ -30,7 +30,7 @@ from tests.faults.proxy import Fault, Proxy
 from tests.faults.scenario import Outcome, Scenario, Skipped
 from tests.faults.senders import Modality, studies
 from tests.faults.world import World, wait_for
-from tests.peers import program
+from tests.helpers.peers import program
 
 _SOON = 6.0  # seconds within which a report reaches a PACS that is well: 0.5 to be quiet, then the work
 _QUICK = "[deliver]\nretry_seconds = 0.2\nmax_retry_seconds = 1\nconnect_seconds = 2\nanswer_seconds = 2\n"

@@ -15,7 +15,7 @@ from pacs_node.network import scu
 from pacs_node.network.peer import Peer
 from tests.conftest import radiograph, save
 from tests.faults.judge import Image, image_of
-from tests.peers import program
+from tests.helpers.peers import program
 
 
 def studies(folder: Path, number: int, images: int = 1, prefix: str = "") -> list[list[Path]]:

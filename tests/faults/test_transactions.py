@@ -26,7 +26,7 @@ from pacs_node.reporting import stage as reporting
 from pacs_node.scoring.stage import ScoreStage
 from tests.conftest import radiograph
 from tests.faults.pacs import Pacs
-from tests.workbench import Bench
+from tests.helpers.workbench import Bench
 
 
 @pytest.fixture
