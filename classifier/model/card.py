@@ -58,8 +58,8 @@ class ModelCard(_Frozen):
     ages
         Youngest and oldest of the training population in completed years, or none where that is not known.
     novelty_limit, novelty_source
-        Distance from the training images, as `classifier.model.novelty` measures it, beyond which the answer is
-        undetermined; none for a model without the measure. And how the limit was chosen.
+        Distance from the training images, as `novelty` measures it, beyond which the answer is undetermined;
+        none for a model without the measure. And how the limit was chosen.
     data, population, licence, metrics, limits
         Training data, whom they stand for, terms of use, measurements, what the model must not be used for.
     sha256
