@@ -20,9 +20,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from classifier import plots
+from classifier import plots, terminal
 from classifier.config import TrainSettings
-from classifier.data import Example
+from classifier.data import Example, told_apart
 from classifier.distributed import rank
 from classifier.errors import ClassifierError
 from classifier.folder import HISTORY_FILE, LAST_FILE, MODEL_FILE, SKIPPED_FILE
@@ -64,7 +64,7 @@ def _table(content: dict[str, object], name: str, path: Path) -> dict[str, objec
 def run_training(source: Path, out: Path, chosen: TrainSettings, options: Options) -> None:
     """Train with a progress bar, and draw the curves after each epoch."""
     recipe = _recipe(chosen)
-    console = Console(stderr=True, highlight=False, quiet=rank() != 0)
+    console = terminal.console(stderr=True, highlight=False, quiet=rank() != 0)
     started = time.monotonic()
     with _progress(console) as progress:
         decoding = progress.add_task("Decoding")
@@ -119,6 +119,7 @@ def _told(examples: Sequence[Example], skipped: Mapping[Path, str]) -> Iterator[
     for name, what in (("train", "training"), ("val", "validation")):
         images = [example for example in examples if example.split == name]
         yield f"{len(images)} images of {len({e.patient for e in images})} patients for {what}"
+    yield f"Patients are told apart {told_apart(examples)}"
     if len({example.patient for example in examples}) == len(examples):
         yield "Each image counts as another patient's; if not so, name patients by folders or in a manifest."
     for path, why in list(skipped.items())[:_MOST_NAMED]:
@@ -135,7 +136,7 @@ def _recipe(chosen: TrainSettings) -> Recipe:
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     """Return a function that shows how many of all are done."""
-    with _progress(Console(stderr=True)) as progress:
+    with _progress(terminal.console(stderr=True)) as progress:
         task = progress.add_task(what)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

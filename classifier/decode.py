@@ -21,6 +21,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from classifier.ages import UNKNOWN, Age, told
 from classifier.config import PROJECTION_RADIOGRAPHS, Eligibility
 from classifier.decoders import draft
 from classifier.eligibility import check
@@ -28,7 +29,7 @@ from classifier.errors import NotScorable, Reason
 from classifier.grayscale import follows_averaging, require_contrast, to_grey
 from classifier.pixels import ImagePixel, image_pixel, stored_values, translated, unreadable
 from classifier.resample import WHOLE, Grey, resample
-from classifier.tags import age, quiet
+from classifier.tags import quiet
 
 __all__ = ["PROJECTION_RADIOGRAPHS", "Eligibility", "Radiograph", "check", "decode", "read"]
 
@@ -50,12 +51,12 @@ class Radiograph:
     view
         What `check` returned; ``None`` when the tags were not checked.
     age
-        Age of the patient in years, where the tags tell it.
+        Age of the patient, as far as the tags tell it.
     """
 
     pixels: Grey
     view: str | None
-    age: float | None = None
+    age: Age = UNKNOWN
 
 
 def decode(source: Source, rules: Eligibility | None = None, size: int | None = None) -> Grey:
@@ -146,7 +147,7 @@ def _read_dataset(
     image = image_pixel(header, limit)
     with translated("Reading the data set"):
         ds = dcmread(BytesIO(content)) if isinstance(content, bytes) else content
-    return Radiograph(_render(ds, image, size)[np.newaxis], view, age(header))
+    return Radiograph(_render(ds, image, size)[np.newaxis], view, told(header))
 
 
 def _render(ds: Dataset, image: ImagePixel, size: int | None) -> Grey:

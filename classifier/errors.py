@@ -54,6 +54,8 @@ class Reason(StrEnum):
     NO_FINITE_SCORE = "NO_FINITE_SCORE"
     UNLIKE_TRAINING = "UNLIKE_TRAINING"
     OTHER_AGE = "OTHER_AGE"
+    UNKNOWN_AGE = "UNKNOWN_AGE"
+    DOUBTFUL_AGE = "DOUBTFUL_AGE"
     NEAR_THRESHOLD = "NEAR_THRESHOLD"
 
     @property
@@ -77,6 +79,8 @@ _MEANINGS = {
     Reason.NO_FINITE_SCORE: "Network gave no finite score",
     Reason.UNLIKE_TRAINING: "Image is unlike the training data",
     Reason.OTHER_AGE: "Age is outside the training population",
+    Reason.UNKNOWN_AGE: "Age is unknown, and the model is for some ages only",
+    Reason.DOUBTFUL_AGE: "Age in the tags is contradictory or impossible",
     Reason.NEAR_THRESHOLD: "Score is too near to the threshold",
 }
 

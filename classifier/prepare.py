@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 
+from classifier.ages import Age
 from classifier.config import Eligibility
 from classifier.decode import Radiograph, read
 from classifier.errors import NotScorable
@@ -38,7 +39,7 @@ class Ready(NamedTuple):
 
     tensor: torch.Tensor
     view: str | None
-    age: float | None
+    age: Age
 
 
 class Preparation:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from classifier import terminal
 from pacs_node.arguments import (
     Answer,
     CallingOption,
@@ -112,7 +113,7 @@ def send(
 
     files = scu.files_in(paths)
     peer = scu.Peer.parse(to)
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     answers = []
     for answer in track(
         scu.send(files, peer, calling), "Sending", len(files), console=console, transient=True
@@ -136,7 +137,7 @@ def echo(
     from pacs_node import scu  # noqa: PLC0415
 
     scu.echo(scu.Peer.parse(peer), calling)
-    Console().print(f"{peer} is there.", highlight=False)
+    terminal.console().print(f"{peer} is there.", highlight=False)
 
 
 @app.command(
@@ -245,7 +246,7 @@ def status(
     if output is StatusFormat.JSON:
         display.write_json(display.status_values(found), sys.stdout)
     else:
-        display.print_status(found, Console())
+        display.print_status(found, terminal.console())
     sys.exit(1 if found.problems else 0)
 
 
@@ -269,7 +270,9 @@ def retry(
         if study_uid is not None and not asked.study_exists(session, study_uid):
             raise UserError(f"There is no study {study_uid}; `pacs-node results --format csv` names them.")
         number = asked.retry(session, study_uid, give_up_at)
-    Console().print(f"{number} {'job' if number == 1 else 'jobs'} will be tried again.", highlight=False)
+    terminal.console().print(
+        f"{number} {'job' if number == 1 else 'jobs'} will be tried again.", highlight=False
+    )
 
 
 @app.command(
@@ -310,7 +313,7 @@ def reconcile(
         None if since is None else moment(since, now), None if until is None else moment(until, now), now
     )
     ours = calling or settings.node.ae_title
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     bar = partial(track, console=console, transient=True)
     with query.open_finder(peer, ours) as finder:
         found = task.compare(finder, database, spool, days, bar)
@@ -342,7 +345,7 @@ def abandon(
         )
     with _database(settings).write() as session:
         number = asked.abandon(session, destination, datetime.now(UTC))
-    Console().print(f"{number} {'report' if number == 1 else 'reports'} abandoned.", highlight=False)
+    terminal.console().print(f"{number} {'report' if number == 1 else 'reports'} abandoned.", highlight=False)
 
 
 @app.command()
@@ -350,7 +353,7 @@ def version() -> None:
     """Print the version."""
     from pacs_node import __version__  # noqa: PLC0415
 
-    Console().print(f"pacs-node {__version__}", highlight=False)
+    terminal.console().print(f"pacs-node {__version__}", highlight=False)
 
 
 def main() -> None:
@@ -361,7 +364,7 @@ def main() -> None:
     try:
         app()
     except (UserError, DatabaseError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"pacs-node: {error}", style="red", markup=False)
+        terminal.console(stderr=True, soft_wrap=True).print(f"pacs-node: {error}", style="red", markup=False)
         sys.exit(USER_ERROR)
 
 
@@ -400,7 +403,7 @@ def _print_rows(
     from pacs_node import display  # noqa: PLC0415
 
     if output is Format.TABLE:
-        print_table(rows, Console())
+        print_table(rows, terminal.console())
     elif output is Format.CSV:
         display.write_csv(rows, columns, sys.stdout)
     else:
@@ -412,7 +415,7 @@ def _print_reconciliation(found: Reconciliation, output: Format, console: Consol
     from pacs_node import display  # noqa: PLC0415
 
     if output is Format.TABLE:
-        display.print_reconciliation(found, Console())
+        display.print_reconciliation(found, terminal.console())
     elif output is Format.CSV:
         display.write_findings_csv(found, sys.stdout)
     else:

@@ -172,7 +172,12 @@ def _load_model(settings: Settings, database: Database) -> tuple[Scorer, StoredM
     rules = Eligibility(wanted.unknown_body_part, wanted.unknown_view, wanted.max_pixels)
     try:
         predictor = Predictor.load(
-            wanted.model, wanted.device, rules, cautious=wanted.is_cautious, engine=wanted.engine
+            wanted.model,
+            wanted.device,
+            rules,
+            cautious=wanted.is_cautious,
+            engine=wanted.engine,
+            unknown_age=wanted.unknown_age,
         )
         card = predictor.card
         model = StoredModel(
