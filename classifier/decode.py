@@ -146,8 +146,15 @@ def _read_dataset(
     view = None if rules is None else check(header, rules)
     image = image_pixel(header, limit)
     with translated("Reading the data set"):
-        ds = dcmread(BytesIO(content)) if isinstance(content, bytes) else content
-    return Radiograph(_render(ds, image, size)[np.newaxis], view, told(header))
+        if isinstance(content, bytes):
+            _add_pixels(header, dcmread(BytesIO(content)))
+    return Radiograph(_render(header, image, size)[np.newaxis], view, told(header))
+
+
+def _add_pixels(header: Dataset, whole: Dataset) -> None:
+    """Add nothing but the pixels: what stands behind them was not judged, and must not count."""
+    for tag in whole.group_dataset(0x7FE0).keys():  # noqa: SIM118 - iterating a data set decodes its elements
+        header[tag] = whole.get_item(tag)
 
 
 def _render(ds: Dataset, image: ImagePixel, size: int | None) -> Grey:

@@ -272,6 +272,8 @@ def _sentence(error: Mapping[str, Any]) -> str:
     if error["type"] == "value_error":
         return f"{where}: {error['ctx']['error']}"
     message = str(error["msg"])
+    if error["loc"][:1] == ("database",):
+        return f"{where}: {message[0].lower()}{message[1:]}"  # the value may hold a password
     return f"{where}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
 
 

@@ -72,11 +72,13 @@ class Spool:
             )
         probe = self.incoming / f".probe-{os.getpid()}"
         try:
-            self.incoming.mkdir(parents=True, exist_ok=True)
-            self.objects.mkdir(exist_ok=True)
+            self.root.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (self.root, self.incoming.parent, self.incoming, self.objects):
+                _make_private(folder)
             for number in range(256):  # made and flushed now, so that `keep` has no race to make them
-                (self.objects / f"{number:02x}").mkdir(exist_ok=True)
-            probe.write_bytes(b"probe")
+                _make_private(self.objects / f"{number:02x}")
+            with probe.open("wb", opener=_private) as file:
+                file.write(b"probe")
             probe.replace(self._marker)
             for folder in (self.root.parent, self.root, self.incoming.parent, self.incoming, self.objects):
                 _fsync(folder)
@@ -205,7 +207,7 @@ class Arriving:
         self._sha = _Sha()
         self._opened: BinaryIO | None = None
         with self._error_kept():
-            self._opened = path.open("xb")
+            self._opened = path.open("xb", opener=_private)
 
     def write(self, content: bytes | memoryview) -> None:
         """Write, unless something went wrong before."""
@@ -267,6 +269,18 @@ def digest(path: Path, transfer_syntax_uid: str) -> str:
         while chunk := file.read(_CHUNK):
             sha.update(chunk)
     return sha.hexdigest()
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file that only the user of the node can read: it holds patient data."""
+    return os.open(path, flags, 0o600)
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder that only the user of the node can enter; one that is there becomes so, if it is ours."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(PermissionError):
+        folder.chmod(0o700)
 
 
 def _fsync(path: Path) -> None:
