@@ -88,7 +88,7 @@ URLS = {
     "p@ss": "postgresql://user:p@ss@127.0.0.1:1/results",
     "p%40ss": "postgresql://user:p%40ss@127.0.0.1:1/results",
     "a@b@c": "postgresql+psycopg://user:a@b@c@127.0.0.1:1/results",
-    "se/cr@et": "postgresql://user:se/cr@et@127.0.0.1:1/results",
+    "xq/zz@kk": "postgresql://user:xq/zz@kk@127.0.0.1:1/results",
     "s@cr/et": "postgresql://user:s@cr/et@127.0.0.1:1/results",
     "s@c?ret": "postgresql://user:s@c?ret@127.0.0.1:1/results",
     "secr#et": "postgresql://user:secr#et@127.0.0.1:1/results",
