@@ -77,7 +77,7 @@ class Spool:
                 _make_private(folder)
             for number in range(256):  # made and flushed now, so that `keep` has no race to make them
                 _make_private(self.objects / f"{number:02x}")
-            with open(probe, "wb", opener=_private) as file:  # noqa: PTH123 - Path.open takes no opener
+            with open(probe, "wb", opener=_private) as file:
                 file.write(b"probe")
             probe.replace(self._marker)
             for folder in (self.root.parent, self.root, self.incoming.parent, self.incoming, self.objects):
@@ -207,7 +207,7 @@ class Arriving:
         self._sha = _Sha()
         self._opened: BinaryIO | None = None
         with self._error_kept():
-            self._opened = open(path, "xb", opener=_private)  # noqa: PTH123
+            self._opened = os.fdopen(_private(self.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
 
     def write(self, content: bytes | memoryview) -> None:
         """Write, unless something went wrong before."""
