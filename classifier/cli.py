@@ -22,15 +22,15 @@ from rich.text import Text
 
 from classifier import terminal
 from classifier.config import SHIPPED_MODEL, Eligibility, TrainSettings, Unknown
+from classifier.data.files import candidates, printable
 from classifier.errors import ClassifierError, Reason
-from classifier.files import candidates, printable
 from classifier.outcome import Decision, Prediction
 from classifier.untrusted import json_text
 from classifier.untrusted import printable as readable
 
 if TYPE_CHECKING:
-    from classifier.model import ModelCard
-    from classifier.predict import Predictor
+    from classifier.model.card import ModelCard
+    from classifier.scoring.predict import Predictor
 
 _BATCH = 16
 _COLOURS = {Decision.POSITIVE: "red", Decision.NEGATIVE: "green", Decision.UNDETERMINED: "yellow"}
@@ -45,7 +45,7 @@ app = typer.Typer(
 )
 
 
-class Format(StrEnum):
+class PredictionFormat(StrEnum):
     """How results are printed."""
 
     TABLE = "table"
@@ -79,7 +79,9 @@ ModelArgument = Annotated[
 DataArgument = Annotated[
     Path, typer.Argument(metavar="DATA", help="Folder of the classes NORMAL and PNEUMONIA, or CSV manifest.")
 ]
-FormatOption = Annotated[Format, typer.Option("--format", help="A table to read or JSON to process.")]
+FormatOption = Annotated[
+    PredictionFormat, typer.Option("--format", help="A table to read or JSON to process.")
+]
 
 
 @app.command(
@@ -96,7 +98,7 @@ def predict(
         ),
     ],
     *,
-    output: FormatOption = Format.TABLE,
+    output: FormatOption = PredictionFormat.TABLE,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     unknown_body_part: Annotated[
         Rule, typer.Option(help="Images whose tags tell no body part.")
@@ -112,7 +114,7 @@ def predict(
 ) -> None:
     """Score images for pneumonia."""
     found = list(_find(files))
-    from classifier.predict import Predictor  # noqa: PLC0415 - a wrong path is told before torch is loaded
+    from classifier.scoring.predict import Predictor  # noqa: PLC0415 - a wrong path is told before torch is loaded
 
     rules = Eligibility(_unknown(unknown_body_part), _unknown(unknown_view))
     cautious = unlike_training is Doubt.UNDETERMINED
@@ -120,7 +122,7 @@ def predict(
         _model_path(model), device, rules, cautious=cautious, unknown_age=unknown_age.value
     )
     results = list(zip(found, _predict_in_batches(predictor, found), strict=True))
-    if output is Format.JSON:
+    if output is PredictionFormat.JSON:
         _print_json([{"file": str(file), **asdict(prediction)} for file, prediction in results])
     else:
         terminal.console().print(_results_table(results))
@@ -128,12 +130,12 @@ def predict(
 
 
 @app.command(epilog="Example:\n\nclassifier show default")
-def show(model: ModelArgument, output: FormatOption = Format.TABLE) -> None:
+def show(model: ModelArgument, output: FormatOption = PredictionFormat.TABLE) -> None:
     """Print the card of a model: preprocessing, threshold, data, measurements, limits of use."""
-    from classifier.model import load  # noqa: PLC0415
+    from classifier.model.checkpoint import load  # noqa: PLC0415
 
     card = load(_model_path(model)).card
-    if output is Format.JSON:
+    if output is PredictionFormat.JSON:
         _print_json(card.model_dump(mode="json"))
     else:
         terminal.console().print(_card_table(card))
@@ -148,8 +150,9 @@ def pack(
     out: Annotated[Path, typer.Option(help="Where to write the checkpoint.")],
 ) -> None:
     """Make a checkpoint from bare weights and a card."""
-    from classifier.model import load_weights, parse_card, save  # noqa: PLC0415
-    from classifier.transforms import tail  # noqa: PLC0415
+    from classifier.model.card import parse_card  # noqa: PLC0415
+    from classifier.model.checkpoint import load_weights, save  # noqa: PLC0415
+    from classifier.model.transforms import tail  # noqa: PLC0415
 
     parsed = parse_card(_read_text(card))
     tail(parsed.preprocessing)
@@ -164,8 +167,8 @@ def explore(
     out: Annotated[Path, typer.Option(help="Folder for page, pictures and findings.json.")],
 ) -> None:
     """Look at labelled images: counts, sizes, duplicates, and what a network could read instead of lungs."""
-    from classifier.commands import counting  # noqa: PLC0415
-    from classifier.explore import explore as look  # noqa: PLC0415
+    from classifier.measuring.explore import explore as look  # noqa: PLC0415
+    from classifier.progress import counting  # noqa: PLC0415
 
     with counting("Looking") as progress:
         findings = look(data, out, progress)
@@ -222,28 +225,17 @@ def train(
     config: Annotated[Path | None, typer.Option(help="File with the section classifier.train.")] = None,
 ) -> None:
     """Train a model for the node. It can be stopped at any time; --resume goes on."""
-    from classifier.commands import run_training, settings  # noqa: PLC0415
-    from classifier.finish import About, Wanted  # noqa: PLC0415
-    from classifier.options import Options  # noqa: PLC0415
+    from classifier.commands import options, run_training, settings  # noqa: PLC0415
+    from classifier.training.card import About  # noqa: PLC0415
 
     given = {key: value for key, value in locals().items() if key in TrainSettings.model_fields}
     chosen = settings(config, given)
-    options = Options(
-        seed=chosen.seed,
-        val_share=chosen.val_share,
-        device=chosen.device,
-        precision=chosen.precision,
-        workers=chosen.workers,
-        resume=resume,
-        skip_bad=skip_bad,
-        wanted=Wanted(chosen.sensitivity, chosen.band, chosen.unlike_share),
-        about=About(
-            *(_stated("--name", name), _stated("--version", version)),
-            *(_stated("--population", population), _stated("--licence", licence)),
-            *(description, _ages(ages)),
-        ),
+    about = About(
+        *(_stated("--name", name), _stated("--version", version)),
+        *(_stated("--population", population), _stated("--licence", licence)),
+        *(description, _ages(ages)),
     )
-    run_training(data, out, chosen, options)
+    run_training(data, out, chosen, options(chosen, about, resume=resume, skip_bad=skip_bad))
 
 
 @app.command(epilog="Example:\n\nclassifier evaluate run/model.safetensors test/ --out result/")
@@ -257,9 +249,9 @@ def evaluate(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable images.")] = False,
 ) -> None:
     """Measure a model on labelled images."""
-    from classifier.commands import counting  # noqa: PLC0415
-    from classifier.evaluate import evaluate as measure  # noqa: PLC0415
-    from classifier.predict import Predictor  # noqa: PLC0415
+    from classifier.measuring.evaluate import evaluate as measure  # noqa: PLC0415
+    from classifier.progress import counting  # noqa: PLC0415
+    from classifier.scoring.predict import Predictor  # noqa: PLC0415
 
     predictor = Predictor.load(_model_path(model), device, None, cautious=False)
     with counting("Scoring") as progress:
@@ -281,7 +273,7 @@ def export(
 ) -> None:
     """Write a model, with all that follows decoding, for ONNX Runtime or as a MONAI bundle."""
     from classifier.export import to_bundle, to_onnx  # noqa: PLC0415
-    from classifier.model import load  # noqa: PLC0415
+    from classifier.model.checkpoint import load  # noqa: PLC0415
 
     write = to_onnx if output is Exchange.ONNX else to_bundle
     write(load(_model_path(model)), out)

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from classifier.errors import ClassifierError
-from classifier.model import Checkpoint, ModelCard
-from classifier.transforms import tail
+from classifier.model.card import ModelCard
+from classifier.model.checkpoint import Checkpoint
+from classifier.model.transforms import tail
 
 OPSET = 18  # the first whose Resize smooths when it shrinks
 OUTPUTS = ("probability", "logit", "novelty")
@@ -30,7 +31,7 @@ _SCHEMA = (
 )
 
 
-class Scorer(nn.Module):
+class ExportedNetwork(nn.Module):
     """All that follows decoding, as one module.
 
     Parameters
@@ -81,7 +82,7 @@ def to_onnx(checkpoint: Checkpoint, out: Path) -> None:
         When the packages for it are not installed.
     """
     _require("onnx", "onnxscript")
-    scorer = Scorer(checkpoint).eval()
+    scorer = ExportedNetwork(checkpoint).eval()
     example = torch.zeros(2, 1, 300, 200)
     outputs = OUTPUTS[: len(scorer(example))]
     dynamic = torch.export.Dim.DYNAMIC
