@@ -43,7 +43,6 @@ sqlite: Any = _driver
 """The driver of SQLite: a module like `sqlite3`."""
 
 T = TypeVar("T")
-Secrets = tuple[str, ...]
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _DRIVERS = {
@@ -83,7 +82,6 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._url = _parsed(url)
-        self._secrets = _secrets(self._url)
         self._turn = threading.Lock()
         self._group = GroupCommit(self.write, _BUSY_SECONDS)
         public = self._url.difference_update_query(["password", "sslpassword"])
@@ -121,7 +119,7 @@ class Database:
         DatabaseDown, WriteConflict
         """
         self._require_file()
-        return self._in_turn() if self.is_sqlite else _transaction(self._writer, self.name, self._secrets)
+        return self._in_turn() if self.is_sqlite else _transaction(self._writer, self.name)
 
     @contextmanager
     def ask(self) -> Iterator[Connection]:
@@ -132,7 +130,7 @@ class Database:
         DatabaseDown
         """
         self._require_file()
-        with _translated(self.name, self._secrets), self._engine.connect() as connection:
+        with _translated(self.name, self._url), self._engine.connect() as connection:
             yield connection
 
     def _make_file(self, *_dialect: object) -> None:
@@ -185,7 +183,7 @@ class Database:
         if not self._turn.acquire(timeout=_BUSY_SECONDS):
             raise DatabaseDown(f"The database {self.name} does not work: it is locked for long.")
         try:
-            with _transaction(self._writer, self.name, self._secrets) as session:
+            with _transaction(self._writer, self.name) as session:
                 yield session
         finally:
             self._turn.release()
@@ -197,7 +195,7 @@ class Database:
         ------
         DatabaseDown
         """
-        return _transaction(self._reader, self.name, self._secrets)
+        return _transaction(self._reader, self.name)
 
     def upgrade(self) -> None:
         """Bring the schema to the version of this program; an empty database gets all tables.
@@ -206,7 +204,7 @@ class Database:
         ------
         DatabaseDown, SchemaMismatch
         """
-        with _translated(self.name, self._secrets), self._writer.begin() as connection:
+        with _translated(self.name, self._url), self._writer.begin() as connection:
             if not self.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _UPGRADE_LOCK})
             current = _revision(connection)
@@ -226,7 +224,7 @@ class Database:
         """
         if self.file is not None and not self.file.exists():
             raise DatabaseDown(f"There is no database at {self.file}; `pacs-node serve` makes it.")
-        with _translated(self.name, self._secrets), self._engine.connect() as connection:
+        with _translated(self.name, self._url), self._engine.connect() as connection:
             current = _revision(connection)
         _require_known(current, self.name)
         if current != _scripts().get_current_head():
@@ -260,38 +258,38 @@ def _encoded(url: str) -> str:
     return f"{scheme}{separator}{user.replace('@', '%40')}@{host}"
 
 
-def _secrets(url: URL) -> Secrets:
+def _secrets(url: URL) -> list[str]:
     """Return each password in the URL, as it is and as it may be written, the longest form first."""
     values = [url.password, *(url.query.get(key) for key in ("password", "sslpassword"))]
     plain = {one for value in values if value for one in ((value,) if isinstance(value, str) else value)}
     forms = {form(one) for one in plain for form in (str, quote, quote_plus, partial(quote, safe=""))}
-    return tuple(sorted(forms, key=len, reverse=True))
+    return sorted(forms, key=len, reverse=True)
 
 
-def _hidden(text: str, secrets: Secrets) -> str:
+def _hidden(text: str, url: URL) -> str:
     """Return a message of a driver without passwords."""
-    for secret in secrets:
+    for secret in _secrets(url):
         text = text.replace(secret, "***")
     return text
 
 
 @contextmanager
-def _transaction(engine: Engine, name: str, secrets: Secrets) -> Iterator[Session]:
-    with _translated(name, secrets), Session(engine, expire_on_commit=False) as session, session.begin():
+def _transaction(engine: Engine, name: str) -> Iterator[Session]:
+    with _translated(name, engine.url), Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
 
 
 @contextmanager
-def _translated(name: str, secrets: Secrets) -> Iterator[None]:
+def _translated(name: str, url: URL) -> Iterator[None]:
     try:
         yield
     except IntegrityError as error:
         raise WriteConflict(f"Another transaction on {name} came first.") from error
     except (OperationalError, InterfaceError, InternalError, PoolTimeout) as error:
-        cause = _hidden(_cause(error), secrets)
+        cause = _hidden(_cause(error), url)
         raise DatabaseDown(f"The database {name} does not work: {cause}.") from error
     except DBAPIError as error:
-        cause = _hidden(_cause(error), secrets)
+        cause = _hidden(_cause(error), url)
         raise DatabaseError(f"The database {name} refused a statement: {cause}.") from error
 
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import torch
 
-from classifier.ages import Age
 from classifier.config import Eligibility
+from classifier.decoding.ages import Age
 from classifier.decoding.decode import Radiograph, read
 from classifier.errors import NotScorable
 from classifier.model.transforms import Chain

@@ -265,10 +265,10 @@ def _raw(header: Dataset, tag: int) -> bytes | None:
     """Return the bytes of a value, or ``None`` where there is none, or it is decoded already."""
     if tag not in header:
         return None
-    element = header.get_item(tag, keep_deferred=True)
+    element: DataElement | RawDataElement = header.get_item(tag, keep_deferred=True)
     if isinstance(element, RawDataElement):
         return element.value or b""
-    if tag == _CHARACTER_SET and element is not None and element.value:
+    if tag == _CHARACTER_SET and element.value:
         values = [element.value] if isinstance(element.value, str) else element.value
         return "\\".join(map(str, values)).encode("latin-1", "replace")
     return None

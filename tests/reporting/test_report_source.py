@@ -68,11 +68,8 @@ def in_file(content: bytes, value: bytes) -> bool:
 
 def grave(said: list[str]) -> list[str]:
     """Leave out that text cannot be read, which the report says as the images say it."""
-    rest = [
-        line
-        for line in said
-        if "invalid for character repertoire" not in line and "SpecificCharacterSet" not in line
-    ]
+    about = ("invalid for character repertoire", "SpecificCharacterSet", "Specific Character Set")
+    rest = [line for line in said if not any(words in line for words in about)]
     return [] if all("contains invalid data values" in line for line in rest) else rest
 
 
