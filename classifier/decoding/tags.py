@@ -5,11 +5,9 @@ Nothing here raises for the content of a data set; what cannot be read counts as
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -20,9 +18,7 @@ from pydicom.tag import BaseTag, Tag
 
 from classifier.decoding.quiet import silence_warnings
 
-_YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 _SHORT = 64  # characters of a text that is kept to be looked up
-_OLDEST = 130  # years; what is beyond is a mistake in the tags
 
 
 class Code(NamedTuple):
@@ -88,31 +84,6 @@ def integer(ds: Dataset, keyword: str) -> int | None:
     """Return the first value of an attribute when it is an integer, else ``None``."""
     number = next(iter(numbers(ds, keyword)), None)
     return int(number) if number is not None and number.is_integer() else None
-
-
-def age(ds: Dataset) -> float | None:
-    """Return the patient's age in years at the time of the study.
-
-    Patient's Age (0010,1010); where it is missing or malformed, the time from Patient's Birth Date to Study
-    Date; where that makes no sense either, ``None``.
-    """
-    stated = re.fullmatch(r"(\d{3})([DWMY])", text(ds, "PatientAge"))
-    if stated and (years := int(stated[1]) * _YEARS[stated[2]]) <= _OLDEST:
-        return years
-    born, studied = (_date(text(ds, keyword)) for keyword in ("PatientBirthDate", "StudyDate"))
-    if born is None or studied is None:
-        return None
-    had_birthday = (studied.month, studied.day) >= (born.month, born.day)
-    whole = studied.year - born.year - (not had_birthday)
-    since = (studied - born).days - whole * 365.25  # days since the last birthday, but for leap years
-    return whole + min(max(since / 365.25, 0), 0.99) if 0 <= whole <= _OLDEST else None
-
-
-def _date(value: str) -> date | None:
-    try:
-        return date(int(value[:4]), int(value[4:6]), int(value[6:8])) if len(value) == 8 else None
-    except ValueError:
-        return None
 
 
 def items(ds: Dataset, keyword: str) -> list[Dataset]:

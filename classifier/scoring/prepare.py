@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from classifier.config import Eligibility
+from classifier.decoding.ages import Age
 from classifier.decoding.decode import Radiograph, read
 from classifier.errors import NotScorable
 from classifier.model.transforms import Chain
@@ -38,7 +39,7 @@ class Ready(NamedTuple):
 
     tensor: torch.Tensor
     view: str | None
-    age: float | None
+    age: Age
 
 
 class Preparation:
