@@ -27,6 +27,8 @@ from pydicom.uid import (
 from db.session import Database
 from tests.postgres import Server, running_server
 
+pytest_plugins = ["tests.harness.plugin"]
+
 SOP_CLASSES = {
     "CR": ComputedRadiographyImageStorage,
     "DX": DigitalXRayImageStorageForPresentation,

@@ -197,7 +197,6 @@ def test_the_drawn_studies_get_the_same_answers(kind: str, shipped: Checkpoint, 
     alike(predictor(shipped, KINDS[kind]).predict(drawn), predictor(shipped).predict(drawn))
 
 
-@pytest.mark.timeout(300)
 def test_real_radiographs_get_the_same_answers(shared: Path, shipped: Checkpoint) -> None:
     folder = shared / "data/kermany"
     files = [*sorted((folder / "train").rglob("*.jpeg"))[::EVERY], *sorted((folder / "val").rglob("*.jpeg"))]
