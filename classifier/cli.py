@@ -22,13 +22,13 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from classifier.config import SHIPPED_MODEL, Eligibility, TrainSettings, Unknown
+from classifier.data.files import candidates, printable
 from classifier.errors import ClassifierError
-from classifier.files import candidates, printable
 from classifier.outcome import Decision, Prediction
 
 if TYPE_CHECKING:
-    from classifier.model import ModelCard
-    from classifier.predict import Predictor
+    from classifier.model.card import ModelCard
+    from classifier.scoring.predict import Predictor
 
 _BATCH = 16
 _COLOURS = {Decision.POSITIVE: "red", Decision.NEGATIVE: "green", Decision.UNDETERMINED: "yellow"}
@@ -106,7 +106,7 @@ def predict(
 ) -> None:
     """Score images for pneumonia."""
     found = list(_find(files))
-    from classifier.predict import Predictor  # noqa: PLC0415 - a wrong path is told before torch is loaded
+    from classifier.scoring.predict import Predictor  # noqa: PLC0415 - a wrong path is told before torch is loaded
 
     rules = Eligibility(_unknown(unknown_body_part), _unknown(unknown_view))
     cautious = unlike_training is Doubt.UNDETERMINED
@@ -121,7 +121,7 @@ def predict(
 @app.command(epilog="Example:\n\nclassifier show default")
 def show(model: ModelArgument, output: FormatOption = Format.TABLE) -> None:
     """Print the card of a model: preprocessing, threshold, data, measurements, limits of use."""
-    from classifier.model import load  # noqa: PLC0415
+    from classifier.model.checkpoint import load  # noqa: PLC0415
 
     card = load(_model_path(model)).card
     if output is Format.JSON:
@@ -139,8 +139,9 @@ def pack(
     out: Annotated[Path, typer.Option(help="Where to write the checkpoint.")],
 ) -> None:
     """Make a checkpoint from bare weights and a card."""
-    from classifier.model import load_weights, parse_card, save  # noqa: PLC0415
-    from classifier.transforms import tail  # noqa: PLC0415
+    from classifier.model.card import parse_card  # noqa: PLC0415
+    from classifier.model.checkpoint import load_weights, save  # noqa: PLC0415
+    from classifier.model.transforms import tail  # noqa: PLC0415
 
     parsed = parse_card(_read_text(card))
     tail(parsed.preprocessing)
@@ -156,7 +157,7 @@ def explore(
 ) -> None:
     """Look at labelled images: counts, sizes, duplicates, and what a network could read instead of lungs."""
     from classifier.commands import counting  # noqa: PLC0415
-    from classifier.explore import explore as look  # noqa: PLC0415
+    from classifier.measuring.explore import explore as look  # noqa: PLC0415
 
     with counting("Looking") as progress:
         findings = look(data, out, progress)
@@ -213,8 +214,8 @@ def train(
 ) -> None:
     """Train a model for the node. It can be stopped at any time; --resume goes on."""
     from classifier.commands import run_training, settings  # noqa: PLC0415
-    from classifier.finish import About, Wanted  # noqa: PLC0415
-    from classifier.options import Options  # noqa: PLC0415
+    from classifier.training.card import About, Wanted  # noqa: PLC0415
+    from classifier.training.options import Options  # noqa: PLC0415
 
     given = {key: value for key, value in locals().items() if key in TrainSettings.model_fields}
     chosen = settings(config, given)
@@ -248,8 +249,8 @@ def evaluate(
 ) -> None:
     """Measure a model on labelled images."""
     from classifier.commands import counting  # noqa: PLC0415
-    from classifier.evaluate import evaluate as measure  # noqa: PLC0415
-    from classifier.predict import Predictor  # noqa: PLC0415
+    from classifier.measuring.evaluate import evaluate as measure  # noqa: PLC0415
+    from classifier.scoring.predict import Predictor  # noqa: PLC0415
 
     predictor = Predictor.load(_model_path(model), device, None, cautious=False)
     with counting("Scoring") as progress:
@@ -271,7 +272,7 @@ def export(
 ) -> None:
     """Write a model, with all that follows decoding, for ONNX Runtime or as a MONAI bundle."""
     from classifier.export import to_bundle, to_onnx  # noqa: PLC0415
-    from classifier.model import load  # noqa: PLC0415
+    from classifier.model.checkpoint import load  # noqa: PLC0415
 
     write = to_onnx if output is Exchange.ONNX else to_bundle
     write(load(_model_path(model)), out)

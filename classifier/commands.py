@@ -20,15 +20,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from classifier import plots
 from classifier.config import TrainSettings
-from classifier.data import Example
-from classifier.distributed import rank
+from classifier.data.examples import Example
 from classifier.errors import ClassifierError
-from classifier.folder import HISTORY_FILE, LAST_FILE, MODEL_FILE, SKIPPED_FILE
-from classifier.options import Epoch, Options, Watcher
-from classifier.recipes import RECIPES, Recipe, changed
-from classifier.train import train
+from classifier.measuring import plots
+from classifier.training.distributed import rank
+from classifier.training.options import Epoch, Options, Watcher
+from classifier.training.recipes import RECIPES, Recipe, changed
+from classifier.training.run_folder import HISTORY_FILE, LAST_FILE, MODEL_FILE, SKIPPED_FILE
+from classifier.training.train import train
 
 _FIELDS_OF_RECIPE = {"weights", "epochs", "batch_size", "learning_rate", "patience", "image_size"}
 _LOG_SECONDS = 30.0  # between lines where there is no terminal

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from classifier.errors import ClassifierError
-from classifier.model import Checkpoint, ModelCard
-from classifier.transforms import tail
+from classifier.model.card import ModelCard
+from classifier.model.checkpoint import Checkpoint
+from classifier.model.transforms import tail
 
 OPSET = 18  # the first whose Resize smooths when it shrinks
 OUTPUTS = ("probability", "logit", "novelty")

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from pacs_node.arguments import (
+from pacs_node.network.peer import Peer
+from pacs_node.reconciling.findings import FETCHABLE
+from pacs_node.terminal.arguments import (
     Answer,
     CallingOption,
     ConfigOption,
@@ -31,8 +33,8 @@ from pacs_node.arguments import (
 if TYPE_CHECKING:
     from db.session import Database
     from pacs_node.config import Settings
-    from pacs_node.reconcile import Reconciliation
-    from pacs_node.spool import Spool
+    from pacs_node.reconciling.findings import Reconciliation
+    from pacs_node.storage.spool import Spool
 
 USER_ERROR = 2
 
@@ -58,8 +60,8 @@ def serve(
 ) -> None:
     """Run the node until SIGTERM or Ctrl-C, which it answers by finishing what is at hand."""
     from pacs_node.errors import UserError  # noqa: PLC0415
-    from pacs_node.roles import ROLES  # noqa: PLC0415
-    from pacs_node.supervisor import serve as run  # noqa: PLC0415
+    from pacs_node.running.roles import ROLES  # noqa: PLC0415
+    from pacs_node.running.supervisor import serve as run  # noqa: PLC0415
 
     wanted = [role.strip() for role in roles.split(",")]
     unknown = [role for role in wanted if role not in ROLES]
@@ -77,7 +79,7 @@ def role(
     listening: Annotated[int, typer.Option(help="Descriptor of the socket that receivers share.")] = -1,
 ) -> None:
     """Be one process of `serve`."""
-    from pacs_node.supervisor import run_role  # noqa: PLC0415
+    from pacs_node.running.supervisor import run_role  # noqa: PLC0415
 
     control_socket, shared = (None if fd < 0 else socket.socket(fileno=fd) for fd in (control, listening))
     run_role(_configured(config), name, control_socket, number, shared)
@@ -93,7 +95,7 @@ def demo(
     into: Annotated[Path, typer.Option(help="Where the folder of this run is made.")] = Path("demo"),
 ) -> None:
     """Show the whole product at work on this machine, in half a minute."""
-    from pacs_node.demo import run  # noqa: PLC0415
+    from pacs_node.demo.demo import run  # noqa: PLC0415
 
     sys.exit(run(images, into))
 
@@ -108,10 +110,10 @@ def send(
     """Send DICOM files by C-STORE, as they are. Exit code 1 when one was not stored."""
     from rich.progress import track  # noqa: PLC0415
 
-    from pacs_node import scu  # noqa: PLC0415
+    from pacs_node.network import scu  # noqa: PLC0415
 
     files = scu.files_in(paths)
-    peer = scu.Peer.parse(to)
+    peer = Peer.parse(to)
     console = Console(stderr=True)
     answers = []
     for answer in track(
@@ -133,9 +135,9 @@ def echo(
     calling: CallingOption = "PACS_NODE_SEND",
 ) -> None:
     """Ask a DICOM peer by C-ECHO whether it is there."""
-    from pacs_node import scu  # noqa: PLC0415
+    from pacs_node.network import scu  # noqa: PLC0415
 
-    scu.echo(scu.Peer.parse(peer), calling)
+    scu.echo(Peer.parse(peer), calling)
     Console().print(f"{peer} is there.", highlight=False)
 
 
@@ -169,7 +171,7 @@ def results(
     """Ask the results database, newest first; it is open to any SQL tool too, in its view `results`."""
     from db.results import RESULT_COLUMNS, Filter  # noqa: PLC0415
     from db.results import results as ask  # noqa: PLC0415
-    from pacs_node import display  # noqa: PLC0415
+    from pacs_node.terminal import tables  # noqa: PLC0415
 
     now = datetime.now(UTC)
     wanted = Filter(
@@ -185,7 +187,7 @@ def results(
     )
     with _database(_configured(config)).read() as session:
         rows = ask(session, wanted)
-    _print_rows(rows, RESULT_COLUMNS, output, display.print_results)
+    _print_rows(rows, RESULT_COLUMNS, output, tables.print_results)
 
 
 @app.command(
@@ -209,7 +211,7 @@ def ledger(
     """Account for each received image: its score, its report, and what each destination said when."""
     from db.results import LEDGER_COLUMNS, Filter  # noqa: PLC0415
     from db.results import ledger as ask  # noqa: PLC0415
-    from pacs_node import display  # noqa: PLC0415
+    from pacs_node.terminal import tables  # noqa: PLC0415
 
     now = datetime.now(UTC)
     wanted = Filter(
@@ -223,7 +225,7 @@ def ledger(
     )
     with _database(_configured(config)).read() as session:
         rows = ask(session, wanted)
-    _print_rows(rows, LEDGER_COLUMNS, output, display.print_ledger)
+    _print_rows(rows, LEDGER_COLUMNS, output, tables.print_ledger)
 
 
 @app.command(epilog="Example:\n\npacs-node status --format json")
@@ -237,15 +239,15 @@ def status(
     config: ConfigOption = None,
 ) -> None:
     """Show counts by state, the oldest waiting image, space, model. Exit code 1 when a person should look."""
-    from pacs_node import display  # noqa: PLC0415
-    from pacs_node.health import snapshot  # noqa: PLC0415
+    from pacs_node.running.status import snapshot  # noqa: PLC0415
+    from pacs_node.terminal import tables  # noqa: PLC0415
 
     settings = _configured(config)
     found = snapshot(settings, _database(settings), datetime.now(UTC), with_files=files)
     if output is StatusFormat.JSON:
-        display.write_json(display.status_values(found), sys.stdout)
+        tables.write_json(tables.status_values(found), sys.stdout)
     else:
-        display.print_status(found, Console())
+        tables.print_status(found, Console())
     sys.exit(1 if found.problems else 0)
 
 
@@ -258,7 +260,7 @@ def retry(
     config: ConfigOption = None,
 ) -> None:
     """Try again what was given up: scoring, reports and deliveries."""
-    from db import operations as asked  # noqa: PLC0415
+    from db import status as asked  # noqa: PLC0415
     from pacs_node.errors import UserError  # noqa: PLC0415
 
     if failed == (study_uid is not None):
@@ -299,10 +301,10 @@ def reconcile(
     """List chest radiographs of a PACS that were not received, scored or reported. Exit code 1 if any is."""
     from rich.progress import track  # noqa: PLC0415
 
-    from pacs_node import query  # noqa: PLC0415
-    from pacs_node import reconcile as task  # noqa: PLC0415
-    from pacs_node.scu import Peer  # noqa: PLC0415
-    from pacs_node.spool import Spool  # noqa: PLC0415
+    from pacs_node.network.peer import Peer  # noqa: PLC0415
+    from pacs_node.reconciling import query  # noqa: PLC0415
+    from pacs_node.reconciling import reconcile as task  # noqa: PLC0415
+    from pacs_node.storage.spool import Spool  # noqa: PLC0415
 
     now, settings = datetime.now(UTC), _configured(config)
     peer, database, spool = Peer.parse(against), _database(settings), Spool(settings.spool.path)
@@ -314,7 +316,7 @@ def reconcile(
     bar = partial(track, console=console, transient=True)
     with query.open_finder(peer, ours) as finder:
         found = task.compare(finder, database, spool, days, bar)
-    if fetch and any(finding.missing in task.FETCHABLE for finding in found.findings):
+    if fetch and any(finding.missing in FETCHABLE for finding in found.findings):
         if by is Fetching.GET:
             retrieve = partial(query.get, peer, ours, _keeping(settings, database, spool))
         else:
@@ -332,7 +334,7 @@ def abandon(
     config: ConfigOption = None,
 ) -> None:
     """Give up for good what waits for a destination that is no more; `retry` cannot bring it back."""
-    from db import operations as asked  # noqa: PLC0415
+    from db import status as asked  # noqa: PLC0415
     from pacs_node.errors import UserError  # noqa: PLC0415
 
     settings = _configured(config)
@@ -384,8 +386,8 @@ def _database(settings: Settings) -> Database:
 
 def _keeping(settings: Settings, database: Database, spool: Spool) -> list[Any]:
     """Return pynetdicom's handlers that keep what comes by C-GET, as the node keeps what is sent to it."""
-    from pacs_node.receive import Receiver  # noqa: PLC0415
-    from pacs_node.reconcile import prepare  # noqa: PLC0415
+    from pacs_node.receiving.receiver import Receiver  # noqa: PLC0415
+    from pacs_node.reconciling.reconcile import prepare  # noqa: PLC0415
 
     prepare(spool, database)
     return Receiver(settings, database, spool).keeping()
@@ -397,26 +399,26 @@ def _print_rows(
     output: Format,
     print_table: Callable[[Sequence[dict[str, Any]], Console], None],
 ) -> None:
-    from pacs_node import display  # noqa: PLC0415
+    from pacs_node.terminal import tables  # noqa: PLC0415
 
     if output is Format.TABLE:
         print_table(rows, Console())
     elif output is Format.CSV:
-        display.write_csv(rows, columns, sys.stdout)
+        tables.write_csv(rows, columns, sys.stdout)
     else:
-        display.write_json(rows, sys.stdout)
+        tables.write_json(rows, sys.stdout)
 
 
 def _print_reconciliation(found: Reconciliation, output: Format, console: Console) -> None:
     """Print what is missing to standard output, and the rest to `console`."""
-    from pacs_node import display  # noqa: PLC0415
+    from pacs_node.terminal import tables  # noqa: PLC0415
 
     if output is Format.TABLE:
-        display.print_reconciliation(found, Console())
+        tables.print_reconciliation(found, Console())
     elif output is Format.CSV:
-        display.write_findings_csv(found, sys.stdout)
+        tables.write_findings_csv(found, sys.stdout)
     else:
-        display.write_json(display.reconciliation_values(found), sys.stdout)
+        tables.write_json(tables.reconciliation_values(found), sys.stdout)
     notes = [] if output is Format.TABLE else [found.summary]
     notes += found.troubles
     if not found.is_complete:

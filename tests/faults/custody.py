@@ -10,8 +10,9 @@ from pathlib import Path
 from sqlalchemy import func, select
 
 from db.models import Instance
-from pacs_node import scu
 from pacs_node.errors import PeerError
+from pacs_node.network import scu
+from pacs_node.network.peer import Peer
 from tests.faults.judge import image_of, judge, settled
 from tests.faults.kills import Point
 from tests.faults.pacs import Pacs
@@ -39,7 +40,7 @@ def orphan_at(points: Sequence[Point], folder: Path, url: str) -> Outcome:
     """Kill the receiver after the file is safe; nobody sends it again, and yet it is worked on."""
     with Pacs() as pacs, World(folder, url, {"PACS": pacs.port}, _YOUNG, is_armed=True) as world:
         world.start("score")
-        peer = scu.Peer("PACS_NODE", "127.0.0.1", world.port)
+        peer = Peer("PACS_NODE", "127.0.0.1", world.port)
         files = [study[0] for study in studies(folder / "sent", len(points))]
         for path, point in zip(files, points, strict=True):
             world.start("receive")

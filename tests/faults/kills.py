@@ -20,7 +20,7 @@ from tests.faults.pacs import Pacs
 from tests.faults.scenario import Outcome, Scenario
 from tests.faults.senders import Dcmtk, Modality, studies
 from tests.faults.world import ROLES, Role, World, wait_for
-from tests.peers import Orthanc, orthanc
+from tests.helpers.peers import Orthanc, orthanc
 
 _STUDIES_AT_A_POINT = 3
 _SETTLE_SECONDS = 90.0

@@ -1,0 +1,135 @@
+"""Attributes as they come from the world: missing, empty, padded, lower case, multi-valued, malformed.
+
+Nothing here raises for the content of a data set; what cannot be read counts as missing.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from typing import Any, NamedTuple
+
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
+
+from classifier.decoding.quiet import silence_warnings
+
+_YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
+_OLDEST = 130  # years; what is beyond is a mistake in the tags
+
+
+class Code(NamedTuple):
+    """A coded concept (PS3.3 8.8), upper case."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence pydicom's remarks on non-conformant values: this package judges the values itself."""
+    silence_warnings()
+    yield
+
+
+def values(ds: Dataset, keyword: str) -> list[Any]:
+    """Return the values of an attribute; an empty list when it is missing, empty or malformed."""
+    value = _parsed(ds, keyword)
+    if value is None or isinstance(value, Sequence):
+        return []
+    return list(value) if isinstance(value, MultiValue | list | tuple) else [value]
+
+
+def texts(ds: Dataset, keyword: str) -> list[str]:
+    """Return the non-empty values of an attribute in upper case, without padding and accents."""
+    return [text for value in values(ds, keyword) if (text := plain(value))]
+
+
+def text(ds: Dataset, keyword: str) -> str:
+    """Return the first non-empty value as `texts` does, or an empty string."""
+    return next(iter(texts(ds, keyword)), "")
+
+
+def plain(value: object) -> str:
+    """Return a value as upper-case text without padding, control characters and accents."""
+    raw = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    decomposed = unicodedata.normalize("NFKD", raw)
+    kept = "".join(c if c.isprintable() else " " for c in decomposed if not unicodedata.combining(c))
+    return " ".join(unicodedata.normalize("NFC", kept).upper().split())
+
+
+def numbers(ds: Dataset, keyword: str) -> list[float]:
+    """Return the values of an attribute that are numbers."""
+    found = []
+    for value in values(ds, keyword):
+        try:
+            found.append(float(value))
+        except (ValueError, TypeError):
+            continue
+    return found
+
+
+def integer(ds: Dataset, keyword: str) -> int | None:
+    """Return the first value of an attribute when it is an integer, else ``None``."""
+    number = next(iter(numbers(ds, keyword)), None)
+    return int(number) if number is not None and number.is_integer() else None
+
+
+def age(ds: Dataset) -> float | None:
+    """Return the patient's age in years at the time of the study.
+
+    Patient's Age (0010,1010); where it is missing or malformed, the time from Patient's Birth Date to Study
+    Date; where that makes no sense either, ``None``.
+    """
+    stated = re.fullmatch(r"(\d{3})([DWMY])", text(ds, "PatientAge"))
+    if stated and (years := int(stated[1]) * _YEARS[stated[2]]) <= _OLDEST:
+        return years
+    born, studied = (_date(text(ds, keyword)) for keyword in ("PatientBirthDate", "StudyDate"))
+    if born is None or studied is None:
+        return None
+    had_birthday = (studied.month, studied.day) >= (born.month, born.day)
+    whole = studied.year - born.year - (not had_birthday)
+    since = (studied - born).days - whole * 365.25  # days since the last birthday, but for leap years
+    return whole + min(max(since / 365.25, 0), 0.99) if 0 <= whole <= _OLDEST else None
+
+
+def _date(value: str) -> date | None:
+    try:
+        return date(int(value[:4]), int(value[4:6]), int(value[6:8])) if len(value) == 8 else None
+    except ValueError:
+        return None
+
+
+def items(ds: Dataset, keyword: str) -> list[Dataset]:
+    """Return the items of a sequence; an empty list when it is missing or malformed."""
+    value = _parsed(ds, keyword)
+    return list(value) if isinstance(value, Sequence) else []
+
+
+def codes(ds: Dataset, keyword: str) -> list[Code]:
+    """Return the coded concepts of a code sequence."""
+    return [
+        Code(
+            text(item, "CodeValue") or text(item, "LongCodeValue") or text(item, "URNCodeValue"),
+            text(item, "CodingSchemeDesignator"),
+            text(item, "CodeMeaning"),
+        )
+        for item in items(ds, keyword)
+    ]
+
+
+def quote(value: object) -> str:
+    """Return a value fit for a message: printable, in quotes, 40 characters at most."""
+    return f'"{plain(value)[:40]}"'
+
+
+def _parsed(ds: Dataset, keyword: str) -> Any:
+    try:
+        return ds.get(keyword)
+    except Exception:  # noqa: BLE001 - pydicom parses an element here, and raises nearly anything for bad bytes
+        return None

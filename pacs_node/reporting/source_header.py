@@ -1,0 +1,254 @@
+"""Reads the header of a source as the bytes it came in, and tells which of them a new object may hold.
+
+Real headers break every rule of PS3.5. A value that its Value Representation forbids reads as empty here; a
+legal one keeps its bytes, whatever they mean.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterator
+from datetime import date
+from typing import Any
+
+from pydicom.charset import encode_string, python_encoding
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.valuerep import PersonName
+
+from classifier.decoding.quiet import silence_warnings
+
+SPECIFIC_CHARACTER_SET = 0x00080005
+
+# Defined terms of PS3.3 C.12.1.1.2 that have characters beyond ASCII in 8 bits
+_EIGHT_BIT = {
+    *(f"{form} {n}" for form in ("ISO_IR", "ISO 2022 IR") for n in (13, 100, 101, 109, 110)),
+    *(f"{form} {n}" for form in ("ISO_IR", "ISO 2022 IR") for n in (126, 127, 138, 144, 148, 166, 203)),
+    *("ISO 2022 IR 58", "ISO 2022 IR 149", "ISO_IR 192", "GB18030", "GBK"),
+}
+_JAPANESE = {"ISO 2022 IR 87", "ISO 2022 IR 159"}
+_STAND_ALONE = {"ISO_IR 192": "utf-8", "GB18030": "gb18030", "GBK": "gbk"}
+_MOST = {"SH": 16, "LO": 64, "PN": 64}  # characters, PS3.5 6.2; for PN per component group
+
+_MULTI_BYTE_G0 = re.compile(rb"\x1b\$\(?[@BD]((?:[!-~]{2})*)")  # JIS X 0208 and 0212
+_ESCAPE = re.compile(rb"\x1b(?:\$\)[AC]|[()\-][!-~])")
+_MULTI_BYTE_G1 = re.compile(rb"[\xa1-\xfe]{2}")  # KS X 1001 and GB 2312
+_LEGAL_TERM = re.compile("[A-Z0-9 _]{0,16}")
+_CONTROL_OR_DELIMITER = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
+
+Terms = tuple[str, ...]
+
+
+class Source:
+    """One data set of the source: the header itself, or an item of one of its sequences.
+
+    Parameters
+    ----------
+    item
+        As pydicom read it, or as somebody made it.
+    terms
+        Values of Specific Character Set that hold where `item` has none of its own.
+    """
+
+    def __init__(self, item: Dataset, terms: Terms = ()) -> None:
+        self.item = item
+        self.terms = terms
+        own = self.value(SPECIFIC_CHARACTER_SET).rstrip(b" \0")
+        self.declared = own
+        if own:
+            self.terms = tuple(term.strip() for term in own.decode("latin-1").split("\\"))
+
+    @property
+    def is_declared_legally(self) -> bool:
+        """Whether Specific Character Set is a legal CS, known or not."""
+        return all(map(_LEGAL_TERM.fullmatch, self.terms))
+
+    def value(self, tag: int) -> bytes:
+        """Return the bytes of a value, or none where the attribute is absent or unreadable."""
+        if tag not in self.item:
+            return b""
+        element: DataElement | RawDataElement = self.item.get_item(tag, keep_deferred=True)
+        return element.value or b"" if isinstance(element, RawDataElement) else self._encoded(element)
+
+    def _encoded(self, element: DataElement) -> bytes:
+        value = element.value
+        values = value if _is_multiple(value) else [value]
+        return b"\\".join(map(self._encoded_single, values))
+
+    def _encoded_single(self, value: Any) -> bytes:
+        if value is None or isinstance(value, bytes):
+            return value or b""
+        if isinstance(value, PersonName) and isinstance(value.original_string, bytes):
+            return value.original_string
+        text = str(value)
+        if text.isascii():
+            return text.encode()
+        known = [python_encoding[t] for t in self.terms if t in python_encoding] or ["utf-8"]
+        silence_warnings()  # pydicom puts "?" for a character that the declared character set lacks
+        return value.encode(known) if isinstance(value, PersonName) else encode_string(text, known)
+
+    def text(self, tag: int, vr: str) -> bytes:
+        """Return a value of any VR of bytes or text, or none where the VR forbids it."""
+        if vr in _MOST:
+            return legal_text(self.value(tag).rstrip(b"\0"), vr, self.terms)
+        value = self.value(tag).strip(b" \0")
+        return value if value.isascii() and _LEGAL[vr](value.decode()) else b""
+
+    def values(self, tag: int, vr: str) -> list[str]:
+        """Return all values of CS or DS, or none where one of them is illegal."""
+        values = [value.strip() for value in self.ascii(tag).split("\\")]
+        return values if all(map(_LEGAL[vr], values)) else []
+
+    def ascii(self, tag: int) -> str:
+        """Return a value stripped of its padding, or an empty string where it is not ASCII."""
+        value = self.value(tag).strip(b" \0")
+        return value.decode() if value.isascii() else ""
+
+    def integer(self, tag: int) -> int:
+        """Return a single US value, or 0."""
+        if tag not in self.item:
+            return 0
+        element: DataElement | RawDataElement = self.item.get_item(tag, keep_deferred=True)
+        if isinstance(element, RawDataElement):
+            order = "<H" if element.is_little_endian else ">H"
+            value = element.value or b""
+            return int(struct.unpack(order, value)[0]) if len(value) == 2 else 0
+        return element.value if isinstance(element.value, int) and 0 < element.value < 65536 else 0
+
+    def items(self, tag: int) -> Iterator[Source]:
+        """Yield the items of a sequence; nothing where it is absent or broken."""
+        if tag in self.item:
+            for item in _sequence(self.item, tag):
+                yield Source(item, self.terms)
+
+
+def _is_multiple(value: object) -> bool:
+    return not isinstance(value, (str, bytes, PersonName)) and hasattr(value, "__iter__")
+
+
+def _sequence(item: Dataset, tag: int) -> list[Dataset]:
+    try:
+        silence_warnings()
+        items = item[tag].value
+    except Exception:  # noqa: BLE001
+        # Parsing hostile bytes raises nearly anything (struct.error, KeyError, RecursionError, ...), and a
+        # broken sequence may cost the report that sequence only.
+        return []
+    return [i for i in items or [] if isinstance(i, Dataset)] if _is_multiple(items) else []
+
+
+def skeleton(value: bytes, terms: Terms) -> str:
+    """Return `value` with one character for each character, and the delimiters where they are delimiters.
+
+    Bytes of a multi-byte character may look like a backslash, a caret or an equals sign (PS3.5 6.1.2.5.3).
+    """
+    if terms and terms[0] in _STAND_ALONE:
+        return value.decode(_STAND_ALONE[terms[0]], "replace")
+    if not _JAPANESE.isdisjoint(terms):
+        value = _MULTI_BYTE_G0.sub(lambda match: b"x" * (len(match[1]) // 2), value)
+    if len(terms) > 1 or any(term.startswith("ISO 2022") for term in terms):
+        value = _ESCAPE.sub(b"", value)
+    if "ISO 2022 IR 149" in terms or "ISO 2022 IR 58" in terms:
+        value = _MULTI_BYTE_G1.sub(b"x", value)
+    return value.decode("latin-1")
+
+
+def legal_text(value: bytes, vr: str, terms: Terms) -> bytes:
+    """Return `value` where SH, LO or PN may hold it under the character sets `terms`, else nothing.
+
+    An illegal identifier is left empty and never cut: cut, it might be another patient's.
+    """
+    if len(value) > _MOST[vr]:
+        value = value.rstrip(b" ")
+    if vr == "PN":
+        value = _without_empty_components(value, terms)
+    text = skeleton(value, terms)
+    groups = text.split("=") if vr == "PN" else [text]
+    legal = (
+        not _CONTROL_OR_DELIMITER.search(text)
+        and (text.isascii() or not _EIGHT_BIT.isdisjoint(terms))
+        and len(groups) <= 3
+        and all(len(group) <= _MOST[vr] for group in groups)
+        and (vr != "PN" or all(group.count("^") <= 4 for group in groups))
+    )
+    return value if legal and text.strip(" ") else b""
+
+
+def _without_empty_components(name: bytes, terms: Terms) -> bytes:
+    # A sixth component is illegal; an empty one says nothing, and some systems always write it.
+    if b"\x1b" in name or "GBK" in terms or "GB18030" in terms:
+        return name
+    groups = name.split(b"=")
+    return b"=".join(g.rstrip(b"^ ") if g.count(b"^") > 4 else g for g in groups)
+
+
+def resolve_charset(header: Source, vrs: dict[int, str]) -> Source:
+    """Return `header` with a character set in which the text to copy makes a legal object.
+
+    That is the declared one, unchanged, wherever it can be. One that is only misspelt is mended. Where no
+    known one is declared but there are 8-bit characters, they are declared as UTF-8 if they decode as such,
+    else as ISO_IR 100, which is what receivers assume.
+
+    Parameters
+    ----------
+    header
+        The whole header.
+    vrs
+        VR of each attribute to copy, by tag.
+    """
+    text = b"".join(header.value(tag) for tag, vr in vrs.items() if vr in _MOST)
+    known = not {*_EIGHT_BIT, *_JAPANESE}.isdisjoint(header.terms)
+    if header.is_declared_legally and (known or text.isascii()):
+        return header
+    mended = re.sub(rb"\bISO[-_ ]?IR[-_ ]?(\d+)", rb"ISO_IR \1", header.declared.upper())
+    if mended and set(mended.decode("latin-1").split("\\")) <= {*_EIGHT_BIT, *_JAPANESE, ""}:
+        return _declare(header, mended)
+    if text.isascii():
+        return _declare(header, b"")
+    return _declare(header, b"ISO_IR 192" if _is_utf8(text) else b"ISO_IR 100")
+
+
+def _declare(header: Source, declared: bytes) -> Source:
+    changed = Source(header.item)
+    changed.declared = declared
+    changed.terms = tuple(declared.decode().split("\\")) if declared else ()
+    return changed
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return bool(re.fullmatch(r"\d{8}", text)) and bool(date.fromisoformat(text))
+    except ValueError:
+        return False
+
+
+def _is_time(text: str) -> bool:
+    match = re.fullmatch(r"(\d{2})(?:(\d{2})(?:(\d{2})(?:\.\d{1,6})?)?)?", text)
+    limits = (23, 59, 60)
+    return match is not None and all(
+        int(n or 0) <= most for n, most in zip(match.groups(), limits, strict=True)
+    )
+
+
+def _matches(pattern: str) -> Callable[[str], bool]:
+    return lambda text: bool(re.fullmatch(pattern, text))
+
+
+_LEGAL: dict[str, Callable[[str], bool]] = {
+    "DA": _is_date,
+    "TM": _is_time,
+    "AS": _matches(r"\d{3}[DWMY]"),
+    "CS": _matches(r"[A-Z0-9 _]{1,16}"),
+    "DS": _matches(r"(?=.{1,16}$)[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?"),
+    "UI": _matches(r"[0-9.]{1,64}"),
+    "UT": _matches(r"[ -~]{1,1024}"),
+}
