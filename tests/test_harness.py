@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = '''
+TESTS = """
 import os, pathlib, signal, socket, subprocess, threading, time
 import pytest
 
@@ -40,10 +40,6 @@ def test_keeps_a_program():
 def server():
     with listening() as made:
         yield made
-
-@pytest.fixture(scope="module")
-def careless():
-    return listening()
 
 def test_uses_a_server_of_the_module(server):
     assert server.fileno() > 0
@@ -83,10 +79,21 @@ def test_dies_too():
 @pytest.mark.parametrize("number", range(20))
 def test_comes_after(number):
     pass
+"""
+CARELESS = """
+import socket
+import pytest
+
+@pytest.fixture(scope="module")
+def careless():
+    made = socket.socket()
+    made.bind(("127.0.0.1", 0))
+    made.listen()
+    return made
 
 def test_uses_the_careless_server(careless):
     assert careless.fileno() > 0
-'''
+"""
 
 
 @dataclass
@@ -105,7 +112,8 @@ class Outcome:
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     folder = tmp_path_factory.mktemp("harness")
-    (folder / "test_run.py").write_text(TESTS)
+    (folder / "test_all.py").write_text(TESTS)
+    (folder / "test_careless.py").write_text(CARELESS)
     options = ["-p", "tests.harness.plugin", "-p", "no:cacheprovider", "-c", os.devnull, "-W", "error", "-rA"]
     options += ["-o", "limit_seconds=3", "-o", "stuck_seconds=2", "--rootdir", str(folder)]
     command = [sys.executable, "-m", "pytest", *options, "-n", "2", "--dist", "worksteal", str(folder)]
@@ -137,13 +145,13 @@ def test_only_what_hung_died_or_leaked_fails(outcome: Outcome) -> None:
 @pytest.mark.parametrize(
     "sentence",
     [
-        r"The test left a socket that listens: .*\n.*in listening\n(.*\n)*?.*in test_keeps_a_socket",
+        r"The test left a socket that listens: .*\n.*in test_keeps_a_socket\n(.*\n)*?.*in listening",
         r"unclosed <socket",
         r"The test left a program: .*'sleep', '1000'.*\n.*in test_keeps_a_program",
         r"The fixture careless left a socket that listens",
         r"The call took longer than 3 seconds",
         r"The teardown took longer than 3 seconds",
-        r"crashed while running '\S*test_cannot_be_interrupted'\nTimeout.*\n(.*\n)*?.*in test_cannot_be_interrupted",
+        r"crashed while running '\S*test_cannot_be_interrupted'\nTimeout.*\n(.*\n)*?.*in test_cannot_be",
         r"stacks of all threads call -+\n(.*\n)*?.*in test_sleeps",
     ],
 )

@@ -25,10 +25,8 @@ from tests.helpers.delivering import Answer, abort, data_set, destination, peer,
 from tests.helpers.workbench import Bench, named, only
 from tests.helpers.workers import Line, running, until
 
-# pynetdicom leaves the socket of a connection that was refused to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 # Fixtures: pytest finds them by the names that they have here.
-whole_data_sets, nothing_is_left = delivering.whole_data_sets, delivering.nothing_is_left
+whole_data_sets = delivering.whole_data_sets
 bench = workbench.bench
 
 BACK_OFF = DeliverSettings(retry_seconds=5, max_retry_seconds=12)

@@ -37,10 +37,8 @@ from tests.helpers.reports import errors, report, scored
 from tests.helpers.workbench import named, only
 from tests.helpers.workers import until
 
-# pynetdicom leaves the socket of a connection that was refused to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 # Fixtures: pytest finds them by the names that they have here.
-whole_data_sets, nothing_is_left = delivering.whole_data_sets, delivering.nothing_is_left
+whole_data_sets = delivering.whole_data_sets
 
 QUICK = DeliverSettings(connect_seconds=5, answer_seconds=20)
 IMPATIENT = DeliverSettings(connect_seconds=0.3, answer_seconds=0.3)

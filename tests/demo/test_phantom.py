@@ -30,12 +30,6 @@ LOWER_LEFT = np.s_[480:640, 800:930]
 drawn = functools.cache(frontal_chest)
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
-    """The demonstration's files, written once."""
-    return write_samples(tmp_path_factory.mktemp("demo"))
-
-
 def shown(sample: Sample) -> NDArray[Any]:
     """Return the pixels of a sample as a viewer shows them, 0..1, bone bright."""
     ds = dcmread(sample.path)
@@ -83,22 +77,24 @@ def test_lungs_are_dark_and_the_spine_bright() -> None:
     assert image[480:640, 540:580].mean() > 0.7
 
 
-def test_the_demonstration_has_every_outcome(demo: list[Sample]) -> None:
+def test_the_demonstration_has_every_outcome(drawn_studies: list[Sample]) -> None:
     refused = {"NOT_FRONTAL", "NOT_CHEST", "UNREADABLE", "OTHER_AGE"}
-    assert {s.expected for s in demo} == {"negative", "positive"} | refused
-    assert len({s.sop_instance_uid for s in demo}) == len(demo) == 9
-    assert len({s.study_instance_uid for s in demo}) == len({s.patient for s in demo}) == 8
+    assert {s.expected for s in drawn_studies} == {"negative", "positive"} | refused
+    assert len({s.sop_instance_uid for s in drawn_studies}) == len(drawn_studies) == 9
+    assert len({s.study_instance_uid for s in drawn_studies}) == len({s.patient for s in drawn_studies}) == 8
 
 
-def test_two_demonstrations_share_no_uid(demo: list[Sample], tmp_path: Path) -> None:
+def test_two_demonstrations_share_no_uid(drawn_studies: list[Sample], tmp_path: Path) -> None:
     again = write_samples(tmp_path)
-    uids = [{u for s in run for u in (s.sop_instance_uid, s.study_instance_uid)} for run in (demo, again)]
+    uids = [
+        {u for s in run for u in (s.sop_instance_uid, s.study_instance_uid)} for run in (drawn_studies, again)
+    ]
     assert not uids[0] & uids[1]
-    assert [s.truth for s in demo] == [s.truth for s in again]
+    assert [s.truth for s in drawn_studies] == [s.truth for s in again]
 
 
-def test_demonstration_files_are_valid_but_for_the_broken_one(demo: list[Sample]) -> None:
-    for sample in demo:
+def test_demonstration_files_are_valid_but_for_the_broken_one(drawn_studies: list[Sample]) -> None:
+    for sample in drawn_studies:
         errors = errors_of(sample.path)
         if sample.expected == "UNREADABLE":
             assert any("PixelData has incorrect value length" in e for e in errors)
@@ -106,8 +102,8 @@ def test_demonstration_files_are_valid_but_for_the_broken_one(demo: list[Sample]
             assert errors == [], sample.truth
 
 
-def test_demonstration_headers_agree_with_their_truth(demo: list[Sample]) -> None:
-    for sample in demo:
+def test_demonstration_headers_agree_with_their_truth(drawn_studies: list[Sample]) -> None:
+    for sample in drawn_studies:
         ds = dcmread(sample.path)
         assert (ds.PatientID, ds.StudyInstanceUID, ds.SOPInstanceUID) == (
             sample.patient,
@@ -121,7 +117,7 @@ def test_demonstration_headers_agree_with_their_truth(demo: list[Sample]) -> Non
         assert ds.PatientAge == f"{birthdays:03}Y"
 
 
-def test_demonstration_pixels_show_the_drawing(demo: list[Sample]) -> None:
+def test_demonstration_pixels_show_the_drawing(drawn_studies: list[Sample]) -> None:
     shown_by_truth = {s.truth: shown(s) for s in demo if s.expected in ("negative", "positive")}
     drawings = {
         "opacity, right lower zone": drawn(8, 0.9, "right"),  # DX
@@ -133,12 +129,12 @@ def test_demonstration_pixels_show_the_drawing(demo: list[Sample]) -> None:
         assert np.abs(shown_by_truth[truth] - drawing).max() < 0.002, truth
 
 
-def test_a_name_in_kanji_reads_back(demo: list[Sample]) -> None:
+def test_a_name_in_kanji_reads_back(drawn_studies: list[Sample]) -> None:
     (name,) = {str(dcmread(s.path).PatientName) for s in demo if s.truth == "opacities, both lower zones"}
     assert name == "Demo^Hanako=試験^花子=しけん^はなこ"
 
 
-def test_the_broken_file_has_half_its_pixels(demo: list[Sample]) -> None:
+def test_the_broken_file_has_half_its_pixels(drawn_studies: list[Sample]) -> None:
     (broken,) = (s for s in demo if s.expected == "UNREADABLE")
     ds = dcmread(broken.path)
     assert len(ds.PixelData) == ds.Rows * ds.Columns
@@ -199,7 +195,7 @@ def pixel_array_of(path: Path) -> NDArray[Any]:
 
 
 @pytest.fixture
-def mixed(demo: list[Sample], tmp_path: Path) -> Images:
+def mixed(drawn_studies: list[Sample], tmp_path: Path) -> Images:
     """A folder as people have them: pictures, DICOM, broken files and others."""
     folder = tmp_path / "in"
     picture(folder / "NORMAL/a.png")

@@ -1,7 +1,8 @@
 """What a test leaves behind fails that test, with the stack that made it, and not the one that comes after.
 
-A socket that listens, a thread and a program belong to the test, or to the fixture of a module or of the session,
-that was running when they began, and must end with it.
+A socket that listens, a thread and a program belong to the test that was running when they began, or to the
+fixture of a module or of the session, and must end with it. The idle threads of an executor end with that, which
+may belong to someone else.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures.thread import _worker as of_an_executor  # type: ignore[attr-defined]
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +45,7 @@ class _Begun:
 
 
 class Leaks:
-    """Hooks that look, after each test and each fixture of a wider scope, for what was begun and has not ended."""
+    """Hooks that look, after a test and after a fixture of a wider scope, for what has not ended."""
 
     def __init__(self) -> None:
         self._begun: list[_Begun] = []
@@ -112,6 +114,8 @@ def _ended(thing: Any, deadline: float) -> bool:
     if isinstance(thing, socket.socket):
         return thing.fileno() == -1
     if isinstance(thing, threading.Thread):
+        if getattr(thing, "_target", None) is of_an_executor:
+            return True
         thing.join(max(0, deadline - time.monotonic()))
         return not thing.is_alive()
     return not thing._child_created or thing.poll() is not None

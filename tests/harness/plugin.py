@@ -1,4 +1,4 @@
-"""What every run of the tests has: limits of time that hurt nobody else, and a look at what is left behind."""
+"""What every run of the tests has: limits of time that hurt nobody else, and a look at what is left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.harness.limits import Limits
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add settings for pyproject.toml."""
-    parser.addini("limit_seconds", "how long set-up, call and tear-down of a test may take each", default="480")
+    parser.addini("limit_seconds", "how long set-up, call and tear-down may take each", default="480")
     parser.addini("stuck_seconds", "how much longer where no signal can interrupt it", default="60")
 
 

@@ -1,6 +1,6 @@
 """The run outlives its workers: one that dies fails the test that it was at, and takes its programs with it.
 
-Whoever holds the other end of a dead worker's pipe, a child of it for example, would let the run wait for ever.
+Whoever holds the other end of a dead worker's pipe, a child of it for example, lets the run wait for ever.
 So each worker leads a process group, and the run kills the group as soon as its leader is dead.
 """
 
@@ -67,6 +67,11 @@ def join(name: str) -> TextIO:
     new.write_text(str(os.getpid()))
     new.rename(room / f"{name}.pid")
     return (room / f"{name}.stacks").open("w")
+
+
+def shared_folder(otherwise: pytest.TempPathFactory) -> Path:
+    """Return a folder that all workers have; without workers, one of the session."""
+    return Path(os.environ[_ROOM]) if _ROOM in os.environ else otherwise.mktemp("shared")
 
 
 def room() -> Path:

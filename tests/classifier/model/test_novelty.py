@@ -21,10 +21,9 @@ from classifier.outcome import Decision, Prediction
 from classifier.scoring.predict import Predictor
 from tests.conftest import radiograph
 from tests.conftest import save as save_dicom
+from tests.helpers.predictors import ready
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +110,7 @@ def with_limit(shipped: Predictor, limit: float, *, cautious: bool = True, **car
     measure = Novelty(torch.zeros(1024), torch.eye(1024) * 10)
     values = {"novelty_limit": limit, "novelty_source": "A test.", "ages": (1, 5)} | card
     checkpoint = Checkpoint(shipped.model, shipped.card.model_copy(update=values), measure)
-    return Predictor(checkpoint, CPU, Eligibility(), cautious=cautious)
+    return ready(checkpoint, Eligibility(), shipped.engines, cautious=cautious)
 
 
 def one(predictor: Predictor, folder: Path, **tags: Any) -> Prediction:
