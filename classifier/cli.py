@@ -43,7 +43,7 @@ app = typer.Typer(
 )
 
 
-class Format(StrEnum):
+class PredictionFormat(StrEnum):
     """How results are printed."""
 
     TABLE = "table"
@@ -77,7 +77,9 @@ ModelArgument = Annotated[
 DataArgument = Annotated[
     Path, typer.Argument(metavar="DATA", help="Folder of the classes NORMAL and PNEUMONIA, or CSV manifest.")
 ]
-FormatOption = Annotated[Format, typer.Option("--format", help="A table to read or JSON to process.")]
+FormatOption = Annotated[
+    PredictionFormat, typer.Option("--format", help="A table to read or JSON to process.")
+]
 
 
 @app.command(
@@ -94,7 +96,7 @@ def predict(
         ),
     ],
     *,
-    output: FormatOption = Format.TABLE,
+    output: FormatOption = PredictionFormat.TABLE,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     unknown_body_part: Annotated[
         Rule, typer.Option(help="Images whose tags tell no body part.")
@@ -112,19 +114,19 @@ def predict(
     cautious = unlike_training is Doubt.UNDETERMINED
     predictor = Predictor.load(_model_path(model), device, rules, cautious=cautious)
     results = list(zip(found, _predict_in_batches(predictor, found), strict=True))
-    if output is Format.JSON:
+    if output is PredictionFormat.JSON:
         _print_json([{"file": str(file), **asdict(prediction)} for file, prediction in results])
     else:
         Console().print(_results_table(results))
 
 
 @app.command(epilog="Example:\n\nclassifier show default")
-def show(model: ModelArgument, output: FormatOption = Format.TABLE) -> None:
+def show(model: ModelArgument, output: FormatOption = PredictionFormat.TABLE) -> None:
     """Print the card of a model: preprocessing, threshold, data, measurements, limits of use."""
     from classifier.model.checkpoint import load  # noqa: PLC0415
 
     card = load(_model_path(model)).card
-    if output is Format.JSON:
+    if output is PredictionFormat.JSON:
         _print_json(card.model_dump(mode="json"))
     else:
         Console().print(_card_table(card))
@@ -156,8 +158,8 @@ def explore(
     out: Annotated[Path, typer.Option(help="Folder for page, pictures and findings.json.")],
 ) -> None:
     """Look at labelled images: counts, sizes, duplicates, and what a network could read instead of lungs."""
-    from classifier.commands import counting  # noqa: PLC0415
     from classifier.measuring.explore import explore as look  # noqa: PLC0415
+    from classifier.progress import counting  # noqa: PLC0415
 
     with counting("Looking") as progress:
         findings = look(data, out, progress)
@@ -213,28 +215,17 @@ def train(
     config: Annotated[Path | None, typer.Option(help="File with the section classifier.train.")] = None,
 ) -> None:
     """Train a model for the node. It can be stopped at any time; --resume goes on."""
-    from classifier.commands import run_training, settings  # noqa: PLC0415
-    from classifier.training.card import About, Wanted  # noqa: PLC0415
-    from classifier.training.options import Options  # noqa: PLC0415
+    from classifier.commands import options, run_training, settings  # noqa: PLC0415
+    from classifier.training.card import About  # noqa: PLC0415
 
     given = {key: value for key, value in locals().items() if key in TrainSettings.model_fields}
     chosen = settings(config, given)
-    options = Options(
-        seed=chosen.seed,
-        val_share=chosen.val_share,
-        device=chosen.device,
-        precision=chosen.precision,
-        workers=chosen.workers,
-        resume=resume,
-        skip_bad=skip_bad,
-        wanted=Wanted(chosen.sensitivity, chosen.band, chosen.unlike_share),
-        about=About(
-            *(_stated("--name", name), _stated("--version", version)),
-            *(_stated("--population", population), _stated("--licence", licence)),
-            *(description, _ages(ages)),
-        ),
+    about = About(
+        *(_stated("--name", name), _stated("--version", version)),
+        *(_stated("--population", population), _stated("--licence", licence)),
+        *(description, _ages(ages)),
     )
-    run_training(data, out, chosen, options)
+    run_training(data, out, chosen, options(chosen, about, resume=resume, skip_bad=skip_bad))
 
 
 @app.command(epilog="Example:\n\nclassifier evaluate run/model.safetensors test/ --out result/")
@@ -248,8 +239,8 @@ def evaluate(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable images.")] = False,
 ) -> None:
     """Measure a model on labelled images."""
-    from classifier.commands import counting  # noqa: PLC0415
     from classifier.measuring.evaluate import evaluate as measure  # noqa: PLC0415
+    from classifier.progress import counting  # noqa: PLC0415
     from classifier.scoring.predict import Predictor  # noqa: PLC0415
 
     predictor = Predictor.load(_model_path(model), device, None, cautious=False)

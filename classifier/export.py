@@ -31,7 +31,7 @@ _SCHEMA = (
 )
 
 
-class Scorer(nn.Module):
+class ExportedNetwork(nn.Module):
     """All that follows decoding, as one module.
 
     Parameters
@@ -82,7 +82,7 @@ def to_onnx(checkpoint: Checkpoint, out: Path) -> None:
         When the packages for it are not installed.
     """
     _require("onnx", "onnxscript")
-    scorer = Scorer(checkpoint).eval()
+    scorer = ExportedNetwork(checkpoint).eval()
     example = torch.zeros(2, 1, 300, 200)
     outputs = OUTPUTS[: len(scorer(example))]
     dynamic = torch.export.Dim.DYNAMIC

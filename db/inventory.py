@@ -34,7 +34,7 @@ class Known:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sent:
+class SentReport:
     """How one destination stands to a report, and the UID under which it got it where it got it."""
 
     destination: str
@@ -64,7 +64,7 @@ class Reported:
     unscored: int
     unreported: int
     report_uid: str | None
-    sent: Sequence[Sent]
+    sent: Sequence[SentReport]
     job_state: str | None
     job_error: str | None
 
@@ -136,10 +136,10 @@ def _stated(session: Session, report_id: int) -> set[int]:
     return set(session.scalars(select(ReportImage.instance_id).where(ReportImage.report_id == report_id)))
 
 
-def _sent(session: Session, report_id: int) -> list[Sent]:
+def _sent(session: Session, report_id: int) -> list[SentReport]:
     rows = session.scalars(select(Delivery).where(Delivery.report_id == report_id).order_by(Delivery.id))
     return [
-        Sent(
+        SentReport(
             destination=row.destination,
             state=row.state,
             sop_instance_uid=row.sop_instance_uid,

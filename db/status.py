@@ -246,8 +246,8 @@ def study_exists(session: Session, study_instance_uid: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sign:
-    """The last sign of life of one process."""
+class Heartbeat:
+    """The last heartbeat of one process."""
 
     role: str
     host: str
@@ -255,13 +255,13 @@ class Sign:
     age_seconds: float
 
 
-def signs(session: Session) -> list[Sign]:
-    """Return the last sign of each process that ever ran, by role and host."""
+def heartbeats(session: Session) -> list[Heartbeat]:
+    """Return the last heartbeat of each process that ever ran, by role and host."""
     age = (later(session, 0) - Process.seen_at).label("age")
     statement = select(Process.role, Process.host, Process.started_at, age).order_by(
         Process.role, Process.host
     )
     return [
-        Sign(role=role, host=host, started_at=started_at, age_seconds=max(0.0, float(seconds)))
+        Heartbeat(role=role, host=host, started_at=started_at, age_seconds=max(0.0, float(seconds)))
         for role, host, started_at, seconds in session.execute(statement)
     ]

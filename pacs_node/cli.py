@@ -19,12 +19,12 @@ from rich.console import Console
 from pacs_node.network.peer import Peer
 from pacs_node.reconciling.findings import FETCHABLE
 from pacs_node.terminal.arguments import (
-    Answer,
     CallingOption,
     ConfigOption,
+    DecisionFilter,
     DeliveryState,
     Fetching,
-    Format,
+    OutputFormat,
     StatusFormat,
     moment,
     study_dates,
@@ -160,11 +160,11 @@ def results(
         str | None, typer.Option(help="Received since: a date or time (ISO 8601), or an age: 30m, 2h, 7d.")
     ] = None,
     until: Annotated[str | None, typer.Option(help="Received before; as --since.")] = None,
-    decision: Annotated[Answer | None, typer.Option(help="Only these.")] = None,
+    decision: Annotated[DecisionFilter | None, typer.Option(help="Only these.")] = None,
     min_probability: Annotated[float | None, typer.Option(min=0, max=1, help="Lowest probability.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most rows.")] = 100,
-    output: Annotated[Format, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
-        Format.TABLE
+    output: Annotated[OutputFormat, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
+        OutputFormat.TABLE
     ),
     config: ConfigOption = None,
 ) -> None:
@@ -203,8 +203,8 @@ def ledger(
     until: Annotated[str | None, typer.Option(help="Received before; as --since.")] = None,
     state: Annotated[DeliveryState | None, typer.Option(help="Only deliveries in this state.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most rows.")] = 100,
-    output: Annotated[Format, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
-        Format.TABLE
+    output: Annotated[OutputFormat, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
+        OutputFormat.TABLE
     ),
     config: ConfigOption = None,
 ) -> None:
@@ -293,8 +293,8 @@ def reconcile(
         Fetching,
         typer.Option(help="C-MOVE, by which the PACS sends to the running node; or C-GET, to this command."),
     ] = Fetching.MOVE,
-    output: Annotated[Format, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
-        Format.TABLE
+    output: Annotated[OutputFormat, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
+        OutputFormat.TABLE
     ),
     config: ConfigOption = None,
 ) -> None:
@@ -390,36 +390,36 @@ def _keeping(settings: Settings, database: Database, spool: Spool) -> list[Any]:
     from pacs_node.reconciling.reconcile import prepare  # noqa: PLC0415
 
     prepare(spool, database)
-    return Receiver(settings, database, spool).keeping()
+    return Receiver(settings, database, spool).storage_handlers()
 
 
 def _print_rows(
     rows: Sequence[dict[str, Any]],
     columns: Sequence[str],
-    output: Format,
+    output: OutputFormat,
     print_table: Callable[[Sequence[dict[str, Any]], Console], None],
 ) -> None:
     from pacs_node.terminal import tables  # noqa: PLC0415
 
-    if output is Format.TABLE:
+    if output is OutputFormat.TABLE:
         print_table(rows, Console())
-    elif output is Format.CSV:
+    elif output is OutputFormat.CSV:
         tables.write_csv(rows, columns, sys.stdout)
     else:
         tables.write_json(rows, sys.stdout)
 
 
-def _print_reconciliation(found: Reconciliation, output: Format, console: Console) -> None:
+def _print_reconciliation(found: Reconciliation, output: OutputFormat, console: Console) -> None:
     """Print what is missing to standard output, and the rest to `console`."""
     from pacs_node.terminal import tables  # noqa: PLC0415
 
-    if output is Format.TABLE:
+    if output is OutputFormat.TABLE:
         tables.print_reconciliation(found, Console())
-    elif output is Format.CSV:
+    elif output is OutputFormat.CSV:
         tables.write_findings_csv(found, sys.stdout)
     else:
         tables.write_json(tables.reconciliation_values(found), sys.stdout)
-    notes = [] if output is Format.TABLE else [found.summary]
+    notes = [] if output is OutputFormat.TABLE else [found.summary]
     notes += found.troubles
     if not found.is_complete:
         notes.append("Some answers of the PACS could not be read: more may be missing; see its log.")

@@ -162,7 +162,7 @@ def save(ds: Dataset, path: Path) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _pynetdicom_closes_at_once() -> Iterator[None]:
-    """Close what pynetdicom leaves to the garbage collector, and wait half a second less for servers to stop."""
+    """Close what pynetdicom leaves to the garbage collector; let servers stop half a second earlier."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AssociationSocket, "_shutdown_socket", _shut_down)
         patch.setattr(

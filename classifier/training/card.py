@@ -49,7 +49,7 @@ class About:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class OperatingTarget:
     """How the model is to be operated.
 
     Attributes
@@ -89,7 +89,7 @@ class Validation:
 
 
 def card(
-    recipe: Recipe, examples: Sequence[Example], found: Validation, wanted: Wanted, about: About
+    recipe: Recipe, examples: Sequence[Example], found: Validation, wanted: OperatingTarget, about: About
 ) -> ModelCard:
     """Calibrate and measure on validation images, and write the card; `examples` are all of the run."""
     held_out = [example for example in examples if example.split == "val"]

@@ -15,8 +15,9 @@ from classifier.model.checkpoint import load, save
 from classifier.model.network import Network
 from classifier.model.novelty import fit
 from classifier.training.augment import Augment
-from classifier.training.batches import Feed, Images, with_margin
 from classifier.training.card import Validation, card
+from classifier.training.decoded_set import DecodedSet, with_margin
+from classifier.training.feed import Feed
 from classifier.training.options import Options, Watcher, counted
 from classifier.training.recipes import Recipe
 from classifier.training.run_folder import MODEL_FILE
@@ -28,7 +29,7 @@ _DECODED_AT_ONCE = 4096  # of the training images, when their features are taken
 
 
 def measure(
-    out: Path, recipe: Recipe, options: Options, images: Images, *, device: torch.device, watcher: Watcher
+    out: Path, recipe: Recipe, options: Options, images: DecodedSet, *, device: torch.device, watcher: Watcher
 ) -> None:
     """Fit the novelty measure to the best model of a run, measure the model, and write it with both."""
     best = load(out / MODEL_FILE).model.to(device, memory_format=torch.channels_last)
@@ -51,7 +52,7 @@ class _Measuring:
         network: Network,
         recipe: Recipe,
         options: Options,
-        images: Images,
+        images: DecodedSet,
         *,
         device: torch.device,
         count: Callable[[int], None],

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from classifier.data.examples import Example
-from classifier.training.card import About, Wanted
+from classifier.training.card import About, OperatingTarget
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Options:
     workers: int = 0
     resume: bool = False
     skip_bad: bool = False
-    wanted: Wanted = field(default_factory=Wanted)
+    wanted: OperatingTarget = field(default_factory=OperatingTarget)
     about: About = field(default_factory=About)
 
     def is_half(self, device: torch.device) -> bool:

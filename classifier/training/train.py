@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from classifier.errors import TrainingError
-from classifier.training.batches import Images
+from classifier.training.decoded_set import DecodedSet
 from classifier.training.distributed import joined
 from classifier.training.final_validation import measure
 from classifier.training.options import Options, Watcher
@@ -55,7 +55,7 @@ def train(source: Path, out: Path, recipe: Recipe, options: Options, watcher: Wa
             raise TrainingError(
                 f"{out} holds a run already; add --resume to go on with it, or choose another --out."
             )
-        images = Images.decoded(source, recipe, options, watcher)
+        images = DecodedSet.decoded(source, recipe, options, watcher)
         watcher.split(images.examples, images.skipped)
         with _memory_of(recipe):
             run = Run(recipe, options, out, images, group)

@@ -41,7 +41,7 @@ Reference = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Request:
+class CommitmentRequest:
     """What somebody wants to be kept."""
 
     transaction_uid: str
@@ -49,7 +49,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
+class CommitmentResult:
     """What is kept, and what is not, with the Failure Reason of each."""
 
     transaction_uid: str
@@ -57,12 +57,12 @@ class Answer:
     refused: Sequence[tuple[Reference, int]]
 
 
-def new_request(references: Sequence[Reference]) -> Request:
+def new_request(references: Sequence[Reference]) -> CommitmentRequest:
     """Return a request under a new Transaction UID."""
-    return Request(f"2.25.{uuid.uuid4().int}", references)
+    return CommitmentRequest(f"2.25.{uuid.uuid4().int}", references)
 
 
-def read_request(event: evt.Event) -> Request:
+def read_request(event: evt.Event) -> CommitmentRequest:
     """Read an N-ACTION request.
 
     Raises
@@ -79,10 +79,10 @@ def read_request(event: evt.Event) -> Request:
     references = _references(found, "ReferencedSOPSequence")
     if not references:
         raise Refused(INVALID_ARGUMENT, "No SOP Instance is referenced")
-    return Request(_uid(found, "TransactionUID"), references)
+    return CommitmentRequest(_uid(found, "TransactionUID"), references)
 
 
-def read_answer(event: evt.Event) -> Answer:
+def read_answer(event: evt.Event) -> CommitmentResult:
     """Read an N-EVENT-REPORT request.
 
     Raises
@@ -99,10 +99,10 @@ def read_answer(event: evt.Event) -> Answer:
         reference = (_uid(item, "ReferencedSOPClassUID"), _uid(item, "ReferencedSOPInstanceUID"))
         refused.append((reference, reason if isinstance(reason, int) else PROCESSING_FAILURE))
     kept = _references(found, "ReferencedSOPSequence")
-    return Answer(_uid(found, "TransactionUID"), kept, refused)
+    return CommitmentResult(_uid(found, "TransactionUID"), kept, refused)
 
 
-def ask(association: Association, request: Request) -> int | None:
+def ask(association: Association, request: CommitmentRequest) -> int | None:
     """Send N-ACTION; return the status, or none where the association broke.
 
     Raises
@@ -120,7 +120,7 @@ def ask(association: Association, request: Request) -> int | None:
     return int(status.Status) if "Status" in status else None
 
 
-def tell(association: Association, answer: Answer) -> int | None:
+def tell(association: Association, answer: CommitmentResult) -> int | None:
     """Send N-EVENT-REPORT; return the status, or none where the association broke.
 
     Raises

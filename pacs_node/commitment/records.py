@@ -23,9 +23,9 @@ from pacs_node.commitment.messages import (
     INVALID_ARGUMENT,
     NO_SUCH_INSTANCE,
     PROCESSING_FAILURE,
-    Answer,
+    CommitmentRequest,
+    CommitmentResult,
     Reference,
-    Request,
     failure,
     read_answer,
 )
@@ -36,10 +36,10 @@ from pacs_node.storage.spool import Spool
 _log = log.get(__name__)
 
 
-def note_wanted(
+def record_request(
     database: Database,
     calling_ae_title: str,
-    request: Request,
+    request: CommitmentRequest,
     settings: DeliverSettings,
     wait_seconds: float,
 ) -> int:
@@ -67,7 +67,7 @@ def note_wanted(
         )
 
 
-def answer(database: Database, spool: Spool, request: Request) -> Answer:
+def answer(database: Database, spool: Spool, request: CommitmentRequest) -> CommitmentResult:
     """Say what is durably kept: recorded, and its file whole in its place.
 
     Raises
@@ -87,7 +87,7 @@ def answer(database: Database, spool: Spool, request: Request) -> Answer:
             refused.append((reference, CLASS_CONFLICT))
         else:
             kept.append(reference)
-    return Answer(request.transaction_uid, kept, refused)
+    return CommitmentResult(request.transaction_uid, kept, refused)
 
 
 def _is_whole(spool: Spool, digest: str, size: int) -> bool:
@@ -98,7 +98,7 @@ def _is_whole(spool: Spool, digest: str, size: int) -> bool:
         return False
 
 
-def noted_told(wanted_id: int, calling_ae_title: str, said: Answer) -> Callable[[Session], None]:
+def record_told(wanted_id: int, calling_ae_title: str, said: CommitmentResult) -> Callable[[Session], None]:
     """Return what records that a modality was told."""
     _log.info("commitment told", modality=calling_ae_title, kept=len(said.kept), refused=len(said.refused))
     return partial(
@@ -125,7 +125,7 @@ def take_answer(event: evt.Event, database: Database, settings: DeliverSettings)
     return failure(status, comment)
 
 
-def note_answer(database: Database, said: Answer, settings: DeliverSettings) -> None:
+def note_answer(database: Database, said: CommitmentResult, settings: DeliverSettings) -> None:
     """Record what a destination says it keeps; what it says it does not have is sent again.
 
     Raises
@@ -151,7 +151,7 @@ def note_answer(database: Database, said: Answer, settings: DeliverSettings) -> 
     write("destination committed", destination=destination, reports=news, refused=len(said.refused))
 
 
-def _refused(said: Answer, reasons: set[int]) -> Iterator[tuple[str, list[str]]]:
+def _refused(said: CommitmentResult, reasons: set[int]) -> Iterator[tuple[str, list[str]]]:
     """Yield a sentence and the SOP Instance UIDs for each of these Failure Reasons."""
     for reason in sorted(reasons):
         uids = [uid for (_, uid), why in said.refused if why == reason]

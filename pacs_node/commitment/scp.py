@@ -19,7 +19,14 @@ from db.queue import Kind
 from db.session import Database
 from pacs_node import log
 from pacs_node.commitment import records
-from pacs_node.commitment.messages import COMMITMENT, PROCESSING_FAILURE, Request, failure, read_request, tell
+from pacs_node.commitment.messages import (
+    COMMITMENT,
+    PROCESSING_FAILURE,
+    CommitmentRequest,
+    failure,
+    read_request,
+    tell,
+)
 from pacs_node.config import Settings
 from pacs_node.errors import NotAssociated, Refused
 from pacs_node.network.traffic import Traffic
@@ -61,7 +68,7 @@ class Provider:
             request = read_request(event)
             is_addressed = calling in self._addresses
             wait = 0.0 if is_addressed else 2 * _PATIENCE_SECONDS
-            wanted_id = records.note_wanted(
+            wanted_id = records.record_request(
                 self._database, calling, request, self._settings.deliver, wait_seconds=wait
             )
         except Refused as refused:
@@ -76,7 +83,9 @@ class Provider:
             threading.Thread(target=self._tell_here, args=here, daemon=True).start()
         return 0x0000, None
 
-    def _tell_here(self, association: Association, calling: str, request: Request, wanted_id: int) -> None:
+    def _tell_here(
+        self, association: Association, calling: str, request: CommitmentRequest, wanted_id: int
+    ) -> None:
         """Answer over the association of the request; what fails is left to the job, which says so."""
         try:
             with self.traffic.held(association, _PATIENCE_SECONDS) as is_held:
@@ -85,7 +94,9 @@ class Provider:
         except (DatabaseError, NotAssociated) as error:
             _log.warning("commitment not told", modality=calling, cause=str(error))
 
-    def _tell(self, association: Association, calling: str, request: Request, wanted_id: int) -> None:
+    def _tell(
+        self, association: Association, calling: str, request: CommitmentRequest, wanted_id: int
+    ) -> None:
         with self._database.write() as session:
             claim = queue.claim_one(session, Kind.CONFIRM, wanted_id, self._settings.work.lease_seconds)
         if not claim.jobs:
@@ -93,7 +104,7 @@ class Provider:
         answer = records.answer(self._database, self._spool, request)
         if tell(association, answer) != 0:
             raise NotAssociated("did not answer N-EVENT-REPORT with Success")
-        note = records.noted_told(wanted_id, calling, answer)
+        note = records.record_told(wanted_id, calling, answer)
         with self._database.write() as session:
             if queue.finish(session, claim.token, [job.id for job in claim.jobs]):
                 note(session)

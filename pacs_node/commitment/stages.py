@@ -13,14 +13,14 @@ from pynetdicom.association import Association
 from sqlalchemy.orm import Session
 
 from db import commitments
-from db.commitments import Uncommitted, Wanted
+from db.commitments import ModalityRequest, Uncommitted
 from db.queue import Claimed, Kind
 from db.session import Database
 from pacs_node import log
 from pacs_node.commitment import records
 from pacs_node.commitment.messages import (
     PROCESSING_FAILURE,
-    Request,
+    CommitmentRequest,
     ask,
     new_request,
     open_for_commitment,
@@ -144,7 +144,7 @@ class ConfirmStage:
     def give_up(self, session: Session, ref: int) -> None:
         """Nothing more to record: the job says it all."""
 
-    def _tell(self, wanted: Wanted) -> Outcome:
+    def _tell(self, wanted: ModalityRequest) -> Outcome:
         modality = self._modalities.get(wanted.calling_ae_title)
         if modality is None:
             return GivenUp(
@@ -152,7 +152,7 @@ class ConfirmStage:
                 "the answer; add it to the [[modalities]] with host and port"
             )
         answer = records.answer(
-            self._database, self._spool, Request(wanted.transaction_uid, wanted.references)
+            self._database, self._spool, CommitmentRequest(wanted.transaction_uid, wanted.references)
         )
         try:
             with self._association(modality) as association:
@@ -164,7 +164,7 @@ class ConfirmStage:
         if status != 0:
             why = f"{wanted.calling_ae_title} answered N-EVENT-REPORT with status 0x{status:04X}"
             return self._retry(wanted, why) if status == PROCESSING_FAILURE else GivenUp(why)
-        return Done(records.noted_told(wanted.id, wanted.calling_ae_title, answer))
+        return Done(records.record_told(wanted.id, wanted.calling_ae_title, answer))
 
     def _association(self, modality: Modality) -> AbstractContextManager[Association]:
         return open_for_commitment(
@@ -177,7 +177,7 @@ class ConfirmStage:
             as_provider=True,
         )
 
-    def _retry(self, wanted: Wanted, why: str) -> Outcome:
+    def _retry(self, wanted: ModalityRequest, why: str) -> Outcome:
         _log.warning("commitment not told", modality=wanted.calling_ae_title, cause=why)
         if datetime.now(UTC) >= wanted.give_up_at:
             return GivenUp(why)

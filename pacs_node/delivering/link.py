@@ -28,14 +28,14 @@ from pacs_node.errors import (
 )
 from pacs_node.network.association import application_entity, associate, store
 from pacs_node.reporting.encoding import implicit
-from pacs_node.reporting.report import REPORT_CLASSES, Report, as_class
+from pacs_node.reporting.report import REPORT_CLASSES, EncodedReport, as_class
 
 _DUPLICATE_SOP_INSTANCE = 0x0111  # PS3.7 C.5.7: it has the object already
 _CLASS_NOT_SUPPORTED = 0x0122
 
 
 @dataclass(frozen=True)
-class Sent:
+class DeliveryResult:
     """What a destination took: the object as it was sent, and the DIMSE status of the answer.
 
     `commits` tells whether it offers storage commitment, for which it is to be asked.
@@ -59,7 +59,7 @@ class Link:
         """Whether the association is still established."""
         return bool(self._association.is_established)
 
-    def send(self, content: bytes) -> Sent:
+    def send(self, content: bytes) -> DeliveryResult:
         """Send one report in the first class that the destination takes.
 
         Parameters
@@ -86,7 +86,9 @@ class Link:
             status = self._store(report, syntax)
             if status != _CLASS_NOT_SUPPORTED:
                 self._judge(status)
-                return Sent(report.sop_class_uid, report.sop_instance_uid, status, self._offers_commitment)
+                return DeliveryResult(
+                    report.sop_class_uid, report.sop_instance_uid, status, self._offers_commitment
+                )
         raise DestinationRefused(f"{self._name} takes no class of structured report; enable one there.")
 
     @property
@@ -101,7 +103,7 @@ class Link:
         }
         return next((s for s in (ExplicitVRLittleEndian, ImplicitVRLittleEndian) if s in accepted), None)
 
-    def _store(self, report: Report, syntax: str) -> int:
+    def _store(self, report: EncodedReport, syntax: str) -> int:
         content = report.content if syntax == ExplicitVRLittleEndian else implicit(report.content)
         try:
             with tempfile.NamedTemporaryFile(suffix=".dcm") as file:

@@ -17,7 +17,7 @@ from db.rows import PendingDelivery
 from db.session import Database
 from pacs_node import log
 from pacs_node.config import DeliverSettings, Destination
-from pacs_node.delivering.link import Link, Sent, open_link
+from pacs_node.delivering.link import DeliveryResult, Link, open_link
 from pacs_node.errors import DestinationRefused, Retryable
 from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled
 
@@ -85,7 +85,7 @@ class DeliverStage:
             self._tell("delivery put off", delivery, cause=str(error))
             return self._retry(delivery, error)
 
-    def _delivered(self, delivery: PendingDelivery, sent: Sent) -> Done:
+    def _delivered(self, delivery: PendingDelivery, sent: DeliveryResult) -> Done:
         self._tell("report delivered", delivery, status=f"0x{sent.status:04X}")
         now = datetime.now(UTC)
         return Done(

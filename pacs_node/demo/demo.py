@@ -31,7 +31,7 @@ from db.errors import DatabaseError
 from db.results import Filter, results
 from db.session import Database
 from db.status import counts
-from pacs_node.demo.peers import DemoPacs, NodeProcess, StoredReport, free_port
+from pacs_node.demo.peers import DemoPacs, NodeProcess, ReturnedReport, free_port
 from pacs_node.demo.samples import Sample, read_images, write_samples
 from pacs_node.errors import UserError
 from pacs_node.network import scu
@@ -82,9 +82,9 @@ class _Outcome:
     """Everything that is known at the end."""
 
     samples: Sequence[Sample]
-    answers: dict[str, scu.Answer]  # by path
+    answers: dict[str, scu.SendResult]  # by path
     rows: dict[str, dict[str, Any]]  # of the view `results`, by SOP Instance UID
-    reports: Sequence[StoredReport]
+    reports: Sequence[ReturnedReport]
     last_sent: dict[str, float]  # by Study Instance UID, monotonic seconds
 
     def seconds(self, study: str) -> float | None:
@@ -177,7 +177,7 @@ def _play(
 ) -> _Outcome:
     task = progress.add_task("Sending by C-STORE", total=len(samples))
     study_of = {str(sample.path): sample.study_instance_uid for sample in samples}
-    answers: dict[str, scu.Answer] = {}
+    answers: dict[str, scu.SendResult] = {}
     last_sent: dict[str, float] = {}
     for answer in scu.send([sample.path for sample in samples], peer, _CALLING):
         answers[str(answer.path)] = answer
@@ -302,7 +302,7 @@ def _table(outcome: _Outcome) -> Table:
     return table
 
 
-def _refused(answer: scu.Answer) -> str:
+def _refused(answer: scu.SendResult) -> str:
     status = "not sent" if answer.status is None else f"0x{answer.status:04X}"
     return escape(f"{status}: {answer.comment}")
 

@@ -29,7 +29,7 @@ _CERTAINTY, _SOURCE = "111012", "121112"  # DCM: Certainty of Finding, Source of
 
 
 @dataclass(frozen=True)
-class StoredReport:
+class ReturnedReport:
     """One report as the PACS has it; `percent` are the scores it states, by SOP Instance UID of the image."""
 
     path: Path
@@ -52,7 +52,7 @@ class DemoPacs:
     """
 
     def __init__(self, folder: Path, port: int) -> None:
-        self.reports: list[StoredReport] = []
+        self.reports: list[ReturnedReport] = []
         self.refused = 0
         self._folder = folder
         self._port = port
@@ -157,11 +157,11 @@ def shut_down(ae: AE) -> None:
     ae.shutdown()
 
 
-def _read(path: Path, arrived: float) -> StoredReport:
+def _read(path: Path, arrived: float) -> ReturnedReport:
     """Read a report back as any PACS would: from its file."""
     report = dcmread(path)
     percent = dict(pair for group in _groups(report) if (pair := _stated(group)))
-    return StoredReport(
+    return ReturnedReport(
         path,
         arrived,
         str(report.PatientID),

@@ -70,7 +70,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Images:
+class SampleImages:
     """What `read_images` found: samples to send, and each file left out with the reason."""
 
     samples: list[Sample]
@@ -96,7 +96,7 @@ class _View:
 
 
 @dataclass(frozen=True)
-class _Study:
+class _SampleStudy:
     name: str
     age: int  # years
     sex: Literal["F", "M", "O"]
@@ -106,31 +106,31 @@ class _Study:
 # The seeds are chosen so that the model that ships answers as the drawing asks: the demonstration shows that
 # the node works, and measures no model. Of the clear chests of seeds 1 to 60, it calls 9 negative.
 STUDIES = (
-    _Study("Demo^Clear Lungs", 5, "F", [
+    _SampleStudy("Demo^Clear Lungs", 5, "F", [
         _View("clear lungs", "negative", partial(frontal_chest, 21)),
         _View("lateral view", "NOT_FRONTAL", partial(lateral_chest, 21), "LL", orientation=("P", "F")),
     ]),
-    _Study("Demo^Opacity Right", 2, "M", [
+    _SampleStudy("Demo^Opacity Right", 2, "M", [
         _View("opacity, right lower zone", "positive", partial(frontal_chest, 8, 0.9, "right")),
     ]),
-    _Study("Demo^Hanako=試験^花子=しけん^はなこ", 4, "F", [
+    _SampleStudy("Demo^Hanako=試験^花子=しけん^はなこ", 4, "F", [
         _View("opacities, both lower zones", "positive", partial(frontal_chest, 26, 0.9, "both"), "AP", "CR",
               photometric="MONOCHROME1"),
     ]),
-    _Study("Demo^Clear Bedside", 3, "M", [
+    _SampleStudy("Demo^Clear Bedside", 3, "M", [
         _View("clear lungs", "negative", partial(frontal_chest, 13), "AP", "CR", bits=10),
     ]),
-    _Study("Demo^Opacity Left", 5, "F", [
+    _SampleStudy("Demo^Opacity Left", 5, "F", [
         _View("opacity, left lower zone (JPEG 2000)", "positive", partial(frontal_chest, 5, 0.9, "left"),
               compressed=True),
     ]),
-    _Study("Demo^Hand", 9, "M", [
+    _SampleStudy("Demo^Hand", 9, "M", [
         _View("hand", "NOT_CHEST", partial(hand, 1), region="HAND", laterality="R", orientation=("L", "H")),
     ]),
-    _Study("Demo^Broken File", 8, "O", [
+    _SampleStudy("Demo^Broken File", 8, "O", [
         _View("broken file (pixel data cut short)", "UNREADABLE", partial(frontal_chest, 4), truncated=True),
     ]),
-    _Study("Demo^Grown Up", 62, "F", [
+    _SampleStudy("Demo^Grown Up", 62, "F", [
         _View("clear lungs, adult", "OTHER_AGE", partial(frontal_chest, 10)),
     ]),
 )  # fmt: skip
@@ -147,7 +147,7 @@ def write_samples(folder: Path) -> list[Sample]:
     ]
 
 
-def read_images(folder: Path, into: Path) -> Images:
+def read_images(folder: Path, into: Path) -> SampleImages:
     """Collect the images of a folder and its subfolders.
 
     DICOM files are taken as they are, where they are. JPEG and PNG files are wrapped with
@@ -162,7 +162,7 @@ def read_images(folder: Path, into: Path) -> Images:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
     into.mkdir(parents=True, exist_ok=True)
-    images = Images([], [])
+    images = SampleImages([], [])
     for path in _files(folder, without=into):
         try:
             images.samples.append(_read(path, into / f"{len(images.samples) + 1:06}.dcm"))
@@ -276,7 +276,7 @@ def _eight_bits(picture: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(picture.convert("L"))
 
 
-def _write_study(folder: Path, study: _Study, patient: str, now: datetime) -> Iterator[Sample]:
+def _write_study(folder: Path, study: _SampleStudy, patient: str, now: datetime) -> Iterator[Sample]:
     study_uid, series_uid = _new_uid(), _new_uid()
     for number, view in enumerate(study.views, 1):
         ds = _radiograph(view, now)
@@ -288,7 +288,7 @@ def _write_study(folder: Path, study: _Study, patient: str, now: datetime) -> It
         yield _sample(ds, path, view.truth, view.expected)
 
 
-def _set_patient(ds: Dataset, study: _Study, patient: str, now: datetime) -> None:
+def _set_patient(ds: Dataset, study: _SampleStudy, patient: str, now: datetime) -> None:
     if not study.name.isascii():
         ds.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
     ds.PatientName, ds.PatientID, ds.IssuerOfPatientID = study.name, patient, "PACS-NODE-DEMO"

@@ -16,7 +16,7 @@ from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pacs_node.dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node.errors import NotAssociated, TakesNothing, UserError
 from pacs_node.network.bounds import bounded
-from pacs_node.network.upper_layer import hastened
+from pacs_node.network.upper_layer import tuned_requestor
 
 _LOOK_SECONDS = 0.05
 _REJECTED_TRANSIENT = 2
@@ -71,7 +71,7 @@ def associate(
             port,
             ae_title=called_ae_title,
             ext_neg=list(roles),
-            evt_handlers=[bounded(), hastened(), *handlers],
+            evt_handlers=[bounded(), tuned_requestor(), *handlers],
         )
     except (OSError, UnicodeError) as error:  # what looking up the host's name raises
         raise NotAssociated(f"cannot be reached: {error}") from error

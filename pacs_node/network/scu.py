@@ -21,7 +21,7 @@ _TIMEOUT = 30.0  # seconds
 
 
 @dataclass(frozen=True)
-class Answer:
+class SendResult:
     """What became of one file: the DIMSE status, or none where it was not sent, and why."""
 
     path: Path
@@ -56,7 +56,7 @@ def echo(peer: Peer, calling_ae_title: str) -> None:
         raise PeerError(f"{peer} did not answer C-ECHO with Success; see its log.")
 
 
-def send(paths: Iterable[Path], peer: Peer, calling_ae_title: str) -> Iterator[Answer]:
+def send(paths: Iterable[Path], peer: Peer, calling_ae_title: str) -> Iterator[SendResult]:
     """Send Part 10 files as they are; yield what became of each.
 
     Raises
@@ -69,7 +69,7 @@ def send(paths: Iterable[Path], peer: Peer, calling_ae_title: str) -> Iterator[A
     contexts: set[tuple[str, str]] = set()
     for path in paths:
         file = _inspected(path)
-        if isinstance(file, Answer):
+        if isinstance(file, SendResult):
             yield file
             continue
         if file.context not in contexts and len(contexts) == _MOST_CONTEXTS:
@@ -103,34 +103,34 @@ def files_in(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _inspected(path: Path) -> _File | Answer:
+def _inspected(path: Path) -> _File | SendResult:
     try:
         meta = read_file_meta(path)
         return _File(path, (meta.sop_class_uid, meta.transfer_syntax_uid))
     except UnreadableHeader:
-        return Answer(path, None, "is no DICOM file (PS3.10)")
+        return SendResult(path, None, "is no DICOM file (PS3.10)")
     except OSError as error:
-        return Answer(path, None, f"cannot be read: {error.strerror}")
+        return SendResult(path, None, f"cannot be read: {error.strerror}")
 
 
-def _send_batch(files: Sequence[_File], peer: Peer, calling_ae_title: str) -> Iterator[Answer]:
+def _send_batch(files: Sequence[_File], peer: Peer, calling_ae_title: str) -> Iterator[SendResult]:
     association = _associate(peer, calling_ae_title, sorted({file.context for file in files}))
     accepted = {(str(c.abstract_syntax), str(c.transfer_syntax[0])) for c in association.accepted_contexts}
     for file in files:
         if file.context not in accepted:
-            yield Answer(file.path, None, "the peer does not take its SOP class in this transfer syntax")
+            yield SendResult(file.path, None, "the peer does not take its SOP class in this transfer syntax")
         else:
             yield _send_one(file, association)
     if association.is_established:
         association.release()
 
 
-def _send_one(file: _File, association: Association) -> Answer:
+def _send_one(file: _File, association: Association) -> SendResult:
     try:
         answer = store(association, file.path)
     except NotAssociated as error:
-        return Answer(file.path, None, f"the peer {error}")
-    return Answer(file.path, answer.get("Status"), str(answer.get("ErrorComment", "")) or _said(answer))
+        return SendResult(file.path, None, f"the peer {error}")
+    return SendResult(file.path, answer.get("Status"), str(answer.get("ErrorComment", "")) or _said(answer))
 
 
 def _said(answer: Any) -> str:

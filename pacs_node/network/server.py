@@ -20,7 +20,7 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from pacs_node.errors import PortInUse
-from pacs_node.network.upper_layer import StoreRequests, hasten_acceptor
+from pacs_node.network.upper_layer import StoreRequests, tune_acceptor
 
 _BACKLOG = 128
 _COURTESY_SECONDS = 0.002  # for each association that a process has already, that another one takes the next
@@ -150,5 +150,5 @@ class _Handler(RequestHandler):
     def _create_association(self) -> Association:
         association = super()._create_association()
         server: Any = self.server
-        hasten_acceptor(association, server.storing(association))
+        tune_acceptor(association, server.storing(association))
         return association

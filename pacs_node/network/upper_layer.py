@@ -52,7 +52,7 @@ class StoreRequests(Protocol):
         ...
 
 
-def hasten(association: Association) -> Callable[[], None]:
+def wait_for_news(association: Association) -> Callable[[], None]:
     """Let an association over which nothing came yet wait for news, and not look for it.
 
     Returns
@@ -75,7 +75,7 @@ def hasten(association: Association) -> Callable[[], None]:
     return bell.close
 
 
-def hasten_acceptor(association: Association, storing: StoreRequests) -> None:
+def tune_acceptor(association: Association, storing: StoreRequests) -> None:
     """Do the same for an acceptor that has not started yet, and let it copy nothing that it need not.
 
     Parameters
@@ -84,17 +84,17 @@ def hasten_acceptor(association: Association, storing: StoreRequests) -> None:
         What takes the C-STORE requests.
     """
     dul: Any = association.dul
-    dul.run = partial(_run, dul.run, storing, hasten(association))
+    dul.run = partial(_run, dul.run, storing, wait_for_news(association))
     dul._read_pdu_data = _Reader(association, storing, dul._read_pdu_data).read
 
 
-def hastened() -> Any:
+def tuned_requestor() -> Any:
     """Return the handler that does it for an association that is requested."""
-    return evt.EVT_CONN_OPEN, _hasten_requestor
+    return evt.EVT_CONN_OPEN, _tune_requestor
 
 
-def _hasten_requestor(event: evt.Event) -> None:
-    free = hasten(event.assoc)
+def _tune_requestor(event: evt.Event) -> None:
+    free = wait_for_news(event.assoc)
     event.assoc.bind(evt.EVT_CONN_CLOSE, lambda _event: free())
 
 
@@ -257,7 +257,7 @@ class _Bell:
         with self._lock, suppress(OSError):
             self._rung.send(b"\0")
 
-    def hush(self) -> None:
+    def drain(self) -> None:
         """Read what `heard` has."""
         with suppress(BlockingIOError):
             self.heard.recv(4096)
@@ -301,7 +301,7 @@ def _transport_event(dul: Any, bell: _Bell, look: Callable[[], bool]) -> bool:
         for waited_for in (connection, bell.heard):
             poll.register(waited_for, select.POLLIN)
         poll.poll(0 if is_read else 1000 * _POLL_SECONDS)
-        bell.hush()
+        bell.drain()
         if not look():
             return is_read
         is_read = True

@@ -31,7 +31,7 @@ _ELEMENT = struct.Struct("<HHL")
 
 
 @dataclass(frozen=True)
-class Request:
+class StoreRequest:
     """A C-STORE request whose data set came.
 
     Attributes
@@ -48,18 +48,18 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
+class StoreResponse:
     """Status and Error Comment of the response."""
 
     status: int
     comment: str = ""
 
 
-Answering = Callable[[Request, Arriving], Answer]
+StoreHandler = Callable[[StoreRequest, Arriving], StoreResponse]
 """Keeps an object whose file is written but not flushed; no exception may come out of it."""
 
 
-class Storing:
+class StoreProvider:
     """The C-STORE requests of one association.
 
     Parameters
@@ -78,14 +78,14 @@ class Storing:
         self,
         association: Association,
         spool: Spool,
-        answering: Answering,
+        answering: StoreHandler,
         count: Callable[[Association, int], None],
     ) -> None:
         self._association = association
         self._spool = spool
         self._answering = answering
         self._count = count
-        self._coming: tuple[int, Request, Arriving] | None = None
+        self._coming: tuple[int, StoreRequest, Arriving] | None = None
 
     @property
     def is_coming(self) -> bool:
@@ -122,7 +122,7 @@ class Storing:
             self._coming[2].discard()
             self._coming = None
 
-    def _begun(self, context_id: int, command: bytes) -> tuple[int, Request, Arriving] | None:
+    def _begun(self, context_id: int, command: bytes) -> tuple[int, StoreRequest, Arriving] | None:
         """Return the context, request and file of a C-STORE request; ``None`` for any other command."""
         context = self._association._accepted_cx.get(context_id)
         found = read_command(command)
@@ -139,9 +139,9 @@ class Storing:
         calling = str(self._association.requestor.ae_title)
         arriving = self._spool.arriving()
         arriving.begin(file_meta(class_uid, instance_uid, syntax), syntax)
-        return context_id, Request(message_id, class_uid, instance_uid, syntax, calling), arriving
+        return context_id, StoreRequest(message_id, class_uid, instance_uid, syntax, calling), arriving
 
-    def _finish(self, context_id: int, request: Request, arriving: Arriving) -> None:
+    def _finish(self, context_id: int, request: StoreRequest, arriving: Arriving) -> None:
         timer = self._association.dul._idle_timer
         timer.stop()  # the peer does not idle, it waits
         try:
@@ -187,7 +187,7 @@ def read_command(command: bytes) -> Mapping[int, int | str] | None:
     return found
 
 
-def encode_response(request: Request, answer: Answer) -> bytes:
+def encode_response(request: StoreRequest, answer: StoreResponse) -> bytes:
     """Return the command set of a C-STORE response (PS3.7 9.3.1.2)."""
     elements = [
         (_CLASS_UID, padded(request.sop_class_uid, "\0")),

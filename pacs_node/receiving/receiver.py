@@ -50,7 +50,7 @@ from pacs_node.errors import Refused, UnreadableHeader
 from pacs_node.network.association import application_entity, let_end
 from pacs_node.network.bounds import bounded
 from pacs_node.network.server import Server, listen
-from pacs_node.receiving.c_store import UNABLE_TO_PROCESS, Answer, Request, Storing
+from pacs_node.receiving.c_store import UNABLE_TO_PROCESS, StoreProvider, StoreRequest, StoreResponse
 from pacs_node.storage.arriving import Arriving
 from pacs_node.storage.intake import OUT_OF_RESOURCES, described, record
 from pacs_node.storage.spool import Spool
@@ -125,7 +125,7 @@ class Receiver:
         for association in self._ae.active_associations:
             association.abort()
 
-    def keeping(self) -> list[Any]:
+    def storage_handlers(self) -> list[Any]:
         """Return the handlers of an association over which objects come to be kept, as after C-GET.
 
         From now on, what this process receives goes into the spool.
@@ -137,16 +137,16 @@ class Receiver:
         return [(evt.EVT_C_STORE, self._on_c_store), (evt.EVT_ABORTED, _on_aborted)]
 
     def _handlers(self) -> list[Any]:
-        handlers = [bounded(), *self.keeping(), *self._provider.handlers()]
+        handlers = [bounded(), *self.storage_handlers(), *self._provider.handlers()]
         return [*handlers, (evt.EVT_ACCEPTED, _on_accepted), (evt.EVT_REJECTED, _on_rejected)]
 
-    def _storing(self, association: Association) -> Storing:
-        return Storing(association, self._spool, self._answer, self._provider.traffic.count)
+    def _storing(self, association: Association) -> StoreProvider:
+        return StoreProvider(association, self._spool, self._answer, self._provider.traffic.count)
 
     def _on_c_store(self, event: evt.Event) -> Dataset:
         """Answer C-STORE over an association that this node opened."""
         wanted = cast(C_STORE, event.request)
-        request = Request(
+        request = StoreRequest(
             message_id=wanted.MessageID or 0,
             sop_class_uid=str(wanted.AffectedSOPClassUID),
             sop_instance_uid=str(wanted.AffectedSOPInstanceUID),
@@ -159,14 +159,14 @@ class Receiver:
             found = self._answer(request, arriving)
             arriving.discard()
         else:
-            found = Answer(CANNOT_UNDERSTAND, "The request has no data set")
+            found = StoreResponse(CANNOT_UNDERSTAND, "The request has no data set")
         answer = Dataset()
         answer.Status = found.status
         if found.comment:
             answer.ErrorComment = found.comment
         return answer
 
-    def _answer(self, request: Request, arriving: Arriving) -> Answer:
+    def _answer(self, request: StoreRequest, arriving: Arriving) -> StoreResponse:
         """Keep an object that came, and say what to answer."""
         calling = _printable(request.calling_ae_title.strip())
         who = {"sop_instance_uid": _printable(request.sop_instance_uid), "calling_ae": calling}
@@ -181,10 +181,10 @@ class Receiver:
         except Exception as error:  # noqa: BLE001 - whatever goes wrong, the sender has to be told
             # Without its message, which may hold patient data
             _log.error("instance not stored", cause=type(error).__name__, **who)
-            return Answer(UNABLE_TO_PROCESS)
-        return Answer(SUCCESS)
+            return StoreResponse(UNABLE_TO_PROCESS)
+        return StoreResponse(SUCCESS)
 
-    def _store(self, request: Request, arriving: Arriving, who: dict[str, str]) -> None:
+    def _store(self, request: StoreRequest, arriving: Arriving, who: dict[str, str]) -> None:
         if arriving.error is not None:
             raise arriving.error
         self._require_space()
@@ -233,7 +233,7 @@ def _application_entity(settings: Settings, receivers: int) -> AE:
     return ae
 
 
-def _identified(request: Request, arriving: Arriving) -> Identity:
+def _identified(request: StoreRequest, arriving: Arriving) -> Identity:
     """Return what identifies the object, which must be what the C-STORE request announced (PS3.7 9.1.1.1)."""
     try:
         found = scan(bytes(arriving.head), request.transfer_syntax_uid)
@@ -247,9 +247,9 @@ def _identified(request: Request, arriving: Arriving) -> Identity:
     return found
 
 
-def _failure(status: int, comment: str, who: dict[str, str], **details: str) -> Answer:
+def _failure(status: int, comment: str, who: dict[str, str], **details: str) -> StoreResponse:
     _log.warning("instance refused", status=f"0x{status:04X}", comment=comment, **details, **who)
-    return Answer(status, comment[:64])
+    return StoreResponse(status, comment[:64])
 
 
 def _on_accepted(event: evt.Event) -> None:

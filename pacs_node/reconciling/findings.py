@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from db.inventory import Known, Reported
 from pacs_node.errors import PeerError
-from pacs_node.reconciling.query import Study
+from pacs_node.reconciling.query import ListedStudy
 
 
 class Missing(StrEnum):
@@ -55,7 +55,7 @@ class Listed:
         Series Instance UIDs of structured reports.
     """
 
-    study: Study
+    study: ListedStudy
     images: Mapping[str, str]
     documents: Sequence[str]
 

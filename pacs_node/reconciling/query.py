@@ -78,7 +78,7 @@ _SYNTAXES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class ListedStudy:
     """One study as the PACS lists it; texts are empty where it does not tell them."""
 
     study_instance_uid: str
@@ -91,7 +91,7 @@ class Study:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Series:
+class ListedSeries:
     """One series; texts are empty where the PACS does not tell them."""
 
     series_instance_uid: str
@@ -101,7 +101,7 @@ class Series:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Image:
+class ListedImage:
     """One SOP instance; its SOP Class UID is empty where the PACS does not tell it."""
 
     sop_instance_uid: str
@@ -109,7 +109,7 @@ class Image:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class RetrieveKeys:
     """Images of one series, to be fetched with one request."""
 
     study_instance_uid: str
@@ -137,7 +137,7 @@ class Finder:
         """Whether the association is still established."""
         return bool(self._association.is_established)
 
-    def studies(self, first: date, last: date, modality: str) -> list[Study]:
+    def studies(self, first: date, last: date, modality: str) -> list[ListedStudy]:
         """Return the studies of these days, both included.
 
         Parameters
@@ -158,7 +158,7 @@ class Finder:
             **dict.fromkeys(("AccessionNumber", "PatientName", "PatientID", "StudyDescription"), ""),
         }
         return [
-            Study(
+            ListedStudy(
                 study_instance_uid=uid,
                 study_date=text(answer, "StudyDate", 8),
                 patient_id=text(answer, "PatientID", 64),
@@ -170,12 +170,12 @@ class Finder:
             for uid, answer in self._find("STUDY", {}, "StudyInstanceUID", keys)
         ]
 
-    def series(self, study_instance_uid: str) -> list[Series]:
+    def series(self, study_instance_uid: str) -> list[ListedSeries]:
         """Return the series of a study; errors as `studies`."""
         keys = dict.fromkeys(("Modality", "BodyPartExamined", "SeriesDescription"), "")
         above = {"StudyInstanceUID": study_instance_uid}
         return [
-            Series(
+            ListedSeries(
                 series_instance_uid=uid,
                 modality=text(answer, "Modality", 16),
                 body_part=text(answer, "BodyPartExamined", 64),
@@ -186,12 +186,12 @@ class Finder:
 
     def images(
         self, study_instance_uid: str, series_instance_uid: str, only: Sequence[str] = ()
-    ) -> list[Image]:
+    ) -> list[ListedImage]:
         """Return the images of a series, all or those of these SOP Instance UIDs; errors as `studies`."""
         keys: dict[str, str | list[str]] = {"SOPInstanceUID": list(only), "SOPClassUID": ""}
         above = {"StudyInstanceUID": study_instance_uid, "SeriesInstanceUID": series_instance_uid}
         return [
-            Image(sop_instance_uid=uid, sop_class_uid=_uid(answer, "SOPClassUID"))
+            ListedImage(sop_instance_uid=uid, sop_class_uid=_uid(answer, "SOPClassUID"))
             for uid, answer in self._find("IMAGE", above, "SOPInstanceUID", keys)
             if not only or uid in only  # some match that key with anything
         ]
@@ -243,7 +243,7 @@ def open_finder(peer: Peer, calling_ae_title: str) -> Iterator[Finder]:
         yield Finder(association, peer, calling_ae_title)
 
 
-def move(peer: Peer, calling_ae_title: str, to: str, wanted: Sequence[Wanted]) -> Iterator[str]:
+def move(peer: Peer, calling_ae_title: str, to: str, wanted: Sequence[RetrieveKeys]) -> Iterator[str]:
     """Let a PACS send images to an AE title that it knows; yield what went wrong with each request, or "".
 
     Raises
@@ -262,7 +262,7 @@ def move(peer: Peer, calling_ae_title: str, to: str, wanted: Sequence[Wanted]) -
 
 
 def get(
-    peer: Peer, calling_ae_title: str, handlers: Sequence[Any], wanted: Sequence[Wanted]
+    peer: Peer, calling_ae_title: str, handlers: Sequence[Any], wanted: Sequence[RetrieveKeys]
 ) -> Iterator[str]:
     """Let a PACS send images over the association that asks; yield what went wrong with each request, or "".
 
@@ -358,7 +358,7 @@ def _said(status: Dataset) -> str:
     return f"status 0x{status.Status:04X}" + (f", {comment}" if comment else "")
 
 
-def _images(one: Wanted) -> Dataset:
+def _images(one: RetrieveKeys) -> Dataset:
     keys: dict[str, str | list[str]] = {
         "StudyInstanceUID": one.study_instance_uid,
         "SeriesInstanceUID": one.series_instance_uid,

@@ -30,7 +30,7 @@ from pacs_node.reconciling.findings import (
     missing_images,
     missing_report,
 )
-from pacs_node.reconciling.query import Finder, Series, Study, Wanted
+from pacs_node.reconciling.query import Finder, ListedSeries, ListedStudy, RetrieveKeys
 from pacs_node.storage.spool import Spool
 
 MODALITIES = ("CR", "DX", "RG", "XR")
@@ -45,7 +45,7 @@ _LEFT_SECONDS = 3600.0  # nothing arrives for so long: what is older was left by
 _ANY = Eligibility(unknown_body_part="score", unknown_view="score")
 
 _T = TypeVar("_T")
-Retrieve = Callable[[Sequence[Wanted]], Iterator[str]]
+Retrieve = Callable[[Sequence[RetrieveKeys]], Iterator[str]]
 """What fetches, and yields what went wrong with each request, if anything: `query.move` or `query.get`."""
 
 
@@ -111,7 +111,7 @@ def compare(
     )
 
 
-def may_be_chest_radiograph(study: Study, series: Series) -> bool:
+def may_be_chest_radiograph(study: ListedStudy, series: ListedSeries) -> bool:
     """Tell whether the images of a series may be chest radiographs, by the rules of the classifier.
 
     They may unless modality or body part, or where these are not told a description, tells otherwise.
@@ -172,13 +172,13 @@ def prepare(spool: Spool, database: Database) -> None:
                 path.unlink()
 
 
-def _studies(finder: Finder, first: date, last: date) -> list[Study]:
+def _studies(finder: Finder, first: date, last: date) -> list[ListedStudy]:
     """Return the studies that may hold radiographs, each once.
 
     One modality is asked for at a time: few PACS match a list. Where none matches, Modalities in Study may be
     a key that the PACS does not know, and all studies are looked at.
     """
-    found: dict[str, Study] = {}
+    found: dict[str, ListedStudy] = {}
     for modality in (*MODALITIES, ""):
         if modality or not found:
             for study in _of_days(finder, first, last, modality):
@@ -186,7 +186,7 @@ def _studies(finder: Finder, first: date, last: date) -> list[Study]:
     return [s for s in found.values() if not s.modalities or not set(MODALITIES).isdisjoint(s.modalities)]
 
 
-def _of_days(finder: Finder, first: date, last: date, modality: str) -> list[Study]:
+def _of_days(finder: Finder, first: date, last: date, modality: str) -> list[ListedStudy]:
     """Ask for half of the days where the PACS has more studies of all than it answers."""
     try:
         return finder.studies(first, last, modality)
@@ -198,7 +198,7 @@ def _of_days(finder: Finder, first: date, last: date, modality: str) -> list[Stu
     return early + _of_days(finder, middle + timedelta(days=1), last, modality)
 
 
-def _listed(finder: Finder, study: Study) -> Listed:
+def _listed(finder: Finder, study: ListedStudy) -> Listed:
     images: dict[str, str] = {}
     series = finder.series(study.study_instance_uid)
     for one in series:
@@ -232,7 +232,7 @@ def _looks_into(spool: Spool) -> Callable[[str], bool]:
     return is_there
 
 
-def _wanted(findings: Iterable[Finding]) -> Iterator[Wanted]:
+def _wanted(findings: Iterable[Finding]) -> Iterator[RetrieveKeys]:
     """Yield requests for images of one series each, as C-MOVE and C-GET want it (PS3.4 C.4.2.1.4)."""
     by_series: dict[tuple[str, str], list[str]] = {}
     for finding in findings:
@@ -242,7 +242,7 @@ def _wanted(findings: Iterable[Finding]) -> Iterator[Wanted]:
     for (study, series), images in by_series.items():
         for start in range(0, len(images), _IMAGES_PER_REQUEST):
             some = images[start : start + _IMAGES_PER_REQUEST]
-            yield Wanted(study_instance_uid=study, series_instance_uid=series, sop_instance_uids=some)
+            yield RetrieveKeys(study_instance_uid=study, series_instance_uid=series, sop_instance_uids=some)
 
 
 def _settled(uids: Collection[str], database: Database, spool: Spool, patience: float) -> set[str]:

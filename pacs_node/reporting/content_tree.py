@@ -39,12 +39,8 @@ from pydicom.sequence import Sequence as Items
 
 from pacs_node.reporting import codes
 from pacs_node.reporting.encoding import put
-from pacs_node.reporting.input import SCHEMA, Algorithm, ImageResult, Node, uid
+from pacs_node.reporting.input import SCHEMA, Algorithm, ImageResult, ObserverDevice, uid
 from pacs_node.reporting.patient_study import (
-    SOP_CLASS_UID,
-    SOP_INSTANCE_UID,
-    STUDY_DATE,
-    STUDY_TIME,
     procedure_codes,
     uid_of,
 )
@@ -57,7 +53,7 @@ _LUNG = FindingSite(codes.LUNG)
 _STAND_IN = "1.2.3"  # highdicom validates UIDs; `_refer` then puts the source's own, which may not pass
 
 
-def content(images: Sequence[ImageResult], sources: Sequence[Source], node: Node) -> Dataset:
+def content(images: Sequence[ImageResult], sources: Sequence[Source], node: ObserverDevice) -> Dataset:
     """Return the root content item.
 
     Parameters
@@ -69,7 +65,7 @@ def content(images: Sequence[ImageResult], sources: Sequence[Source], node: Node
     node
         The device observer.
     """
-    distinct = list({uid_of(source, SOP_INSTANCE_UID): source for source in reversed(sources)}.values())[::-1]
+    distinct = list({uid_of(source, "SOPInstanceUID"): source for source in reversed(sources)}.values())[::-1]
     report = MeasurementReport(
         observation_context=ObservationContext(observer_device_context=_observer(node, images[-1].algorithm)),
         procedure_reported=codes.CHEST_X_RAY,
@@ -103,7 +99,7 @@ def uses_private_codes(images: Sequence[ImageResult]) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _observer(node: Node, algorithm: Algorithm) -> Any:
+def _observer(node: ObserverDevice, algorithm: Algorithm) -> Any:
     attributes = DeviceObserverIdentifyingAttributes(
         uid=node.device_uid(algorithm),
         name=node.station_name,
@@ -130,8 +126,8 @@ def _report_procedures(root: Dataset, procedures: list[Dataset]) -> None:
 
 def _refer(item: Dataset, source: Source) -> Dataset:
     reference = Dataset()
-    put(reference, 0x00081150, "UI", uid_of(source, SOP_CLASS_UID).encode())
-    put(reference, 0x00081155, "UI", uid_of(source, SOP_INSTANCE_UID).encode())
+    put(reference, "ReferencedSOPClassUID", uid_of(source, "SOPClassUID").encode())
+    put(reference, "ReferencedSOPInstanceUID", uid_of(source, "SOPInstanceUID").encode())
     item.ReferencedSOPSequence = Items([reference])
     return item
 
@@ -160,10 +156,10 @@ def _library_entry(source: Source) -> Any:
 
 
 def _coded_descriptors(source: Source) -> list[Any]:
-    by_class = codes.MODALITY_OF_CLASS.get(uid_of(source, SOP_CLASS_UID))
-    modality = by_class or codes.MODALITIES.get(source.ascii(0x00080060), codes.OTHER_MODALITY)
-    region = codes.CHEST if source.ascii(0x00180015).upper() in ("CHEST", "THORAX") else None
-    laterality = codes.LATERALITIES.get(source.ascii(0x00200062) or source.ascii(0x00200060))
+    by_class = codes.MODALITY_OF_CLASS.get(uid_of(source, "SOPClassUID"))
+    modality = by_class or codes.MODALITIES.get(source.ascii("Modality"), codes.OTHER_MODALITY)
+    region = codes.CHEST if source.ascii("BodyPartExamined").upper() in ("CHEST", "THORAX") else None
+    laterality = codes.LATERALITIES.get(source.ascii("ImageLaterality") or source.ascii("Laterality"))
     descriptors = (
         (codes.MODALITY, modality),
         (codes.TARGET_REGION, region),
@@ -179,40 +175,45 @@ def _descriptor(name: Any, value: Any) -> Any:
 
 
 def _view(source: Source) -> Any:
-    coded = ((item.ascii(0x00080102), item.ascii(0x00080100)) for item in source.items(0x00540220))
+    coded = (
+        (item.ascii("CodingSchemeDesignator"), item.ascii("CodeValue"))
+        for item in source.items("ViewCodeSequence")
+    )
     known = (codes.VIEW_CODES[code] for code in coded if code in codes.VIEW_CODES)
-    return codes.VIEWS.get(source.ascii(0x00185101).upper()) or next(known, None)
+    return codes.VIEWS.get(source.ascii("ViewPosition").upper()) or next(known, None)
 
 
 def _dates(source: Source) -> list[Any]:
     made = []
-    for name, tag in ((codes.STUDY_DATE, STUDY_DATE), (codes.ACQUISITION_DATE, 0x00080022)):
-        if value := source.text(tag, "DA"):
+    for name, keyword in ((codes.STUDY_DATE, "StudyDate"), (codes.ACQUISITION_DATE, "AcquisitionDate")):
+        if value := source.text(keyword):
             made.append(DateContentItem(name, "20000101", _ACQUIRED))
-            put(made[-1], 0x0040A121, "DA", value)
-    for name, tag in ((codes.STUDY_TIME, STUDY_TIME), (codes.ACQUISITION_TIME, 0x00080032)):
-        if value := source.text(tag, "TM"):
+            put(made[-1], "Date", value)
+    for name, keyword in ((codes.STUDY_TIME, "StudyTime"), (codes.ACQUISITION_TIME, "AcquisitionTime")):
+        if value := source.text(keyword):
             made.append(TimeContentItem(name, "000000", _ACQUIRED))
-            put(made[-1], 0x0040A122, "TM", value)
+            put(made[-1], "Time", value)
     return made
 
 
 def _sizes(source: Source) -> list[Any]:
-    sizes = ((codes.PIXEL_DATA_ROWS, 0x00280010), (codes.PIXEL_DATA_COLUMNS, 0x00280011))
+    sizes = ((codes.PIXEL_DATA_ROWS, "Rows"), (codes.PIXEL_DATA_COLUMNS, "Columns"))
     return [
-        _number(name, str(source.integer(tag)), codes.PIXELS) for name, tag in sizes if source.integer(tag)
+        _number(name, str(source.integer(keyword)), codes.PIXELS)
+        for name, keyword in sizes
+        if source.integer(keyword)
     ]
 
 
 def _orientation(source: Source) -> list[Any]:
-    """Patient Orientation (0020,0020) and Imager Pixel Spacing (0018,1164); nothing where they are broken."""
-    orientation = source.values(0x00200020, "CS")
+    """Patient Orientation and Imager Pixel Spacing; nothing where they are broken."""
+    orientation = source.values("PatientOrientation")
     items = [
         TextContentItem(name, value, _ACQUIRED)
         for name, value in zip((codes.ORIENTATION_ROW, codes.ORIENTATION_COLUMN), orientation, strict=False)
         if len(orientation) == 2
     ]
-    spacing = source.values(0x00181164, "DS")
+    spacing = source.values("ImagerPixelSpacing")
     if len(spacing) == 2 and all(0 < float(value) < 100 for value in spacing):
         for name, value in zip((codes.VERTICAL_SPACING, codes.HORIZONTAL_SPACING), spacing, strict=True):
             items.append(_number(name, value, codes.MILLIMETRE))
@@ -232,8 +233,8 @@ def _exactly(item: Any, value: str) -> Any:
 # Measurement groups, TID 1501
 
 
-def _groups(images: Sequence[ImageResult], sources: Sequence[Source], node: Node) -> list[Any]:
-    uids = [uid_of(source, SOP_INSTANCE_UID) for source in sources]
+def _groups(images: Sequence[ImageResult], sources: Sequence[Source], node: ObserverDevice) -> list[Any]:
+    uids = [uid_of(source, "SOPInstanceUID") for source in sources]
     groups = []
     for i, image in enumerate(images):
         earlier = uids.index(uids[i])
@@ -245,7 +246,7 @@ def _groups(images: Sequence[ImageResult], sources: Sequence[Source], node: Node
     return groups
 
 
-def _group(image: ImageResult, source: Source, tracking: Any, node: Node) -> Any:
+def _group(image: ImageResult, source: Source, tracking: Any, node: ObserverDevice) -> Any:
     positive = image.decision == "positive"
     return MeasurementsAndQualitativeEvaluations(
         tracking_identifier=tracking,
@@ -260,7 +261,7 @@ def _group(image: ImageResult, source: Source, tracking: Any, node: Node) -> Any
 
 
 @lru_cache(maxsize=8)
-def _algorithm(algorithm: Algorithm, node: Node) -> Any:
+def _algorithm(algorithm: Algorithm, node: ObserverDevice) -> Any:
     """TID 4019."""
     return AlgorithmIdentification(
         name=algorithm.name,
@@ -315,13 +316,13 @@ def _evaluation(name: Any, value: Any) -> Any:
 # The study's answer, TID 1500 rows 12 to 14
 
 
-def _answer(images: Sequence[ImageResult], node: Node) -> Any:
+def _answer(images: Sequence[ImageResult], node: ObserverDevice) -> Any:
     answer = CodeContentItem(codes.PNEUMONIA, codes.ANSWERS[study_decision(images)], _CONTAINS)
     comment = TextContentItem(codes.COMMENT, _comment(images, node), _CONTAINS)
     return _container(codes.QUALITATIVE_EVALUATIONS, [answer, comment])
 
 
-def _comment(images: Sequence[ImageResult], node: Node) -> str:
+def _comment(images: Sequence[ImageResult], node: ObserverDevice) -> str:
     sentences = ["Automated AI output, not verified by a physician."]
     if node.purpose == "RESEARCH":
         sentences.append(f"{WARNING}.")

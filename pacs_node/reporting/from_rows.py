@@ -8,14 +8,16 @@ from classifier import errors as classifier_errors
 from classifier.outcome import Decision
 from db.rows import StoredInstance, StoredModel
 from pacs_node.errors import InvalidReport
-from pacs_node.reporting.report import Algorithm, ImageResult, Reason
+from pacs_node.reporting.report import Algorithm, ImageResult, NotScoredReason
 
-DUPLICATE = Reason(
+DUPLICATE = NotScoredReason(
     "DUPLICATE_UID", "Another object came under the same UID before", failed=False, leaves_open=True
 )
 
 
-_FAILED = Reason("SCORING_FAILED", "Scoring failed, see the log of the node", failed=True, leaves_open=True)
+_FAILED = NotScoredReason(
+    "SCORING_FAILED", "Scoring failed, see the log of the node", failed=True, leaves_open=True
+)
 
 
 _FAILURES = {classifier_errors.Reason.UNREADABLE, classifier_errors.Reason.NO_FINITE_SCORE}
@@ -71,8 +73,8 @@ def stand_in_header(image: StoredInstance, patient: Dataset) -> Dataset:
     return header
 
 
-def _reason(code: str) -> Reason:
+def _reason(code: str) -> NotScoredReason:
     if code == DUPLICATE.code:
         return DUPLICATE
     known = classifier_errors.Reason(code)
-    return Reason(known.value, known.meaning, failed=known in _FAILURES, leaves_open=known in _OPEN)
+    return NotScoredReason(known.value, known.meaning, failed=known in _FAILURES, leaves_open=known in _OPEN)

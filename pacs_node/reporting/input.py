@@ -82,7 +82,7 @@ class Algorithm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Node:
+class ObserverDevice:
     """The device that makes the report.
 
     Parameters
@@ -131,7 +131,7 @@ def is_offset(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Reason:
+class NotScoredReason:
     """Why an image was not scored, or why its answer is undetermined.
 
     Parameters
@@ -189,7 +189,7 @@ class ImageResult:
     header: Dataset
     decision: str
     probability: float | None
-    reason: Reason | None
+    reason: NotScoredReason | None
     algorithm: Algorithm
 
     def __post_init__(self) -> None:

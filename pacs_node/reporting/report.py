@@ -26,12 +26,16 @@ from pacs_node.reporting import codes
 from pacs_node.reporting.content_tree import content as content_tree
 from pacs_node.reporting.content_tree import uses_private_codes
 from pacs_node.reporting.encoding import parse, part10, put
-from pacs_node.reporting.input import SCHEMA, Algorithm, ImageResult, Node, Predecessor, Reason, uid
+from pacs_node.reporting.input import (
+    SCHEMA,
+    Algorithm,
+    ImageResult,
+    NotScoredReason,
+    ObserverDevice,
+    Predecessor,
+    uid,
+)
 from pacs_node.reporting.patient_study import (
-    SERIES_INSTANCE_UID,
-    SOP_CLASS_UID,
-    SOP_INSTANCE_UID,
-    STUDY_INSTANCE_UID,
     open_header,
     patient_and_study,
     requests,
@@ -46,12 +50,12 @@ __all__ = [
     "ENHANCED_SR",
     "REPORT_CLASSES",
     "Algorithm",
+    "EncodedReport",
     "ImageResult",
     "InvalidReport",
-    "Node",
+    "NotScoredReason",
+    "ObserverDevice",
     "Predecessor",
-    "Reason",
-    "Report",
     "as_class",
     "build",
 ]
@@ -66,7 +70,7 @@ _SERIES_NUMBER = {COMPREHENSIVE_3D_SR: 9100, COMPREHENSIVE_SR: 9101, ENHANCED_SR
 
 
 @dataclass(frozen=True)
-class Report:
+class EncodedReport:
     """A finished report; `content` is the whole DICOM file (PS3.10), Explicit VR Little Endian."""
 
     sop_class_uid: str
@@ -77,11 +81,11 @@ class Report:
 
 def build(
     images: Sequence[ImageResult],
-    node: Node,
+    node: ObserverDevice,
     made_at: datetime,
     revision: int,
     predecessor: Predecessor | None,
-) -> Report:
+) -> EncodedReport:
     """Build the report of one study revision as Comprehensive 3D SR.
 
     Parameters
@@ -135,7 +139,7 @@ def build(
     return _finished(report)
 
 
-def as_class(content: bytes, sop_class_uid: str) -> Report:
+def as_class(content: bytes, sop_class_uid: str) -> EncodedReport:
     """Return the report as an object of another class, for a destination that refuses the preferred one.
 
     It is the same document with the UIDs, series and predecessor of its class; these follow from those of the
@@ -158,7 +162,9 @@ def as_class(content: bytes, sop_class_uid: str) -> Report:
     if sop_class_uid not in REPORT_CLASSES:
         raise InvalidReport(f"{sop_class_uid} is no class of a report")
     if report.SOPClassUID == sop_class_uid:
-        return Report(sop_class_uid, str(report.SOPInstanceUID), str(report.SeriesInstanceUID), content)
+        return EncodedReport(
+            sop_class_uid, str(report.SOPInstanceUID), str(report.SeriesInstanceUID), content
+        )
     if report.SOPClassUID != COMPREHENSIVE_3D_SR:
         raise InvalidReport("only a Comprehensive 3D SR can become a report of another class")
     report.SOPClassUID = sop_class_uid
@@ -179,16 +185,18 @@ def _check(images: Sequence[ImageResult], made_at: datetime, revision: int) -> N
 
 
 def _study_of(sources: Sequence[Source]) -> str:
-    studies = {uid_of(source, STUDY_INSTANCE_UID) for source in sources}
+    studies = {uid_of(source, "StudyInstanceUID") for source in sources}
     if len(studies) > 1:
         raise InvalidReport(f"one report, one study; got {', '.join(sorted(studies))}")
     return studies.pop()
 
 
-def _instance_uid(series: str, images: Sequence[ImageResult], sources: Sequence[Source], node: Node) -> str:
+def _instance_uid(
+    series: str, images: Sequence[ImageResult], sources: Sequence[Source], node: ObserverDevice
+) -> str:
     outcomes = sorted(
         (
-            uid_of(source, SOP_INSTANCE_UID),
+            uid_of(source, "SOPInstanceUID"),
             node.device_uid(image.algorithm),
             image.algorithm.threshold_text,
             str(image.probability is not None),
@@ -218,7 +226,7 @@ def _zone(offset: str | None) -> timezone:
 
 
 def _add_series_and_equipment(
-    report: Dataset, images: Sequence[ImageResult], node: Node, when: datetime
+    report: Dataset, images: Sequence[ImageResult], node: ObserverDevice, when: datetime
 ) -> None:
     """SR Document Series and General Equipment modules (PS3.3 C.17.1, C.7.5.1).
 
@@ -236,7 +244,7 @@ def _add_series_and_equipment(
     report.ContributingEquipmentSequence = [_equipment(node, a, when) for a in algorithms.values()]
 
 
-def _equipment(node: Node, algorithm: Algorithm, when: datetime) -> Dataset:
+def _equipment(node: ObserverDevice, algorithm: Algorithm, when: datetime) -> Dataset:
     item = Dataset()
     item.PurposeOfReferenceCodeSequence = [codes.PROCESSING_EQUIPMENT]
     item.Manufacturer, item.ManufacturerModelName = node.manufacturer, algorithm.name
@@ -266,27 +274,27 @@ def _evidence(study: str, sources: Sequence[Source]) -> Dataset:
     series: dict[str, dict[str, str]] = {}
     seen: set[str] = set()
     for source in sources:
-        instance = uid_of(source, SOP_INSTANCE_UID)
+        instance = uid_of(source, "SOPInstanceUID")
         if instance not in seen:
             seen.add(instance)
-            instances = series.setdefault(uid_of(source, SERIES_INSTANCE_UID), {})
-            instances[instance] = uid_of(source, SOP_CLASS_UID)
+            instances = series.setdefault(uid_of(source, "SeriesInstanceUID"), {})
+            instances[instance] = uid_of(source, "SOPClassUID")
     return _references(study, series)
 
 
 def _references(study: str, series: dict[str, dict[str, str]]) -> Dataset:
     """Return one item of the Hierarchical SOP Instance Reference macro: series -> instance -> class."""
     item = Dataset()
-    put(item, STUDY_INSTANCE_UID, "UI", study.encode())
+    put(item, "StudyInstanceUID", study.encode())
     item.ReferencedSeriesSequence = []
     for series_uid, instances in series.items():
         series_item = Dataset()
-        put(series_item, SERIES_INSTANCE_UID, "UI", series_uid.encode())
+        put(series_item, "SeriesInstanceUID", series_uid.encode())
         series_item.ReferencedSOPSequence = []
         for instance, sop_class in instances.items():
             reference = Dataset()
-            put(reference, 0x00081150, "UI", sop_class.encode())
-            put(reference, 0x00081155, "UI", instance.encode())
+            put(reference, "ReferencedSOPClassUID", sop_class.encode())
+            put(reference, "ReferencedSOPInstanceUID", instance.encode())
             series_item.ReferencedSOPSequence.append(reference)
         item.ReferencedSeriesSequence.append(series_item)
     return item
@@ -299,7 +307,7 @@ def _predecessor_item(predecessor: Predecessor, study: str) -> Dataset:
     return _references(study, {predecessor.series_instance_uid: instance})
 
 
-def _private_scheme(node: Node) -> Dataset:
+def _private_scheme(node: ObserverDevice) -> Dataset:
     item = Dataset()
     item.CodingSchemeDesignator = codes.PRIVATE_SCHEME
     item.CodingSchemeName = codes.PRIVATE_SCHEME_NAME
@@ -308,8 +316,8 @@ def _private_scheme(node: Node) -> Dataset:
     return item
 
 
-def _finished(report: Dataset) -> Report:
-    return Report(
+def _finished(report: Dataset) -> EncodedReport:
+    return EncodedReport(
         str(report.SOPClassUID), str(report.SOPInstanceUID), str(report.SeriesInstanceUID), part10(report)
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from typing import Any
 
@@ -18,8 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.valuerep import PersonName
 
 from classifier.decoding.quiet import silence_warnings
-
-SPECIFIC_CHARACTER_SET = 0x00080005
+from pacs_node.dicom.attributes import attribute
 
 # Defined terms of PS3.3 C.12.1.1.2 that have characters beyond ASCII in 8 bits
 _EIGHT_BIT = {
@@ -54,7 +53,7 @@ class Source:
     def __init__(self, item: Dataset, terms: Terms = ()) -> None:
         self.item = item
         self.terms = terms
-        own = self.value(SPECIFIC_CHARACTER_SET).rstrip(b" \0")
+        own = self.value("SpecificCharacterSet").rstrip(b" \0")
         self.declared = own
         if own:
             self.terms = tuple(term.strip() for term in own.decode("latin-1").split("\\"))
@@ -64,8 +63,9 @@ class Source:
         """Whether Specific Character Set is a legal CS, known or not."""
         return all(map(_LEGAL_TERM.fullmatch, self.terms))
 
-    def value(self, tag: int) -> bytes:
+    def value(self, keyword: str) -> bytes:
         """Return the bytes of a value, or none where the attribute is absent or unreadable."""
+        tag = attribute(keyword).tag
         if tag not in self.item:
             return b""
         element: DataElement | RawDataElement = self.item.get_item(tag, keep_deferred=True)
@@ -88,25 +88,27 @@ class Source:
         silence_warnings()  # pydicom puts "?" for a character that the declared character set lacks
         return value.encode(known) if isinstance(value, PersonName) else encode_string(text, known)
 
-    def text(self, tag: int, vr: str) -> bytes:
+    def text(self, keyword: str) -> bytes:
         """Return a value of any VR of bytes or text, or none where the VR forbids it."""
+        vr = attribute(keyword).vr
         if vr in _MOST:
-            return legal_text(self.value(tag).rstrip(b"\0"), vr, self.terms)
-        value = self.value(tag).strip(b" \0")
+            return legal_text(self.value(keyword).rstrip(b"\0"), vr, self.terms)
+        value = self.value(keyword).strip(b" \0")
         return value if value.isascii() and _LEGAL[vr](value.decode()) else b""
 
-    def values(self, tag: int, vr: str) -> list[str]:
+    def values(self, keyword: str) -> list[str]:
         """Return all values of CS or DS, or none where one of them is illegal."""
-        values = [value.strip() for value in self.ascii(tag).split("\\")]
-        return values if all(map(_LEGAL[vr], values)) else []
+        values = [value.strip() for value in self.ascii(keyword).split("\\")]
+        return values if all(map(_LEGAL[attribute(keyword).vr], values)) else []
 
-    def ascii(self, tag: int) -> str:
+    def ascii(self, keyword: str) -> str:
         """Return a value stripped of its padding, or an empty string where it is not ASCII."""
-        value = self.value(tag).strip(b" \0")
+        value = self.value(keyword).strip(b" \0")
         return value.decode() if value.isascii() else ""
 
-    def integer(self, tag: int) -> int:
+    def integer(self, keyword: str) -> int:
         """Return a single US value, or 0."""
+        tag = attribute(keyword).tag
         if tag not in self.item:
             return 0
         element: DataElement | RawDataElement = self.item.get_item(tag, keep_deferred=True)
@@ -116,8 +118,9 @@ class Source:
             return int(struct.unpack(order, value)[0]) if len(value) == 2 else 0
         return element.value if isinstance(element.value, int) and 0 < element.value < 65536 else 0
 
-    def items(self, tag: int) -> Iterator[Source]:
+    def items(self, keyword: str) -> Iterator[Source]:
         """Yield the items of a sequence; nothing where it is absent or broken."""
+        tag = attribute(keyword).tag
         if tag in self.item:
             for item in _sequence(self.item, tag):
                 yield Source(item, self.terms)
@@ -183,7 +186,7 @@ def _without_empty_components(name: bytes, terms: Terms) -> bytes:
     return b"=".join(g.rstrip(b"^ ") if g.count(b"^") > 4 else g for g in groups)
 
 
-def resolve_charset(header: Source, vrs: dict[int, str]) -> Source:
+def resolve_charset(header: Source, keywords: Iterable[str]) -> Source:
     """Return `header` with a character set in which the text to copy makes a legal object.
 
     That is the declared one, unchanged, wherever it can be. One that is only misspelt is mended. Where no
@@ -194,10 +197,10 @@ def resolve_charset(header: Source, vrs: dict[int, str]) -> Source:
     ----------
     header
         The whole header.
-    vrs
-        VR of each attribute to copy, by tag.
+    keywords
+        The attributes to copy.
     """
-    text = b"".join(header.value(tag) for tag, vr in vrs.items() if vr in _MOST)
+    text = b"".join(header.value(keyword) for keyword in keywords if attribute(keyword).vr in _MOST)
     known = not {*_EIGHT_BIT, *_JAPANESE}.isdisjoint(header.terms)
     if header.is_declared_legally and (known or text.isascii()):
         return header

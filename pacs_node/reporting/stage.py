@@ -25,7 +25,7 @@ from pacs_node.config import Settings
 from pacs_node.dicom.header import read_header
 from pacs_node.errors import InvalidReport, UnreadableHeader
 from pacs_node.reporting.from_rows import image_result, stand_in_header
-from pacs_node.reporting.report import Node, Predecessor, build
+from pacs_node.reporting.report import ObserverDevice, Predecessor, build
 from pacs_node.storage.spool import Spool
 from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled, retry_unreadable
 
@@ -45,7 +45,7 @@ class ReportStage:
         self,
         database: Database,
         spool: Spool,
-        node: Node,
+        node: ObserverDevice,
         settings: Settings,
     ) -> None:
         self._database = database
@@ -64,7 +64,7 @@ class ReportStage:
 
     def _report(self, job: Claimed) -> Outcome:
         with self._database.read() as session:
-            study = _Study(
+            study = _StudyState(
                 id=job.ref,
                 uid=queries.study_uid(session, job.ref),
                 images=_reportable(queries.study_instances(session, job.ref)),
@@ -87,7 +87,7 @@ class ReportStage:
         )
         return Done(partial(queries.add_report, new=new))
 
-    def _build(self, study: _Study) -> NewReport:
+    def _build(self, study: _StudyState) -> NewReport:
         made_at = datetime.now(UTC).replace(microsecond=0)
         headers = self._headers(study.images)
         images = [image_result(image, headers[image.id], study.model) for image in study.images]
@@ -118,7 +118,7 @@ class ReportStage:
 
 
 @dataclass(frozen=True)
-class _Study:
+class _StudyState:
     """A study as the database has it at one moment."""
 
     id: int

@@ -13,11 +13,11 @@ from db.errors import DatabaseError
 from db.session import Database
 from pacs_node.config import Settings
 
-SIGN_SECONDS = 10.0
+HEARTBEAT_SECONDS = 10.0
 
 
 @contextmanager
-def giving_signs(settings: Settings, role: str, number: int = 0) -> Iterator[None]:
+def heartbeats(settings: Settings, role: str, number: int = 0) -> Iterator[None]:
     """Tell the database every few seconds that this process is at work, for `status` to see."""
     role = f"{role} {number + 1}" if number else role
     database, host = Database(settings.database.url), socket.gethostname()
@@ -26,8 +26,8 @@ def giving_signs(settings: Settings, role: str, number: int = 0) -> Iterator[Non
     def give() -> None:
         while True:
             with suppress(DatabaseError), database.write() as session:
-                queries.record_sign(session, role, host, started_at)
-            if ended.wait(SIGN_SECONDS):
+                queries.record_heartbeat(session, role, host, started_at)
+            if ended.wait(HEARTBEAT_SECONDS):
                 return
 
     thread = threading.Thread(target=give, daemon=True)
@@ -36,4 +36,4 @@ def giving_signs(settings: Settings, role: str, number: int = 0) -> Iterator[Non
     ended.set()
     thread.join()
     with suppress(DatabaseError), database.write() as session:
-        queries.forget_sign(session, role, host)
+        queries.forget_heartbeat(session, role, host)

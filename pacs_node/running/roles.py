@@ -20,7 +20,7 @@ from pacs_node.config import Settings
 from pacs_node.delivering.stage import DeliverStage
 from pacs_node.errors import ConfigError, InvalidReport
 from pacs_node.receiving.receiver import Receiver
-from pacs_node.reporting.report import Node
+from pacs_node.reporting.report import ObserverDevice
 from pacs_node.reporting.stage import ReportStage
 from pacs_node.scoring.load import load_model
 from pacs_node.scoring.stage import ScoreStage
@@ -83,7 +83,7 @@ def deliver(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
     """Make reports and send them, each destination in threads of its own; and keep house."""
     database, spool = _open(settings)
     try:
-        node = Node(
+        node = ObserverDevice(
             software_version=__version__,
             station_name=settings.node.station_name,
             purpose=settings.node.purpose,

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from db import queries, status
 from db.rows import StoredModel
 from db.session import Database
-from db.status import Counts, Failure, Sign, Undelivered, Waiting
+from db.status import Counts, Failure, Heartbeat, Undelivered, Waiting
 from pacs_node.config import Settings
 from pacs_node.storage.spool import Spool
 from pacs_node.storage.stock import Stock, take_stock
@@ -41,7 +41,7 @@ class Snapshot:
     waiting: Waiting | None
     failures: list[Failure]
     model: StoredModel | None
-    signs: list[Sign]
+    heartbeats: list[Heartbeat]
     undelivered: list[Undelivered]
     free_bytes: int | None
     floor_bytes: int
@@ -53,12 +53,12 @@ class Snapshot:
         """What a person should look at, one sentence each; none when all is well."""
         found = []
         for role in ROLES:
-            ages = [sign.age_seconds for sign in self.signs if sign.role.split()[0] == role]
+            ages = [beat.age_seconds for beat in self.heartbeats if beat.role.split()[0] == role]
             if not ages:
-                found.append(f"No process does {role}; start `pacs-node serve`.")
+                found.append(f"No {role} process is running; start `pacs-node serve`.")
             elif min(ages) > _SILENT_SECONDS:
                 found.append(
-                    f"The last sign of {role} is {min(ages):.0f} s old; see the log of `pacs-node serve`."
+                    f"The last {role} heartbeat was {min(ages):.0f} s ago; see the log of `pacs-node serve`."
                 )
         if self.waiting and self.at - self.waiting.received_at > _LONG_WAIT:
             found.append(f"An image waits for its score since {self.waiting.received_at.astimezone():%H:%M}.")
@@ -110,7 +110,7 @@ def snapshot(settings: Settings, database: Database, at: datetime, *, with_files
         waiting = status.oldest_waiting(session)
         failures = status.failures(session, _MOST_FAILURES)
         model = queries.newest_model(session)
-        signs = status.signs(session)
+        heartbeats = status.heartbeats(session)
         undelivered = status.undelivered(session)
     known = {destination.name for destination in settings.destinations}
     pending = {name for (name, state), number in counts.deliveries.items() if state == "pending" and number}
@@ -124,7 +124,7 @@ def snapshot(settings: Settings, database: Database, at: datetime, *, with_files
         waiting=waiting,
         failures=failures,
         model=model,
-        signs=signs,
+        heartbeats=heartbeats,
         undelivered=undelivered,
         free_bytes=spool.free_bytes() if spool.root.is_dir() else None,
         floor_bytes=settings.receive.min_free_mebibytes * 2**20,

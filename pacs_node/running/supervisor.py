@@ -25,7 +25,7 @@ from pacs_node import __version__, log
 from pacs_node.config import Settings
 from pacs_node.errors import DatabaseUnusable, ModelUnusable
 from pacs_node.network.server import listen
-from pacs_node.running.heartbeat import giving_signs
+from pacs_node.running.heartbeat import heartbeats
 from pacs_node.running.roles import ROLES, open_spool, receive
 
 _log = log.get(__name__)
@@ -204,7 +204,7 @@ def run_role(
             threading.Thread(target=_end_with, args=(control,), daemon=True).start()
 
         def ready() -> None:
-            stack.enter_context(giving_signs(settings, role, number))
+            stack.enter_context(heartbeats(settings, role, number))
             if control is not None:
                 control.sendall(b"R")
 

@@ -17,7 +17,7 @@ from db.rows import NewScore, StoredInstance, StoredModel
 from db.session import Database
 from pacs_node import log
 from pacs_node.reporting.from_rows import DUPLICATE
-from pacs_node.reporting.report import Reason
+from pacs_node.reporting.report import NotScoredReason
 from pacs_node.storage.spool import Spool
 from pacs_node.worker import Done, GivenUp, Outcome, Settled, retry_unreadable
 
@@ -108,5 +108,5 @@ class ScoreStage:
         )
 
 
-def _not_scored(reason: Reason) -> Prediction:
+def _not_scored(reason: NotScoredReason) -> Prediction:
     return Prediction(None, Decision.NOT_SCORED, None, reason.meaning, None)

@@ -13,7 +13,7 @@ import typer
 from pacs_node.errors import UserError
 
 
-class Format(StrEnum):
+class OutputFormat(StrEnum):
     """How rows are printed."""
 
     TABLE = "table"
@@ -21,7 +21,7 @@ class Format(StrEnum):
     JSON = "json"
 
 
-class Answer(StrEnum):
+class DecisionFilter(StrEnum):
     """What an image was answered with."""
 
     POSITIVE = "positive"

@@ -211,7 +211,7 @@ def status_values(found: Snapshot) -> dict[str, Any]:
         "deliveries": _nested(counts.deliveries),
         "oldest_waiting": None if waiting is None else vars(waiting),
         "undelivered": [vars(late) for late in found.undelivered],
-        "processes": [vars(sign) for sign in found.signs],
+        "processes": [vars(beat) for beat in found.heartbeats],
         "free_bytes": found.free_bytes,
         "model": None if model is None else vars(model),
         "failures": [vars(failure) for failure in found.failures],
@@ -273,8 +273,8 @@ def _facts_table(found: Snapshot) -> Table:
     for late in found.undelivered:
         since = f"{late.since.astimezone():%Y-%m-%d %H:%M}"
         table.add_row(f"Waits for {late.destination}", f"{late.reports} reports, the oldest since {since}")
-    for sign in found.signs:
-        table.add_row(f"Process {sign.role}", f"on {sign.host}, last sign {sign.age_seconds:.0f} s ago")
+    for beat in found.heartbeats:
+        table.add_row(f"Process {beat.role}", f"on {beat.host}, last heartbeat {beat.age_seconds:.0f} s ago")
     table.add_row("Model", f"{model.name} {model.version}, {model.sha256[:16]}" if model else "none yet")
     table.add_row("Free for the spool", "no spool" if found.free_bytes is None else _size(found.free_bytes))
     return table

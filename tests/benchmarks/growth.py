@@ -209,12 +209,12 @@ def _by_hand(database: Database) -> Ask:
 
 
 def _status(session: Session) -> None:
-    """Ask all that `pacs_node.health` asks."""
+    """Ask all that `pacs_node.running.status` asks."""
     status.counts(session)
     status.oldest_waiting(session)
     status.failures(session, 20)
     queries.newest_model(session)
-    status.signs(session)
+    status.heartbeats(session)
     status.undelivered(session)
 
 

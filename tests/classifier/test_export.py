@@ -134,4 +134,4 @@ def test_preprocessing_that_does_not_begin_with_a_resize_is_refused(model: Path)
     checkpoint = load(model)
     card = checkpoint.card.model_copy(update={"preprocessing": checkpoint.card.preprocessing[1:]})
     with pytest.raises(ClassifierError, match="begins with Resize"):
-        export.Scorer(Checkpoint(checkpoint.model, card, None))
+        export.ExportedNetwork(Checkpoint(checkpoint.model, card, None))

@@ -23,11 +23,11 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import
 
 from pacs_node.config import DeliverSettings, Destination
-from pacs_node.delivering.link import Sent, open_link
+from pacs_node.delivering.link import DeliveryResult, open_link
 from pacs_node.demo.peers import free_port
 from pacs_node.errors import DestinationBusy, DestinationDown, DestinationRefused, NotAssociated, Retryable
 from pacs_node.network.association import application_entity, associate
-from pacs_node.network.upper_layer import hasten
+from pacs_node.network.upper_layer import wait_for_news
 from pacs_node.reporting.report import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, REPORT_CLASSES, as_class
 from tests.conftest import radiograph
 from tests.helpers import delivering
@@ -46,7 +46,7 @@ REPORT = report(scored(radiograph())).content
 PATIENT_NAME = 0x00100010
 
 
-def send(to: Destination, content: bytes = REPORT, settings: DeliverSettings = QUICK) -> Sent:
+def send(to: Destination, content: bytes = REPORT, settings: DeliverSettings = QUICK) -> DeliveryResult:
     with open_link(to, "PACS_NODE", settings) as link:
         return link.send(content)
 
@@ -58,7 +58,7 @@ def test_dcmtk_gets_the_data_set_that_is_stored(tmp_path: Path) -> None:
         until(lambda: is_open(port))
         sent = send(destination(port))
         process.terminate()
-    assert sent == Sent(COMPREHENSIVE_3D_SR, dcmread(BytesIO(REPORT)).SOPInstanceUID, 0)
+    assert sent == DeliveryResult(COMPREHENSIVE_3D_SR, dcmread(BytesIO(REPORT)).SOPInstanceUID, 0)
     file = only([*tmp_path.iterdir()])
     assert data_set(file.read_bytes()) == data_set(REPORT)
 
@@ -94,7 +94,7 @@ def test_a_peer_gets_the_class_that_it_takes(sop_class: str) -> None:
     expected = as_class(REPORT, sop_class)
     with peer(sop_classes=[sop_class]) as other:
         sent = send(other.destination)
-    assert sent == Sent(sop_class, expected.sop_instance_uid, 0)
+    assert sent == DeliveryResult(sop_class, expected.sop_instance_uid, 0)
     assert data_set(only(other.received)) == data_set(expected.content)
     assert other.classes() == [sop_class]
 
@@ -156,7 +156,7 @@ def test_a_message_of_two_parts_does_not_wait_for_an_acknowledgement() -> None:
 
 def test_an_answer_is_left_to_whoever_sent_the_request() -> None:
     association = Association(AE("A"), "requestor")
-    free = hasten(association)
+    free = wait_for_news(association)
     answer: Any = (1, "an answer")
     association.dimse.msg_queue.put(answer)
     # As sending does; the thread of the association may have passed it just now

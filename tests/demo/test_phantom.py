@@ -21,7 +21,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from pacs_node.demo.phantom import FloatImage, Zone, frontal_chest, hand, lateral_chest
-from pacs_node.demo.samples import Images, Sample, radiograph_from_picture, read_images, write_samples
+from pacs_node.demo.samples import Sample, SampleImages, radiograph_from_picture, read_images, write_samples
 from pacs_node.errors import UserError
 
 LOWER_RIGHT = np.s_[480:640, 250:400]  # inside the lower lung of any of the phantoms
@@ -118,7 +118,7 @@ def test_demonstration_headers_agree_with_their_truth(drawn_studies: list[Sample
 
 
 def test_demonstration_pixels_show_the_drawing(drawn_studies: list[Sample]) -> None:
-    shown_by_truth = {s.truth: shown(s) for s in demo if s.expected in ("negative", "positive")}
+    shown_by_truth = {s.truth: shown(s) for s in drawn_studies if s.expected in ("negative", "positive")}
     drawings = {
         "opacity, right lower zone": drawn(8, 0.9, "right"),  # DX
         "opacities, both lower zones": drawn(26, 0.9, "both"),  # MONOCHROME1
@@ -130,12 +130,14 @@ def test_demonstration_pixels_show_the_drawing(drawn_studies: list[Sample]) -> N
 
 
 def test_a_name_in_kanji_reads_back(drawn_studies: list[Sample]) -> None:
-    (name,) = {str(dcmread(s.path).PatientName) for s in demo if s.truth == "opacities, both lower zones"}
+    (name,) = {
+        str(dcmread(s.path).PatientName) for s in drawn_studies if s.truth == "opacities, both lower zones"
+    }
     assert name == "Demo^Hanako=試験^花子=しけん^はなこ"
 
 
 def test_the_broken_file_has_half_its_pixels(drawn_studies: list[Sample]) -> None:
-    (broken,) = (s for s in demo if s.expected == "UNREADABLE")
+    (broken,) = (s for s in drawn_studies if s.expected == "UNREADABLE")
     ds = dcmread(broken.path)
     assert len(ds.PixelData) == ds.Rows * ds.Columns
     with pytest.raises(ValueError, match="less than expected"):
@@ -195,17 +197,17 @@ def pixel_array_of(path: Path) -> NDArray[Any]:
 
 
 @pytest.fixture
-def mixed(drawn_studies: list[Sample], tmp_path: Path) -> Images:
+def mixed(drawn_studies: list[Sample], tmp_path: Path) -> SampleImages:
     """A folder as people have them: pictures, DICOM, broken files and others."""
     folder = tmp_path / "in"
     picture(folder / "NORMAL/a.png")
     picture(folder / "NORMAL/bb.jpeg")
     picture(folder / "PNEUMONIA/a.png", size=(40, 40))
     picture(folder / "loose.jpg")
-    shutil.copy(demo[0].path, folder / "no_suffix")
+    shutil.copy(drawn_studies[0].path, folder / "no_suffix")
     cut = (folder / "NORMAL/a.png").read_bytes()
     (folder / "cut.png").write_bytes(cut[: len(cut) // 2])
-    (folder / "half.dcm").write_bytes(demo[0].path.read_bytes()[:200])
+    (folder / "half.dcm").write_bytes(drawn_studies[0].path.read_bytes()[:200])
     (folder / "empty.jpg").touch()
     (folder / "README.txt").write_text("notes")
     (folder / ".DS_Store").write_text("")
@@ -213,7 +215,9 @@ def mixed(drawn_studies: list[Sample], tmp_path: Path) -> Images:
     return read_images(folder, folder / "wrapped")
 
 
-def test_a_mixed_folder_gives_its_images_and_names_what_it_skips(mixed: Images, demo: list[Sample]) -> None:
+def test_a_mixed_folder_gives_its_images_and_names_what_it_skips(
+    mixed: SampleImages, demo: list[Sample]
+) -> None:
     assert sorted((s.truth, str(s.expected)) for s in mixed.samples) == [
         ("", "None"),
         ("", "None"),
@@ -222,7 +226,7 @@ def test_a_mixed_folder_gives_its_images_and_names_what_it_skips(mixed: Images, 
         ("pneumonia", "positive"),
     ]
     (as_it_is,) = (s for s in mixed.samples if s.path.name == "no_suffix")
-    assert as_it_is.sop_instance_uid == demo[0].sop_instance_uid
+    assert as_it_is.sop_instance_uid == drawn_studies[0].sop_instance_uid
     skipped = {path.name: reason for path, reason in mixed.skipped}
     assert sorted(skipped) == ["README.txt", "cut.png", "dangling.png", "empty.jpg", "half.dcm"]
     assert skipped["README.txt"] == "no DICOM, JPEG or PNG file"
@@ -230,7 +234,7 @@ def test_a_mixed_folder_gives_its_images_and_names_what_it_skips(mixed: Images, 
     assert "No such file" in skipped["dangling.png"]
 
 
-def test_every_picture_is_a_study_of_its_own(mixed: Images) -> None:
+def test_every_picture_is_a_study_of_its_own(mixed: SampleImages) -> None:
     assert len({s.study_instance_uid for s in mixed.samples}) == len(mixed.samples)
     for sample in mixed.samples:
         ds = dcmread(sample.path)
@@ -240,7 +244,7 @@ def test_every_picture_is_a_study_of_its_own(mixed: Images) -> None:
         )
 
 
-def test_wrapped_pictures_are_not_read_again(mixed: Images, tmp_path: Path) -> None:
+def test_wrapped_pictures_are_not_read_again(mixed: SampleImages, tmp_path: Path) -> None:
     again = read_images(tmp_path / "in", tmp_path / "in/wrapped")
     assert len(again.samples) == len(mixed.samples)
 

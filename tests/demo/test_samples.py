@@ -22,7 +22,7 @@ from classifier.decoding.decode import Eligibility, decode, read
 from classifier.errors import NotScorable
 from pacs_node.demo import samples
 from pacs_node.demo.phantom import FloatImage
-from pacs_node.demo.samples import Images, Sample, read_images, write_samples
+from pacs_node.demo.samples import Sample, SampleImages, read_images, write_samples
 from pacs_node.errors import UserError
 from tests.conftest import pixels, radiograph, save
 from tests.helpers.peers import program
@@ -70,7 +70,7 @@ def picture(path: Path, mode: str = "L", **options: Any) -> Path:
     return path
 
 
-def found(folder: Path) -> Images:
+def found(folder: Path) -> SampleImages:
     return read_images(folder, folder.parent / "wrapped")
 
 
@@ -244,7 +244,7 @@ def test_wrapped_files_inside_the_folder_are_not_read_again(folder: Path) -> Non
 
 
 def test_an_empty_folder_holds_nothing(folder: Path) -> None:
-    assert found(folder) == Images([], [])
+    assert found(folder) == SampleImages([], [])
 
 
 @pytest.mark.parametrize("make_file", [True, False])

@@ -245,7 +245,7 @@ def _kill_often(world: World, progress: Progress, chance: random.Random) -> None
 
 
 def _is_at_work(world: World, name: str, since: float) -> bool:
-    """Tell whether a role gave a sign of life since then."""
+    """Tell whether a role had a heartbeat since then."""
     with world.database.read() as session:
         begun = session.scalars(select(Process.started_at).where(Process.role == name)).first()
     return begun is not None and begun.timestamp() >= since

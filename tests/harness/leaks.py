@@ -1,8 +1,8 @@
 """What a test leaves behind fails that test, with the stack that made it, and not the one that comes after.
 
 A socket that listens, a thread and a program belong to the test that was running when they began, or to the
-fixture of a module or of the session, and must end with it. The idle threads of an executor end with that, which
-may belong to someone else.
+fixture of a module or of the session, and must end with it. The threads of an executor end with the executor,
+which may belong to someone else.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A test that takes too long fails alone, with the stacks of all threads; its worker and the run go on.
 
 Set-up, call and tear-down have the limit each, for what hangs in one may hang in the next: a finaliser that
-waits for a program, for example. The programs that the test started are killed first, so nobody waits for them.
+waits for a program, for example. Programs that the test started are killed first, so nobody waits for them.
 """
 
 from __future__ import annotations

@@ -15,7 +15,15 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from pacs_node.reporting.report import Algorithm, ImageResult, Node, Predecessor, Reason, Report, build
+from pacs_node.reporting.report import (
+    Algorithm,
+    EncodedReport,
+    ImageResult,
+    NotScoredReason,
+    ObserverDevice,
+    Predecessor,
+    build,
+)
 
 MADE_AT = datetime(2025, 6, 10, 1, 30, tzinfo=UTC)
 
@@ -26,16 +34,16 @@ ALGORITHM = Algorithm("DenseNet121-CXR", "2025.06", "5e" * 32, 0.5, "resize 224x
 NEWER = Algorithm("DenseNet121-CXR", "2025.07", "7a" * 32, 0.4, "resize 224x224, histogram norm v1")
 
 
-NODE = Node(software_version="0.1.0", station_name="CXRAI01")
+NODE = ObserverDevice(software_version="0.1.0", station_name="CXRAI01")
 
 
-PRODUCT = Node(software_version="0.1.0", station_name="CXRAI01", purpose="PRODUCT")
+PRODUCT = ObserverDevice(software_version="0.1.0", station_name="CXRAI01", purpose="PRODUCT")
 
 
-LATERAL = Reason("NOT_FRONTAL", "Not a frontal chest X-ray", failed=False)
+LATERAL = NotScoredReason("NOT_FRONTAL", "Not a frontal chest X-ray", failed=False)
 
 
-UNREADABLE = Reason("UNREADABLE", "Pixel data could not be read", failed=True, leaves_open=True)
+UNREADABLE = NotScoredReason("UNREADABLE", "Pixel data could not be read", failed=True, leaves_open=True)
 
 
 def scored(header: Dataset, probability: float = 0.8731, algorithm: Algorithm = ALGORITHM) -> ImageResult:
@@ -43,11 +51,13 @@ def scored(header: Dataset, probability: float = 0.8731, algorithm: Algorithm = 
     return ImageResult(header, decision, probability, None, algorithm)
 
 
-def not_scored(header: Dataset, reason: Reason = LATERAL) -> ImageResult:
+def not_scored(header: Dataset, reason: NotScoredReason = LATERAL) -> ImageResult:
     return ImageResult(header, "not_scored", None, reason, ALGORITHM)
 
 
-def report(*images: ImageResult, node: Node = NODE, revision: int = 1, after: Report | None = None) -> Report:
+def report(
+    *images: ImageResult, node: ObserverDevice = NODE, revision: int = 1, after: EncodedReport | None = None
+) -> EncodedReport:
     predecessor = None
     if after is not None:
         study = str(dcmread_bytes(after.content).StudyInstanceUID)

@@ -26,7 +26,7 @@ from db.session import Database
 from db.status import Failure, counts, failures, retry
 from pacs_node.config import Destination, Settings
 from pacs_node.dicom.header import identity, read_header
-from pacs_node.reporting.report import Node
+from pacs_node.reporting.report import ObserverDevice
 from pacs_node.reporting.stage import ReportStage
 from pacs_node.scoring.stage import Scorer, ScoreStage
 from pacs_node.storage.arriving import digest
@@ -38,7 +38,7 @@ from tests.helpers.reports import find
 PATIENT_NAME = 0x00100010
 PACS = Destination(ae_title="PACS", host="127.0.0.1", port=104)
 ARCHIVE = Destination(ae_title="ARCHIVE", host="127.0.0.1", port=105)
-NODE = Node(software_version="0.1.0", station_name="CXRAI01")
+NODE = ObserverDevice(software_version="0.1.0", station_name="CXRAI01")
 A_WHILE = 50.0  # seconds
 
 

@@ -29,7 +29,7 @@ from pacs_node.demo.peers import NodeProcess, free_port
 from pacs_node.dicom.part10 import file_meta
 from pacs_node.network import scu, server
 from pacs_node.network.peer import Peer
-from pacs_node.receiving.c_store import Answer, Request, encode_response, read_command
+from pacs_node.receiving.c_store import StoreRequest, StoreResponse, encode_response, read_command
 from pacs_node.receiving.receiver import Receiver
 from pacs_node.storage.arriving import digest
 from pacs_node.storage.spool import Spool
@@ -71,12 +71,12 @@ def test_a_damaged_command_is_read_or_left_to_others(damage: bytes, where: float
 
 @pytest.mark.parametrize("comment", ["", "Spool almost full", "x" * 70])
 def test_a_response_is_read_by_others(comment: str) -> None:
-    request = Request(65_535, DX, "1.2.3", EXPLICIT, "MODALITY")
-    found = decode(BytesIO(encode_response(request, Answer(0xA700, comment))), True, True)
+    request = StoreRequest(65_535, DX, "1.2.3", EXPLICIT, "MODALITY")
+    found = decode(BytesIO(encode_response(request, StoreResponse(0xA700, comment))), True, True)
     assert (found.CommandField, found.MessageIDBeingRespondedTo, found.Status) == (0x8001, 65_535, 0xA700)
     assert (found.AffectedSOPClassUID, found.AffectedSOPInstanceUID) == (DX, "1.2.3")
     assert (found.CommandDataSetType, found.get("ErrorComment", "")) == (0x0101, comment[:64])
-    assert found.CommandGroupLength == len(encode_response(request, Answer(0xA700, comment))) - 12
+    assert found.CommandGroupLength == len(encode_response(request, StoreResponse(0xA700, comment))) - 12
 
 
 def test_file_meta_information_is_read_by_others() -> None:

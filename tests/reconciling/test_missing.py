@@ -14,14 +14,14 @@ from pydicom.uid import CTImageStorage, DigitalXRayImageStorageForPresentation
 from sqlalchemy import update
 
 from db import inventory
-from db.inventory import Known, Reported, Sent
+from db.inventory import Known, Reported, SentReport
 from db.models import Job
 from db.queue import Kind
 from db.session import Database
 from pacs_node.errors import PeerError, UserError
 from pacs_node.reconciling import reconcile
 from pacs_node.reconciling.findings import Finding, Listed, Reconciliation, missing_images, missing_report
-from pacs_node.reconciling.query import Series, Study, Wanted
+from pacs_node.reconciling.query import ListedSeries, ListedStudy, RetrieveKeys
 from pacs_node.storage.spool import Spool
 from tests.conftest import radiograph, uid
 from tests.helpers import workbench
@@ -34,7 +34,7 @@ bench = workbench.bench
 
 
 def listed(*numbers: int) -> Listed:
-    told = Study(
+    told = ListedStudy(
         study_instance_uid="1.2",
         study_date="20250603",
         patient_id="P",
@@ -87,8 +87,8 @@ def reported(**values: Any) -> Reported:
     return Reported(**{**usual, **values})
 
 
-SENT = Sent(destination="PACS", state="delivered", sop_instance_uid="1.10", error=None)
-DOWN = Sent(destination="ARCHIVE", state="pending", sop_instance_uid=None, error="It is down.")
+SENT = SentReport(destination="PACS", state="delivered", sop_instance_uid="1.10", error=None)
+DOWN = SentReport(destination="ARCHIVE", state="pending", sop_instance_uid=None, error="It is down.")
 
 
 @pytest.mark.parametrize(
@@ -148,14 +148,14 @@ def test_of_a_report_is_missing_what_the_pacs_does_not_hold(
 def test_a_series_is_left_out_only_where_the_pacs_tells_that_it_is_no_chest(
     tags: dict[str, str], may_be: bool
 ) -> None:
-    told = Series(
+    told = ListedSeries(
         **{"series_instance_uid": "1.2", "modality": "DX", "body_part": "", "description": "", **tags}
     )
     assert reconcile.may_be_chest_radiograph(listed().study, told) is may_be
 
 
 def test_the_description_of_the_study_counts_where_nothing_else_tells() -> None:
-    told = Series(series_instance_uid="1.2", modality="DX", body_part="", description="")
+    told = ListedSeries(series_instance_uid="1.2", modality="DX", body_part="", description="")
     hand, both = (replace(listed().study, description=text) for text in ("Hand left", "Chest and hand"))
     assert not reconcile.may_be_chest_radiograph(hand, told)
     assert reconcile.may_be_chest_radiograph(both, told)
@@ -198,9 +198,9 @@ def test_images_are_fetched_with_requests_of_bounded_size_and_looked_for_afterwa
         for finding in missing_images(listed(number), {}, bool)
     ]
     before = Reconciliation(studies=1, images=2000, findings=findings, is_complete=True)
-    asked: list[Wanted] = []
+    asked: list[RetrieveKeys] = []
 
-    def retrieve(requests: Sequence[Wanted]) -> Iterator[str]:
+    def retrieve(requests: Sequence[RetrieveKeys]) -> Iterator[str]:
         for request in requests:
             asked.append(request)
             if len(asked) == 1:
@@ -296,7 +296,7 @@ def test_a_study_is_reported_once_the_newest_report_states_all_its_radiographs(d
     image_id = instance_id(database, 2)
     report(database, {image_id: first})
     newest = report(database, {image_id: first}, revision=2, destinations=["PACS"])
-    sent = [Sent(destination="PACS", state="pending", sop_instance_uid=None, error=None)]
+    sent = [SentReport(destination="PACS", state="pending", sop_instance_uid=None, error=None)]
     assert ask() == reported(report_uid=newest, sent=sent, job_state="ready")
     receive(database, new(3))
     assert ask() == reported(report_uid=newest, sent=sent, job_state="ready", unscored=1, unreported=1)

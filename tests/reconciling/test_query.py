@@ -16,7 +16,7 @@ from classifier.config import PROJECTION_RADIOGRAPHS
 from pacs_node.errors import CutShort, PeerError, SpoolUnusable
 from pacs_node.reconciling import query, reconcile
 from pacs_node.reconciling.findings import Missing, Reconciliation
-from pacs_node.reconciling.query import Wanted
+from pacs_node.reconciling.query import RetrieveKeys
 from pacs_node.storage.spool import Spool
 from tests.conftest import radiograph, uid
 from tests.helpers import querying, workbench
@@ -277,8 +277,8 @@ def test_a_pacs_that_does_not_offer_a_service_is_said() -> None:
         pass
 
 
-def wanted() -> Wanted:
-    return Wanted(
+def wanted() -> RetrieveKeys:
+    return RetrieveKeys(
         study_instance_uid="1.2", series_instance_uid="1.2.3", sop_instance_uids=["1.2.3.4", "1.2.3.5"]
     )
 

@@ -12,10 +12,10 @@ from pydicom.dataset import Dataset
 
 from pacs_node.reporting.report import (
     REPORT_CLASSES,
+    EncodedReport,
     ImageResult,
-    Node,
-    Reason,
-    Report,
+    NotScoredReason,
+    ObserverDevice,
     as_class,
 )
 from tests.conftest import radiograph
@@ -33,7 +33,9 @@ from tests.helpers.reports import (
     tree,
 )
 
-DUPLICATE = Reason("DUPLICATE_UID", "Another object came under the same UID", failed=False, leaves_open=True)
+DUPLICATE = NotScoredReason(
+    "DUPLICATE_UID", "Another object came under the same UID", failed=False, leaves_open=True
+)
 
 
 GOLDEN_ROOT = """\
@@ -157,7 +159,9 @@ STUDIES = {
     "duplicate": [scored(radiograph()), not_scored(radiograph(), DUPLICATE)],
     "undetermined": [ImageResult(radiograph(), "undetermined", 0.4912, None, ALGORITHM)],
     "undetermined with reason": [
-        ImageResult(radiograph(), "undetermined", 0.5, Reason("IN_BAND", "Too near", failed=False), ALGORITHM)
+        ImageResult(
+            radiograph(), "undetermined", 0.5, NotScoredReason("IN_BAND", "Too near", failed=False), ALGORITHM
+        )
     ],
     "two models": [scored(radiograph()), scored(radiograph(number=2), 0.4, NEWER)],
 }
@@ -182,7 +186,7 @@ def test_a_negative_never_says_finding_pneumonia() -> None:
     assert find(negative.content, "Pneumonia") == ["272519000 SCT Absent"] * 2
 
 
-def hd_groups(made: Report) -> Any:
+def hd_groups(made: EncodedReport) -> Any:
     return hd.sr.srread(BytesIO(made.content)).content.get_image_measurement_groups()
 
 
@@ -252,7 +256,7 @@ def test_each_model_is_listed_and_the_last_one_observes() -> None:
 
 
 def test_times_are_written_in_the_zone_of_the_source_then_the_site() -> None:
-    site = Node(software_version="0.1.0", station_name="CXRAI01", timezone="-0330")
+    site = ObserverDevice(software_version="0.1.0", station_name="CXRAI01", timezone="-0330")
     cases = [("+0900", "+0900", "103000"), ("+9900", "-0330", "220000"), (None, "-0330", "220000")]
     for source, offset, time in cases:
         read = dcmread_bytes(report(scored(radiograph(TimezoneOffsetFromUTC=source)), node=site).content)

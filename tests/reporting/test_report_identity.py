@@ -17,7 +17,7 @@ from pacs_node.reporting.report import (
     ENHANCED_SR,
     REPORT_CLASSES,
     Algorithm,
-    Node,
+    ObserverDevice,
     as_class,
     build,
 )
@@ -79,7 +79,7 @@ def test_what_changes_the_report_changes_its_uid() -> None:
     ]
     new_series = [
         report(scored(radiograph(), algorithm=NEWER)),
-        report(scored(radiograph()), node=Node(software_version="0.2.0", station_name="CXRAI01")),
+        report(scored(radiograph()), node=ObserverDevice(software_version="0.2.0", station_name="CXRAI01")),
         report(scored(radiograph()), node=PRODUCT),
         as_class(base.content, COMPREHENSIVE_SR),
         as_class(base.content, ENHANCED_SR),
@@ -119,7 +119,7 @@ def test_only_own_reports_change_class(tmp_path: Path) -> None:
 
 def test_the_same_input_gives_the_same_bytes_anywhere() -> None:
     program = (
-        "import hashlib, tests.test_report as t\n"
+        "import hashlib, tests.reporting.test_report as t\n"
         "made = [t.report(*images).content for images in t.STUDIES.values()]\n"
         "print(hashlib.sha256(b''.join(made)).hexdigest())"
     )

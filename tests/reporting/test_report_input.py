@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from pacs_node.errors import InvalidReport
-from pacs_node.reporting.report import Algorithm, ImageResult, Node, Predecessor, Reason, build
+from pacs_node.reporting.report import (
+    Algorithm,
+    ImageResult,
+    NotScoredReason,
+    ObserverDevice,
+    Predecessor,
+    build,
+)
 from tests.conftest import radiograph
 from tests.helpers.reports import ALGORITHM, LATERAL, MADE_AT, NODE, find, report, scored
 
@@ -23,10 +30,10 @@ from tests.helpers.reports import ALGORITHM, LATERAL, MADE_AT, NODE, find, repor
         lambda: build([scored(radiograph())], NODE, MADE_AT.replace(tzinfo=None), 1, None),
         lambda: report(scored(radiograph()), after=report(scored(radiograph(study="2")))),
         lambda: Predecessor("1.2", "not a UID", "1.2", "1.2"),
-        lambda: Reason("SEVENTEEN_LETTERS", "Too long for a code value", failed=False),
-        lambda: Reason("UMLAUT", "Röntgen", failed=False),
-        lambda: Node(software_version="0.1\\2", station_name="CXRAI01"),
-        lambda: Node(software_version="0.1", station_name="CXRAI01", timezone="+1500"),
+        lambda: NotScoredReason("SEVENTEEN_LETTERS", "Too long for a code value", failed=False),
+        lambda: NotScoredReason("UMLAUT", "Röntgen", failed=False),
+        lambda: ObserverDevice(software_version="0.1\\2", station_name="CXRAI01"),
+        lambda: ObserverDevice(software_version="0.1", station_name="CXRAI01", timezone="+1500"),
         lambda: Algorithm("m", "1", "5e", 0.5, "p"),
         lambda: Algorithm("m", "1", "0" * 64, 1.1, "p"),
         lambda: ImageResult(radiograph(), "maybe", 0.5, None, ALGORITHM),

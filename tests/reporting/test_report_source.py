@@ -270,7 +270,7 @@ def test_a_uid_with_leading_zeros_stays_the_key_that_the_archive_has(tmp_path: P
     said = errors(content, tmp_path)
     assert all("Leading zero" in line or "invalid data values" in line for line in said)
     for broken in (b"", b"1.2.abc", b"1.2\\1.3", b"1" * 65):
-        with pytest.raises(InvalidReport, match="no legal UID"):
+        with pytest.raises(InvalidReport, match="no legal SOPInstanceUID"):
             report(scored(received(SOPInstanceUID=broken)))
 
 

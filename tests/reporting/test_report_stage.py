@@ -18,7 +18,7 @@ from db.rows import NewScore, Received
 from db.session import Database
 from pacs_node.config import Destination, Settings
 from pacs_node.reporting import stage
-from pacs_node.reporting.report import Report as BuiltReport
+from pacs_node.reporting.report import EncodedReport as BuiltReport
 from pacs_node.reporting.report import build
 from pacs_node.scoring.stage import ScoreStage
 from pacs_node.worker import Worker

@@ -148,9 +148,9 @@ def test_no_process_outlives_a_supervisor_that_was_killed(folder: Path) -> None:
 def test_status_says_when_no_process_is_at_work(folder: Path) -> None:
     with NodeProcess(folder / "config.toml", folder / "node.log", "receive,deliver") as node:
         node.wait_until_ready()
-        wait_for(lambda: "No process does receive" not in status(folder), "the first sign of life")
-        assert "No process does score" in status(folder)
-    assert "No process does receive" in status(folder)
+        wait_for(lambda: "No receive process is running" not in status(folder), "the first heartbeat")
+        assert "No score process is running" in status(folder)
+    assert "No receive process is running" in status(folder)
 
 
 def status(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Custody of the files: what the spool should hold is there, and what is let go of was needed by nobody."""
+"""The stock of files: what the spool should hold is there, and what was removed was needed by nobody."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ from classifier.measuring.explore import explore
 from classifier.model.checkpoint import load, save
 from classifier.model.transforms import Resize, tail
 from classifier.scoring.predict import Predictor
-from classifier.training.batches import Images
-from classifier.training.card import About, Wanted
+from classifier.training.card import About, OperatingTarget
+from classifier.training.decoded_set import DecodedSet
 from classifier.training.distributed import Group
 from classifier.training.optim import network, optimizer, schedule
 from classifier.training.options import Epoch, Options, Watcher
@@ -40,7 +40,9 @@ from tests.helpers.datasets import folder, picture
 
 RECIPE = changed(DEFAULT, image_size=32, epochs=2, batch_size=16, learning_rate=2e-3)
 ABOUT = About(description="Made-up pictures.", ages=(1, 5))
-OPTIONS = Options(val_share=0.25, device="cpu", workers=1, wanted=Wanted(unlike_share=0.1), about=ABOUT)
+OPTIONS = Options(
+    val_share=0.25, device="cpu", workers=1, wanted=OperatingTarget(unlike_share=0.1), about=ABOUT
+)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +188,7 @@ def test_every_batch_has_enough_images(batch_size: int, images: Path, tmp_path: 
 
 
 def test_a_set_of_one_image_for_each_process_is_refused(images: Path, tmp_path: Path) -> None:
-    decoded = Images.decoded(images, RECIPE, OPTIONS, Watcher())
+    decoded = DecodedSet.decoded(images, RECIPE, OPTIONS, Watcher())
     group = Group(0, 32, torch.device("cpu"))
     with pytest.raises(TrainingError, match="A batch of 16 images is too small"):
         Run(RECIPE, OPTIONS, tmp_path, decoded, group)
