@@ -354,7 +354,7 @@ def test_a_worker_that_lost_its_lease_sends_nothing_more(
             return 0x0000
 
         other.answer = freeze
-        assert Worker(line.database, stage(bench, other.destination), 0.01, lease_seconds=0.4).work_once()
+        assert Worker(line.database, stage(bench, other.destination), 0.01, lease_seconds=2).work_once()
     assert other.studies() == ["PID-1"]
     assert same.studies() == ["PID-1", "PID-2"]
     assert states(bench) == [("delivered", 0)] * 2

@@ -216,7 +216,7 @@ def mixed(drawn_studies: list[Sample], tmp_path: Path) -> SampleImages:
 
 
 def test_a_mixed_folder_gives_its_images_and_names_what_it_skips(
-    mixed: SampleImages, demo: list[Sample]
+    mixed: SampleImages, drawn_studies: list[Sample]
 ) -> None:
     assert sorted((s.truth, str(s.expected)) for s in mixed.samples) == [
         ("", "None"),

@@ -20,6 +20,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register what this process needs: one that runs tests, or one that hands them out."""
+    if memory := workers.memory():
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", memory)  # each fsync on a disk takes milliseconds
     worker: dict[str, Any] | None = getattr(config, "workerinput", None)
     if worker is None and getattr(config.option, "dist", "no") != "no":
         config.pluginmanager.register(workers.Run())

@@ -28,7 +28,7 @@ class Run:
     """Hooks of the process that hands out the tests."""
 
     def __init__(self) -> None:
-        self._room = Path(tempfile.mkdtemp(prefix="pacs-node-tests-", dir=_memory()))
+        self._room = Path(tempfile.mkdtemp(prefix="pacs-node-tests-", dir=memory()))
         self._room.chmod(0o755)  # PostgreSQL runs as another user
         os.environ[_ROOM] = str(self._room)
         self._ended = threading.Event()
@@ -76,11 +76,11 @@ def shared_folder(otherwise: pytest.TempPathFactory) -> Path:
 
 def room() -> Path:
     """Return where there is room for the data of servers; the run empties it."""
-    return Path(os.environ.get(_ROOM) or _memory() or tempfile.gettempdir())
+    return Path(os.environ.get(_ROOM) or memory() or tempfile.gettempdir())
 
 
-def _memory() -> str | None:
-    """Return a folder in memory; each database is some three hundred files."""
+def memory() -> str | None:
+    """Return a folder in memory, if there is room: each database is some three hundred files."""
     enough = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ENOUGH
     return str(_MEMORY) if enough else None
 

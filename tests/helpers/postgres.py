@@ -23,7 +23,7 @@ from psycopg import sql
 from tests.harness.workers import room
 
 _USER = "postgres"  # of the database, and of the system where the tests run as root
-_START_SECONDS = 30
+_START_SECONDS = 240
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",

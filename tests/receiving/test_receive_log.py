@@ -89,7 +89,7 @@ def test_no_warning_of_a_library_names_the_patient(
     def _dcmread(*arguments: Any, **options: Any) -> Any:
         number = len(inside)
         inside.append(number)
-        may_go_on[number].wait(5)
+        may_go_on[number].wait(120)
         return dcmread(*arguments, **options)
 
     monkeypatch.setattr(header, "dcmread", _dcmread)
