@@ -8,13 +8,17 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
+from pydicom.tag import BaseTag, Tag
 
 from classifier.decoding.quiet import silence_warnings
+
+_SHORT = 64  # characters of a text that is kept to be looked up
 
 
 class Code(NamedTuple):
@@ -53,6 +57,13 @@ def text(ds: Dataset, keyword: str) -> str:
 def plain(value: object) -> str:
     """Return a value as upper-case text without padding, control characters and accents."""
     raw = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    return _plain(raw) if len(raw) <= _SHORT else _plain.__wrapped__(raw)
+
+
+@lru_cache(maxsize=4096)  # the images of a site say the same words again and again
+def _plain(raw: str) -> str:
+    if raw.isascii() and raw.isprintable():
+        return " ".join(raw.upper().split())
     decomposed = unicodedata.normalize("NFKD", raw)
     kept = "".join(c if c.isprintable() else " " for c in decomposed if not unicodedata.combining(c))
     return " ".join(unicodedata.normalize("NFC", kept).upper().split())
@@ -98,8 +109,14 @@ def quote(value: object) -> str:
     return f'"{plain(value)[:40]}"'
 
 
+@cache
+def _tag(keyword: str) -> BaseTag:
+    return Tag(keyword)
+
+
 def _parsed(ds: Dataset, keyword: str) -> Any:
     try:
-        return ds.get(keyword)
+        tag = _tag(keyword)
+        return ds[tag].value if tag in ds else None
     except Exception:  # noqa: BLE001 - pydicom parses an element here, and raises nearly anything for bad bytes
         return None

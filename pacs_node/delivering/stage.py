@@ -1,7 +1,4 @@
-"""What leaves the node: reports to destinations, whether they keep them, and answers to modalities.
-
-Each stage does what `worker` gives it, as those of `pipeline` do.
-"""
+"""Send reports to one destination: in order, with growing pauses, for days; what the DIMSE status means."""
 
 from __future__ import annotations
 
