@@ -20,7 +20,12 @@ from pacs_node.errors import NotAssociated, TakesNothing, UserError
 from pacs_node.network.bounds import bounded
 from pacs_node.network.dimse import Services
 from pacs_node.network.ends import noted_cause
-from pacs_node.network.pynetdicom_internals import paused, send_files_as_they_are, silence_details
+from pacs_node.network.pynetdicom_internals import (
+    ApplicationEntity,
+    paused,
+    send_files_as_they_are,
+    silence_details,
+)
 from pacs_node.network.upper_layer import tuned_requestor
 
 _LOOK_SECONDS = 0.05
@@ -37,7 +42,7 @@ def application_entity(ae_title: str) -> AE:
         When the AE title is none.
     """
     try:
-        ae = AE(ae_title)
+        ae = ApplicationEntity(ae_title)
     except ValueError as error:
         raise UserError(f"{ae_title!r} is no AE title; it has 1 to 16 characters.") from error
     ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)

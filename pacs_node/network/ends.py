@@ -6,11 +6,11 @@ import threading
 import weakref
 
 from pynetdicom.association import Association
-from pynetdicom.pdu_primitives import A_ABORT
 
 from pacs_node.errors import ProtocolError
 
 _lock = threading.Lock()
+_ends: weakref.WeakKeyDictionary[Association, str] = weakref.WeakKeyDictionary()
 _causes: weakref.WeakKeyDictionary[Association, ProtocolError] = weakref.WeakKeyDictionary()
 
 
@@ -26,14 +26,19 @@ def noted_cause(association: Association) -> ProtocolError | None:
         return _causes.get(association)
 
 
+def note_end(association: Association, how: str) -> None:
+    """Note that the peer ended an association, where that was no fault of it."""
+    with _lock:
+        _ends.setdefault(association, how)
+
+
 def why_aborted(association: Association) -> str:
     """Return a half sentence that says why an association was aborted."""
     cause = noted_cause(association)
     if cause is not None:
         return str(cause)
+    with _lock:
+        how = _ends.get(association)
     if association.dul.idle_timer_expired():
         return f"nothing came for {association.network_timeout:g} s ([receive] idle_seconds)"
-    last: object = association.dul.peek_next_pdu()
-    if isinstance(last, A_ABORT):
-        return "the peer aborted it"
-    return "the node aborted it" if last is None else "the peer closed the connection"
+    return how or "the node stops"

@@ -16,20 +16,24 @@ What could be proposed upstream, so that this list gets shorter:
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty
 from typing import Any
 
-from pynetdicom import _config
+from pynetdicom import AE, _config
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
+from pynetdicom.transport import AssociationSocket
 
 from pacs_node.errors import NotAssociated
 
 PRIVATE_NAMES = {
+    "ApplicationEntity": ("_create_socket",),
+    "AssociationSocket": ("_shutdown_socket",),
     "Association": ("_accepted_cx", "_is_paused", "_kill", "_reactor_checkpoint", "_serve_request"),
     "DULServiceProvider": (
         "_decode_pdu",
@@ -48,6 +52,22 @@ PRIVATE_NAMES = {
 
 _LOOK_SECONDS = 0.001
 _INDICATED = "Sta3"  # PS3.8 9.2.1: the request is here, the answer is awaited
+
+
+class ApplicationEntity(AE):
+    """pynetdicom's, whose sockets are closed also where they were never connected."""
+
+    def _create_socket(self, *arguments: Any) -> AssociationSocket:
+        made = super()._create_socket(*arguments)
+        connection: Any = made.socket
+
+        def close() -> None:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+        made._shutdown_socket = close  # type: ignore[method-assign]
+        return made
 
 
 def accepted_context(association: Association, context_id: int) -> PresentationContext | None:

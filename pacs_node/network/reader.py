@@ -14,7 +14,7 @@ from pacs_node.errors import ProtocolError
 from pacs_node.network import associate_pdu
 from pacs_node.network.bounds import receive_into
 from pacs_node.network.dimse import Messages
-from pacs_node.network.ends import note_cause
+from pacs_node.network.ends import note_cause, note_end
 from pacs_node.network.primitives import acceptance
 from pacs_node.network.pynetdicom_internals import Ready
 
@@ -62,6 +62,7 @@ class Reader:
             note_cause(self._association, error)
             dul.event_queue.put(_INVALID_PDU)
         except _ConnectionEnded:
+            note_end(self._association, "the peer closed the connection")
             dul.event_queue.put(_CLOSED)
 
     def _header(self, connection: socket.socket, *, may_wait: bool) -> tuple[int, int] | None:
@@ -113,6 +114,8 @@ class Reader:
                     raise _ConnectionEnded from error
                 why = f"a PDU of type {kind} does not parse"
                 raise ProtocolError(why, _PROVIDER, _INVALID_PARAMETER) from error
+        if kind == _ABORT:
+            note_end(self._association, "the peer aborted it")
         dul._recv_pdu.put(pdu)
         dul.event_queue.put(event)
 

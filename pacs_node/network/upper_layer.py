@@ -244,6 +244,8 @@ def _send(association: Association, send: Callable[[Any], None], pdu: Any) -> No
     if isinstance(pdu, A_ABORT_RQ) and cause is not None:
         pdu.source, pdu.reason_diagnostic = cause.source, cause.reason
     send(pdu)
+    if isinstance(pdu, A_ABORT_RQ):
+        association.dimse.msg_queue.put((None, None))  # who waits for a response need not any more
 
 
 def _act(dul: Any, act: Callable[[str], None], crashed: Callable[[Exception], None], event: str) -> None:
