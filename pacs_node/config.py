@@ -64,6 +64,8 @@ class ReceiveSettings(_Section):
     processes: Annotated[int, Field(ge=0, le=64)] = 0
     max_associations: Annotated[int, Field(ge=1, le=10_000)] = 64
     max_pdu_bytes: Annotated[int, Field(ge=4096, le=2**26)] = 262_144
+    address_share: Annotated[float, Field(gt=0, le=1)] = 0.75
+    request_seconds: Seconds = 10
     idle_seconds: Seconds = 60
     other_sop_classes: Literal["store", "refuse"] = "store"
     min_free_mebibytes: Annotated[int, Field(ge=0)] = 1024

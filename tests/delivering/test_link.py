@@ -27,7 +27,8 @@ from pacs_node.delivering.link import DeliveryResult, open_link
 from pacs_node.demo.peers import free_port
 from pacs_node.errors import DestinationBusy, DestinationDown, DestinationRefused, NotAssociated, Retryable
 from pacs_node.network.association import application_entity, associate
-from pacs_node.network.upper_layer import wait_for_news
+from pacs_node.network.dimse import Services
+from pacs_node.network.upper_layer import tune
 from pacs_node.reporting.report import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, REPORT_CLASSES, as_class
 from tests.conftest import radiograph
 from tests.helpers import delivering
@@ -159,7 +160,7 @@ def test_a_message_of_two_parts_does_not_wait_for_an_acknowledgement() -> None:
 
 def test_an_answer_is_left_to_whoever_sent_the_request() -> None:
     association = Association(AE("A"), "requestor")
-    free = wait_for_news(association)
+    free = tune(association, Services(), lambda _association, _exception: None)
     answer: Any = (1, "an answer")
     association.dimse.msg_queue.put(answer)
     # As sending does; the thread of the association may have passed it just now
