@@ -110,6 +110,8 @@ class ClassifierSettings(_Section):
     unknown_view: Literal["refuse", "score"] = "refuse"
     unlike_training: Literal["undetermined", "decide"] = "undetermined"
     max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
+    decode_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
+    decode_mebibytes: Annotated[int, Field(ge=64)] = 2048
     train: TrainSettings = TrainSettings()
 
     @property
