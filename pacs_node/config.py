@@ -130,6 +130,7 @@ class WorkSettings(_Section):
 
     poll_seconds: Annotated[float, Field(gt=0, le=10)] = 0.05
     lease_seconds: Annotated[float, Field(ge=1, le=LONGEST_WAIT_SECONDS)] = 60
+    silent_seconds: Annotated[float, Field(ge=3, le=3600)] = 60
 
 
 class DeliverSettings(_Section):

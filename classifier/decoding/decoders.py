@@ -88,7 +88,8 @@ class Decoders:
         Parameters
         ----------
         patience
-            Seconds in which none gets finished before those left are for later; ``None`` waits for all.
+            Seconds in which none gets finished before those left, if they have begun, are for later; ``None``
+        waits for all.
 
         Returns
         -------
@@ -115,11 +116,12 @@ class Decoders:
 
 
 def _wait(futures: Collection[Future[Outcome]], patience: float | None) -> None:
-    """Wait for all, as long as now and then one gets finished."""
-    done, pending = wait(futures, timeout=0)
+    """Wait for all, as long as now and then one gets finished, or some have yet to begin."""
+    pending = set(futures)
     while pending:
+        have_begun = all(future.running() for future in pending)
         done, pending = wait(pending, timeout=patience, return_when=FIRST_COMPLETED)
-        if not done:
+        if have_begun and not done:
             return
 
 

@@ -21,10 +21,12 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from pacs_node.errors import PortInUse
 from pacs_node.network.upper_layer import StoreRequests, tune_acceptor
+from pacs_node.progress import Progress
 
 _BACKLOG = 128
 _COURTESY_SECONDS = 0.002  # for each association that a process has already, that another one takes the next
 _MOST_COURTESY = 10
+_HUNG_SECONDS = 60.0  # that the loop which accepts never takes for a round
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -86,6 +88,7 @@ class Server:
             listening=listening,
             storing=storing,
         )
+        self.progress = self._server.progress
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     @property
@@ -117,6 +120,7 @@ class _Server(ThreadedAssociationServer):
     ) -> None:
         self._listening = listening
         self.storing = storing
+        self.progress = Progress(_HUNG_SECONDS)
         super().__init__(*arguments, **named)
 
     def server_bind(self) -> None:
@@ -132,6 +136,11 @@ class _Server(ThreadedAssociationServer):
         """Close it for this process alone, where pynetdicom would shut it down for all."""
         if self.socket is not None:
             self.socket.close()
+
+    def service_actions(self) -> None:
+        """Take note that it goes on to accept."""
+        super().service_actions()
+        self.progress.step()
 
     def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
         """Accept, and let a process with fewer associations be the first."""

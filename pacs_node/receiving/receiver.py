@@ -50,6 +50,7 @@ from pacs_node.errors import Refused, UnreadableHeader
 from pacs_node.network.association import application_entity, let_end
 from pacs_node.network.bounds import bounded
 from pacs_node.network.server import Server, listen
+from pacs_node.progress import Progress
 from pacs_node.receiving.c_store import UNABLE_TO_PROCESS, StoreProvider, StoreRequest, StoreResponse
 from pacs_node.storage.arriving import Arriving
 from pacs_node.storage.intake import OUT_OF_RESOURCES, described, record
@@ -117,6 +118,11 @@ class Receiver:
         listening = self._listening or listen(node.host, node.port)
         self._server = Server(self._ae, listening, self._handlers(), self._storing)
         return self._server.port
+
+    @property
+    def progress(self) -> Progress:
+        """Whether it goes on to accept associations."""
+        return self._server.progress
 
     def stop(self) -> None:
         """Accept no more associations, let those that are open end, and abort what is left after 10 s."""

@@ -2,7 +2,8 @@
 
 ``SABOTAGE`` says what: ``POINT:NUMBER`` kills the process with SIGKILL when it comes to that point for that
 time, once (the file ``SABOTAGE_DONE`` is made first, so that the next life of the process goes on unharmed).
-With ``SABOTAGE_PAUSE`` it stands still for so many seconds instead; ``SABOTAGE_SIGNAL`` is another signal.
+With ``SABOTAGE_PAUSE`` it stands still for so many seconds instead, with ``SABOTAGE_HOLD`` for an hour and
+with the interpreter's lock held; ``SABOTAGE_SIGNAL`` is another signal.
 ``SABOTAGE_ARM`` names a file that says the same as ``SABOTAGE``, and may be written while the process runs.
 ``SABOTAGE_POWER`` takes from the spool, before the process dies, what a loss of power would: all that was not
 flushed.
@@ -55,6 +56,8 @@ def reach(point: str) -> None:
     if _PAUSE:
         time.sleep(_PAUSE)
         return
+    if os.environ.get("SABOTAGE_HOLD"):
+        ctypes.PyDLL(None).sleep(3600)
     if os.environ.get("SABOTAGE_POWER"):
         volatile.lose()
     os.kill(os.getpid(), _SIGNAL)
