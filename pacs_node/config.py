@@ -113,6 +113,8 @@ class ClassifierSettings(_Section):
     unlike_training: Literal["undetermined", "decide"] = "undetermined"
     unknown_age: UnknownAge = "undetermined"
     max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
+    decode_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
+    decode_mebibytes: Annotated[int, Field(ge=64)] = 2048
     train: TrainSettings = TrainSettings()
 
     @property
@@ -131,6 +133,7 @@ class WorkSettings(_Section):
 
     poll_seconds: Annotated[float, Field(gt=0, le=10)] = 0.05
     lease_seconds: Annotated[float, Field(ge=1, le=LONGEST_WAIT_SECONDS)] = 60
+    silent_seconds: Annotated[float, Field(ge=3, le=3600)] = 60
 
 
 class DeliverSettings(_Section):

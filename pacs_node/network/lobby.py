@@ -19,12 +19,15 @@ from dataclasses import dataclass, field
 from pacs_node.errors import ProtocolError
 from pacs_node.network import associate_pdu
 from pacs_node.network.admission import Refusal
+from pacs_node.progress import Progress
 
 _MOST_WAITING = 400  # then the oldest one of the address with most goes
 _LINGER_SECONDS = 1.0  # for a peer to read why it was refused
 _MOST_DISCARDED = 2**24  # bytes, meanwhile
 _PIECE = 2**16
 _NO_DESCRIPTOR_SECONDS = 0.05
+_TURN_SECONDS = 5.0  # at most, so that the process can tell that it goes on to accept
+_HUNG_SECONDS = 60.0  # that no turn ever takes
 _COURTESY_SECONDS = 0.002  # for each association that a process has already, that another one takes the next
 _MOST_COURTESY, _FLOOD = 10, 16
 _RQ, _ABORT = 1, 7  # PDU types
@@ -95,6 +98,11 @@ class Lobby:
         Told the address and the rule.
     on_silent
         Told an address, and how many of its connections were closed for they asked for nothing in time.
+
+    Attributes
+    ----------
+    progress
+        Whether it goes on to accept.
     """
 
     def __init__(
@@ -118,6 +126,7 @@ class Lobby:
         self._visitors: set[Visitor] = set()
         self._selector = selectors.DefaultSelector()
         self._stop, self._stopped = socket.socketpair()
+        self.progress = Progress(_HUNG_SECONDS)
         self._thread = threading.Thread(target=self._run, name="lobby", daemon=True)
 
     def start(self) -> None:
@@ -153,12 +162,13 @@ class Lobby:
             elif key.data in self._visitors:  # it may have been closed just now
                 self._hear(key.data)
         self._send_away_late_ones()
+        self.progress.step()
         return True
 
-    def _patience(self) -> float | None:
-        if not self._visitors:
-            return None
-        return max(0.0, min(one.leaves_at for one in self._visitors) - time.monotonic())
+    def _patience(self) -> float:
+        now = time.monotonic()
+        first = min((one.leaves_at for one in self._visitors), default=now + _TURN_SECONDS)
+        return min(_TURN_SECONDS, max(0.0, first - now))
 
     def _accept(self) -> None:
         if len(self._visitors) < _FLOOD:

@@ -127,6 +127,7 @@ class Server:
             on_refused=lambda address, rule: observer.on_rejected(address, "", "", rule),
             on_silent=observer.on_silent,
         )
+        self.progress = self._lobby.progress
         self._lobby.start()
 
     def stop(self) -> None:

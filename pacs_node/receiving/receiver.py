@@ -49,6 +49,7 @@ from pacs_node.network.command_set import C_ECHO_RQ
 from pacs_node.network.dimse import Services, StoreRequest, StoreResponse
 from pacs_node.network.ends import why_aborted
 from pacs_node.network.server import Observer, Server, listen
+from pacs_node.progress import Progress
 from pacs_node.receiving.c_store import UNABLE_TO_PROCESS, StoreProvider
 from pacs_node.storage.arriving import Arriving
 from pacs_node.storage.intake import OUT_OF_RESOURCES, described, record
@@ -127,6 +128,11 @@ class Receiver:
             self._ae, listening, self._handlers(), rules=rules, services=services, observer=observer
         )
         return self._server.port
+
+    @property
+    def progress(self) -> Progress:
+        """Whether it goes on to accept associations."""
+        return self._server.progress
 
     def stop(self) -> None:
         """Accept no more associations, let those that are open end, and abort what is left after 10 s."""
