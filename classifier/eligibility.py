@@ -231,15 +231,16 @@ def _text_view(words: str) -> str | None:
 def _plane(header: Dataset) -> str | None:
     """Return the plane that Patient Orientation tells (PS3.3 C.7.6.1.1.1).
 
-    Rows along the patient's left-right axis mean a frontal image, along anterior-posterior a lateral one.
+    A side along the patient's left-right axis means a frontal image, along anterior-posterior a lateral one.
+    Which way up it lies is for `orientation` to tell.
     """
     directions = [plain(value) for value in values(header, "PatientOrientation")]
     if len(directions) != 2 or not all(directions):
         return None
-    row, column = directions[0][0], directions[1][0]
-    if row in "LR" and column in "FH":
-        return "frontal" if not set(directions[0]) & set("AP") else "other"
-    return "other" if {row, column} & set("AP") else None
+    across, along = sorted(directions, key=lambda direction: direction[0] in "FH")  # also of a turned image
+    if across[0] in "LR" and along[0] in "FH":
+        return "frontal" if not set(across) & set("AP") else "other"
+    return "other" if {across[0], along[0]} & set("AP") else None
 
 
 def _descriptions(header: Dataset) -> Iterator[str]:

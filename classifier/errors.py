@@ -48,7 +48,9 @@ class Reason(StrEnum):
     FOR_PROCESSING = "FOR_PROCESSING"
     MULTI_FRAME = "MULTI_FRAME"
     NOT_ORIGINAL = "NOT_ORIGINAL"
+    NO_ORIENTATION = "NO_ORIENTATION"
     UNREADABLE = "UNREADABLE"
+    CONTRADICTION = "CONTRADICTION"
     CONSTANT_IMAGE = "CONSTANT_IMAGE"
     TOO_LARGE = "TOO_LARGE"
     NO_FINITE_SCORE = "NO_FINITE_SCORE"
@@ -71,7 +73,9 @@ _MEANINGS = {
     Reason.FOR_PROCESSING: "Raw image, for processing",
     Reason.MULTI_FRAME: "More than one frame",
     Reason.NOT_ORIGINAL: "Localizer, or derived image such as an energy subtraction",
+    Reason.NO_ORIENTATION: "Tags do not tell which way up the image is",
     Reason.UNREADABLE: "Image cannot be read",
+    Reason.CONTRADICTION: "Pixel attributes contradict each other",
     Reason.CONSTANT_IMAGE: "Image has one grey value only",
     Reason.TOO_LARGE: "Image is larger than allowed",
     Reason.NO_FINITE_SCORE: "Network gave no finite score",

@@ -43,6 +43,8 @@ _OPEN = _FAILURES | {
     classifier_errors.Reason.CONSTANT_IMAGE,
     classifier_errors.Reason.NO_VIEW,
     classifier_errors.Reason.NO_BODY_PART,
+    classifier_errors.Reason.NO_ORIENTATION,
+    classifier_errors.Reason.CONTRADICTION,
 }
 _RETRY_SECONDS = 30.0  # after a fault of the machine, such as a file system that is away; doubles each time
 _LONGEST_RETRY = 480.0
