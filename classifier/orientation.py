@@ -1,8 +1,8 @@
 """How the stored image lies, by Patient Orientation, and how it is turned upright.
 
 Radiologists look at a frontal chest image as if they faced the patient: the head is up, and the patient's
-left is at the right of the image, for PA and AP alike. Patient Orientation of such an image is L\\F: rows run to
-the left, columns to the feet (PS3.3 C.7.6.1.1.1). The training images lie in this way.
+left is at the right of the image, for PA and AP alike. Patient Orientation of such an image is L\\F: rows run
+to the left, columns to the feet (PS3.3 C.7.6.1.1.1). The training images lie in this way.
 """
 
 from __future__ import annotations

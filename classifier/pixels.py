@@ -228,7 +228,7 @@ def _judge_sign(values: NDArray[Any], header: Codestream, frame: _Frame) -> None
     if values.dtype.kind == "i":  # a signed codestream of JPEG 2000
         is_certain = image.signed or values.min() >= 0
     elif image.signed and (frame.syntax in JPEG2000TransferSyntaxes or precision < image.stored):
-        is_certain = values.max() < 2 ** (precision - 1)
+        is_certain = values.max() < 2 ** (min(precision, image.stored) - 1)
     else:
         is_certain = True
     if not is_certain:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom import config
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID
@@ -88,6 +90,11 @@ def encoded(ds: Dataset) -> io.BytesIO:
     ds.save_as(file, enforce_file_format=True)
     file.seek(0)
     return file
+
+
+def put(ds: Dataset, keyword: str, vr: str, value: Any) -> None:
+    """Set an attribute to what no careful writer would write."""
+    ds.add(DataElement(keyword, vr, value, validation_mode=config.IGNORE))
 
 
 def lut(entries: np.ndarray[Any, Any], first: int, bits: int) -> Dataset:

@@ -1,4 +1,4 @@
-"""One image in every encoding that the node accepts, drawn at random from a seed; the native one is the truth."""
+"""One image in every encoding that the node accepts, drawn from a seed; the native one is the truth."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ NATIVE = {
     DeflatedExplicitVRLittleEndian: (False, True),
     ExplicitVRBigEndian: (False, False),
 }
-COMPRESSED = (
-    *(RLELossless, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless, HTJ2KLossless),
-)
+COMPRESSED = (*(RLELossless, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless, HTJ2KLossless),)
 SYNTAXES = (*NATIVE, *COMPRESSED)
 # What may be in the bits above Bits Stored
 ABOVE = ("zeros", "sign", "ones", "noise", "overlay")
@@ -70,7 +68,7 @@ class Encoding:
     shape: tuple[int, int]
 
     def values(self) -> Values:
-        """Return the stored values: two lungs with noise, from the lowest to the highest that the bits hold."""
+        """Return the stored values: two lungs with noise, over the whole range of Bits Stored."""
         rows, columns = self.shape
         random = np.random.default_rng(self.seed)
         y, x = np.mgrid[0:rows, 0:columns] / max(self.shape)
@@ -158,7 +156,9 @@ def drawn(seed: int, syntax: UID | None = None) -> Encoding:
 def _letters(shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Return strokes as of burnt-in letters."""
     rows, columns = np.indices(shape)
-    strokes: NDArray[np.bool_] = (rows % 7 == 2) & (columns < shape[1] // 2) | (columns % 9 == 4) & (rows > 20)
+    strokes: NDArray[np.bool_] = (rows % 7 == 2) & (columns < shape[1] // 2) | (columns % 9 == 4) & (
+        rows > 20
+    )
     return strokes
 
 
@@ -185,7 +185,11 @@ def _swap(ds: Dataset, cells: Values, seed: int) -> None:
 def _rle(encoding: Encoding) -> bytes:
     """Encode by the bytes of cells, the most significant first (PS3.5 G)."""
     cells = encoding.cells()
-    planes = np.ascontiguousarray(cells.astype(cells.dtype.newbyteorder(">"))).view("u1").reshape(-1, cells.itemsize)
+    planes = (
+        np.ascontiguousarray(cells.astype(cells.dtype.newbyteorder(">")))
+        .view("u1")
+        .reshape(-1, cells.itemsize)
+    )
     segments = []
     for plane in planes.T:
         packed = b"".join(bytes(packbits_encode(row.tobytes())) for row in plane.reshape(cells.shape))

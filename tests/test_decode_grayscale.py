@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom import config
 from pydicom.datadict import dictionary_VR
-from pydicom.dataelem import DataElement
 from pydicom.uid import ExplicitVRBigEndian
 
 from classifier.decode import decode
 from classifier.errors import NotScorable, Reason
-from tests.decoding import RAMP, encoded, image_of, lut, refused, stretched
+from tests.decoding import RAMP, encoded, image_of, lut, put, refused, stretched
 
 
 def test_monochrome1_is_inverted_once_whatever_the_lut_shape() -> None:
@@ -66,7 +64,7 @@ def test_a_number_that_makes_no_sense_is_refused_and_quoted(tags: dict[str, Any]
     with warnings.catch_warnings(action="ignore"):
         ds = image_of(RAMP)
         for keyword, value in tags.items():
-            ds.add(DataElement(keyword, dictionary_VR(keyword), value, validation_mode=config.IGNORE))
+            put(ds, keyword, dictionary_VR(keyword), value)
     with pytest.raises(NotScorable, match=r'(Window|Rescale|VOI)[^"]*"|Function') as caught:
         decode(ds)
     assert caught.value.reason == Reason.UNREADABLE
