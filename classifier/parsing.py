@@ -20,7 +20,7 @@ HEADER_BYTES: Final = 64 * 2**20
 """Most bytes of a data set beside Pixel Data, such as overlays and private elements."""
 
 _PREAMBLE = 128
-_MOST_READS = 300_000  # about three for each element; those of real radiographs have some hundred elements
+_MOST_READS = 100_000  # about three for each element, of which real radiographs have some hundred
 _PIECE = 2**20
 _ELEMENT_BYTES = 12  # of tag, value representation and length
 _FIRST_PIECES = 8 * 2**20  # of an inflated data set: where its header ends in practice

@@ -19,6 +19,7 @@ from classifier.errors import NotScorable, Reason
 from tests.conftest import radiograph
 
 RAMP = np.add.outer(np.arange(40) * 95, np.arange(36) * 2).astype("<u2")  # 12 bits
+COLOUR = np.random.default_rng(0).integers(0, 256, (32, 32, 3), "u1")
 # RAMP as encoders other than the decoders under test wrote it
 CODESTREAMS = {
     "JPEGLossless": (

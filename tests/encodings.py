@@ -12,7 +12,7 @@ from imagecodecs import htj2k_encode, jpeg2k_encode, jpeg8_encode, jpegls_encode
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.pixels.encoders import JPEGLSLosslessEncoder
+from pydicom.pixels.encoders.base import JPEGLSLosslessEncoder
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,

@@ -168,7 +168,7 @@ RAMP = np.arange(4096).astype("<u2")
 def test_the_first_value_of_a_lut_follows_pixel_representation(keyword: str, vr: str, first: int) -> None:
     table = lut(RAMP, 0, 12)
     table.add_new("LUTDescriptor", vr, [4096, first, 12])
-    ds = image_of(SIGNED, **{keyword: [table]})
+    ds = image_of(SIGNED, 12, **{keyword: [table]})
     expected = CHEST / 4095 if keyword == "VOILUTSequence" else stretched(CHEST)
     np.testing.assert_allclose(decode(encoded(ds))[0], expected, atol=1e-6)
 
@@ -213,7 +213,7 @@ def test_a_lut_for_other_values_than_the_image_has() -> None:
 def test_a_lut_descriptor_that_makes_no_sense(keyword: str, vr: str, descriptor: list[Any]) -> None:
     table = lut(RAMP, 0, 12)
     put(table, "LUTDescriptor", vr, descriptor)
-    found = refusal(encoded(image_of(CHEST, **{keyword: [table]})))
+    found = refusal(encoded(image_of(CHEST, 12, **{keyword: [table]})))
     assert found.reason == Reason.UNREADABLE
     assert "LUT Descriptor" in found.detail
 

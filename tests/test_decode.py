@@ -34,7 +34,17 @@ from pydicom.uid import (
 from classifier.decode import Eligibility, decode, read
 from classifier.errors import Reason
 from tests.conftest import pixels
-from tests.decoding import CODESTREAMS, RAMP, compressed, encoded, image_of, picture, refused, stretched
+from tests.decoding import (
+    CODESTREAMS,
+    COLOUR,
+    RAMP,
+    compressed,
+    encoded,
+    image_of,
+    picture,
+    refused,
+    stretched,
+)
 
 
 def test_shape_type_and_range() -> None:
@@ -137,7 +147,6 @@ def test_16_bits() -> None:
 # --- colour
 
 
-COLOUR = np.random.default_rng(0).integers(0, 256, (32, 32, 3), "u1")
 LUMINANCE = COLOUR @ np.array([0.299, 0.587, 0.114]) / 255
 
 
