@@ -30,7 +30,7 @@ class Uncommitted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class ModalityRequest:
     """One request of a modality."""
 
     id: int
@@ -161,12 +161,12 @@ def add_wanted(
     return id_
 
 
-def wanted(session: Session, ids: Sequence[int]) -> list[Wanted]:
+def wanted(session: Session, ids: Sequence[int]) -> list[ModalityRequest]:
     """Return requests in the order of `ids`."""
     rows = session.scalars(select(CommitmentWanted).where(CommitmentWanted.id.in_(ids)))
     found = {row.id: row for row in rows}
     return [
-        Wanted(
+        ModalityRequest(
             id=id_,
             calling_ae_title=found[id_].calling_ae_title,
             transaction_uid=found[id_].transaction_uid,

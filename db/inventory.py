@@ -34,7 +34,7 @@ class Known:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sent:
+class SentReport:
     """How one destination stands to a report, and the UID under which it got it where it got it."""
 
     destination: str
@@ -64,7 +64,7 @@ class Reported:
     unscored: int
     unreported: int
     report_uid: str | None
-    sent: Sequence[Sent]
+    sent: Sequence[SentReport]
     job_state: str | None
     job_error: str | None
 
@@ -92,18 +92,27 @@ def known(session: Session, sop_instance_uids: Collection[str]) -> dict[str, Kno
     }
 
 
-def reported(session: Session, study_instance_uid: str, sop_classes: Collection[str]) -> Reported | None:
+def reported(
+    session: Session,
+    study_instance_uid: str,
+    sop_classes: Collection[str],
+    uncounted: Collection[str] = (),
+) -> Reported | None:
     """Return what became of a study; ``None`` where none of its images was received.
 
     Parameters
     ----------
     sop_classes
         Of the images for which a report is made; others do not count.
+    uncounted
+        Reasons of objects that do not count either, such as the heat maps of other programs.
     """
     study_id = session.scalars(
         select(Study.id).where(Study.study_instance_uid == study_instance_uid)
     ).one_or_none()
     mine = (Instance.study_id == study_id) & Instance.sop_class_uid.in_(sop_classes)
+    if uncounted:
+        mine &= ~exists().where(Score.instance_id == Instance.id, Score.reason.in_(uncounted))
     images = set(session.scalars(select(Instance.id).where(mine)))
     if study_id is None or not images:
         return None
@@ -136,10 +145,10 @@ def _stated(session: Session, report_id: int) -> set[int]:
     return set(session.scalars(select(ReportImage.instance_id).where(ReportImage.report_id == report_id)))
 
 
-def _sent(session: Session, report_id: int) -> list[Sent]:
+def _sent(session: Session, report_id: int) -> list[SentReport]:
     rows = session.scalars(select(Delivery).where(Delivery.report_id == report_id).order_by(Delivery.id))
     return [
-        Sent(
+        SentReport(
             destination=row.destination,
             state=row.state,
             sop_instance_uid=row.sop_instance_uid,

@@ -243,7 +243,7 @@ class CommitmentWanted(Base):
 
 
 class Process(Base):
-    """One role on one host, and when it gave its last sign of life."""
+    """One role on one host, and its last heartbeat."""
 
     __tablename__ = "process"
 

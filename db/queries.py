@@ -1,7 +1,7 @@
 """What the node records of its work, and reads to go on with it.
 
-All SQL of the node is in this package: here, in `queue`, `custody`, `commitments` and `inventory`, and, for
-what people ask, in `results` and `operations`. Nothing in them commits or reads the clock of the machine.
+All SQL of the node is in this package: here, in `queue`, `stock`, `commitments` and `inventory`, and, for
+what people ask, in `results` and `status`. Nothing in them commits or reads the clock of the machine.
 """
 
 from __future__ import annotations
@@ -259,14 +259,14 @@ def add_report(session: Session, new: NewReport) -> None:
 # Living
 
 
-def record_sign(session: Session, role: str, host: str, started_at: datetime) -> None:
+def record_heartbeat(session: Session, role: str, host: str, started_at: datetime) -> None:
     """Record that a process is at work now."""
     values = {"started_at": started_at, "seen_at": later(session, 0)}
     statement = insert_or(session, Process).values(role=role, host=host, **values)
     session.execute(statement.on_conflict_do_update(index_elements=[Process.role, Process.host], set_=values))
 
 
-def forget_sign(session: Session, role: str, host: str) -> None:
+def forget_heartbeat(session: Session, role: str, host: str) -> None:
     """Record that a process ended in good order."""
     session.execute(delete(Process).where(Process.role == role, Process.host == host))
 

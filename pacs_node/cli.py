@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from pacs_node.arguments import (
-    Answer,
+from classifier import terminal
+from pacs_node.network.peer import Peer
+from pacs_node.terminal.arguments import (
     CallingOption,
     ConfigOption,
+    DecisionFilter,
     DeliveryState,
     Fetching,
-    Format,
+    OutputFormat,
     StatusFormat,
     moment,
     study_dates,
@@ -31,8 +33,8 @@ from pacs_node.arguments import (
 if TYPE_CHECKING:
     from db.session import Database
     from pacs_node.config import Settings
-    from pacs_node.reconcile import Reconciliation
-    from pacs_node.spool import Spool
+    from pacs_node.reconciling.findings import Reconciliation
+    from pacs_node.storage.spool import Spool
 
 USER_ERROR = 2
 
@@ -58,8 +60,8 @@ def serve(
 ) -> None:
     """Run the node until SIGTERM or Ctrl-C, which it answers by finishing what is at hand."""
     from pacs_node.errors import UserError  # noqa: PLC0415
-    from pacs_node.roles import ROLES  # noqa: PLC0415
-    from pacs_node.supervisor import serve as run  # noqa: PLC0415
+    from pacs_node.running.roles import ROLES  # noqa: PLC0415
+    from pacs_node.running.supervisor import serve as run  # noqa: PLC0415
 
     wanted = [role.strip() for role in roles.split(",")]
     unknown = [role for role in wanted if role not in ROLES]
@@ -77,7 +79,7 @@ def role(
     listening: Annotated[int, typer.Option(help="Descriptor of the socket that receivers share.")] = -1,
 ) -> None:
     """Be one process of `serve`."""
-    from pacs_node.supervisor import run_role  # noqa: PLC0415
+    from pacs_node.running.supervisor import run_role  # noqa: PLC0415
 
     control_socket, shared = (None if fd < 0 else socket.socket(fileno=fd) for fd in (control, listening))
     run_role(_configured(config), name, control_socket, number, shared)
@@ -93,7 +95,7 @@ def demo(
     into: Annotated[Path, typer.Option(help="Where the folder of this run is made.")] = Path("demo"),
 ) -> None:
     """Show the whole product at work on this machine, in half a minute."""
-    from pacs_node.demo import run  # noqa: PLC0415
+    from pacs_node.demo.demo import run  # noqa: PLC0415
 
     sys.exit(run(images, into))
 
@@ -108,11 +110,11 @@ def send(
     """Send DICOM files by C-STORE, as they are. Exit code 1 when one was not stored."""
     from rich.progress import track  # noqa: PLC0415
 
-    from pacs_node import scu  # noqa: PLC0415
+    from pacs_node.network import scu  # noqa: PLC0415
 
     files = scu.files_in(paths)
-    peer = scu.Peer.parse(to)
-    console = Console(stderr=True)
+    peer = Peer.parse(to)
+    console = terminal.console(stderr=True)
     answers = []
     for answer in track(
         scu.send(files, peer, calling), "Sending", len(files), console=console, transient=True
@@ -133,10 +135,10 @@ def echo(
     calling: CallingOption = "PACS_NODE_SEND",
 ) -> None:
     """Ask a DICOM peer by C-ECHO whether it is there."""
-    from pacs_node import scu  # noqa: PLC0415
+    from pacs_node.network import scu  # noqa: PLC0415
 
-    scu.echo(scu.Peer.parse(peer), calling)
-    Console().print(f"{peer} is there.", highlight=False)
+    scu.echo(Peer.parse(peer), calling)
+    terminal.console().print(f"{peer} is there.", highlight=False)
 
 
 @app.command(
@@ -158,34 +160,34 @@ def results(
         str | None, typer.Option(help="Received since: a date or time (ISO 8601), or an age: 30m, 2h, 7d.")
     ] = None,
     until: Annotated[str | None, typer.Option(help="Received before; as --since.")] = None,
-    decision: Annotated[Answer | None, typer.Option(help="Only these.")] = None,
+    decision: Annotated[DecisionFilter | None, typer.Option(help="Only these.")] = None,
     min_probability: Annotated[float | None, typer.Option(min=0, max=1, help="Lowest probability.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most rows.")] = 100,
-    output: Annotated[Format, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
-        Format.TABLE
+    output: Annotated[OutputFormat, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
+        OutputFormat.TABLE
     ),
     config: ConfigOption = None,
 ) -> None:
     """Ask the results database, newest first; it is open to any SQL tool too, in its view `results`."""
     from db.results import RESULT_COLUMNS, Filter  # noqa: PLC0415
     from db.results import results as ask  # noqa: PLC0415
-    from pacs_node import display  # noqa: PLC0415
+    from pacs_node.terminal import tables  # noqa: PLC0415
 
-    now = datetime.now(UTC)
+    since_, until_ = _moments(since, until)
     wanted = Filter(
         patient=patient,
         accession=accession,
         study=study,
         study_dates=None if study_date is None else study_dates(study_date),
-        since=None if since is None else moment(since, now),
-        until=None if until is None else moment(until, now),
+        since=since_,
+        until=until_,
         decision=decision,
         min_probability=min_probability,
         limit=limit,
     )
     with _database(_configured(config)).read() as session:
         rows = ask(session, wanted)
-    _print_rows(rows, RESULT_COLUMNS, output, display.print_results)
+    _print_rows(rows, RESULT_COLUMNS, output, tables.print_results)
 
 
 @app.command(
@@ -201,29 +203,29 @@ def ledger(
     until: Annotated[str | None, typer.Option(help="Received before; as --since.")] = None,
     state: Annotated[DeliveryState | None, typer.Option(help="Only deliveries in this state.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most rows.")] = 100,
-    output: Annotated[Format, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
-        Format.TABLE
+    output: Annotated[OutputFormat, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
+        OutputFormat.TABLE
     ),
     config: ConfigOption = None,
 ) -> None:
     """Account for each received image: its score, its report, and what each destination said when."""
     from db.results import LEDGER_COLUMNS, Filter  # noqa: PLC0415
     from db.results import ledger as ask  # noqa: PLC0415
-    from pacs_node import display  # noqa: PLC0415
+    from pacs_node.terminal import tables  # noqa: PLC0415
 
-    now = datetime.now(UTC)
+    since_, until_ = _moments(since, until)
     wanted = Filter(
         study=study,
         patient=patient,
         accession=accession,
-        since=None if since is None else moment(since, now),
-        until=None if until is None else moment(until, now),
+        since=since_,
+        until=until_,
         state=state,
         limit=limit,
     )
     with _database(_configured(config)).read() as session:
         rows = ask(session, wanted)
-    _print_rows(rows, LEDGER_COLUMNS, output, display.print_ledger)
+    _print_rows(rows, LEDGER_COLUMNS, output, tables.print_ledger)
 
 
 @app.command(epilog="Example:\n\npacs-node status --format json")
@@ -237,15 +239,15 @@ def status(
     config: ConfigOption = None,
 ) -> None:
     """Show counts by state, the oldest waiting image, space, model. Exit code 1 when a person should look."""
-    from pacs_node import display  # noqa: PLC0415
-    from pacs_node.health import snapshot  # noqa: PLC0415
+    from pacs_node.running.status import snapshot  # noqa: PLC0415
+    from pacs_node.terminal import tables  # noqa: PLC0415
 
     settings = _configured(config)
     found = snapshot(settings, _database(settings), datetime.now(UTC), with_files=files)
     if output is StatusFormat.JSON:
-        display.write_json(display.status_values(found), sys.stdout)
+        tables.write_json(tables.status_values(found), sys.stdout)
     else:
-        display.print_status(found, Console())
+        tables.print_status(found, terminal.console())
     sys.exit(1 if found.problems else 0)
 
 
@@ -258,7 +260,7 @@ def retry(
     config: ConfigOption = None,
 ) -> None:
     """Try again what was given up: scoring, reports and deliveries."""
-    from db import operations as asked  # noqa: PLC0415
+    from db import status as asked  # noqa: PLC0415
     from pacs_node.errors import UserError  # noqa: PLC0415
 
     if failed == (study_uid is not None):
@@ -269,7 +271,9 @@ def retry(
         if study_uid is not None and not asked.study_exists(session, study_uid):
             raise UserError(f"There is no study {study_uid}; `pacs-node results --format csv` names them.")
         number = asked.retry(session, study_uid, give_up_at)
-    Console().print(f"{number} {'job' if number == 1 else 'jobs'} will be tried again.", highlight=False)
+    terminal.console().print(
+        f"{number} {'job' if number == 1 else 'jobs'} will be tried again.", highlight=False
+    )
 
 
 @app.command(
@@ -291,35 +295,20 @@ def reconcile(
         Fetching,
         typer.Option(help="C-MOVE, by which the PACS sends to the running node; or C-GET, to this command."),
     ] = Fetching.MOVE,
-    output: Annotated[Format, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
-        Format.TABLE
+    output: Annotated[OutputFormat, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
+        OutputFormat.TABLE
     ),
     config: ConfigOption = None,
 ) -> None:
     """List chest radiographs of a PACS that were not received, scored or reported. Exit code 1 if any is."""
-    from rich.progress import track  # noqa: PLC0415
+    from pacs_node.reconciling.reconcile import period  # noqa: PLC0415
 
-    from pacs_node import query  # noqa: PLC0415
-    from pacs_node import reconcile as task  # noqa: PLC0415
-    from pacs_node.scu import Peer  # noqa: PLC0415
-    from pacs_node.spool import Spool  # noqa: PLC0415
-
-    now, settings = datetime.now(UTC), _configured(config)
-    peer, database, spool = Peer.parse(against), _database(settings), Spool(settings.spool.path)
-    days = task.period(
-        None if since is None else moment(since, now), None if until is None else moment(until, now), now
-    )
+    settings = _configured(config)
+    days = period(*_moments(since, until), datetime.now(UTC))
+    console = terminal.console(stderr=True)
     ours = calling or settings.node.ae_title
-    console = Console(stderr=True)
-    bar = partial(track, console=console, transient=True)
-    with query.open_finder(peer, ours) as finder:
-        found = task.compare(finder, database, spool, days, bar)
-    if fetch and any(finding.missing in task.FETCHABLE for finding in found.findings):
-        if by is Fetching.GET:
-            retrieve = partial(query.get, peer, ours, _keeping(settings, database, spool))
-        else:
-            retrieve = partial(query.move, peer, ours, settings.node.ae_title)
-        found = task.fetch(found, retrieve, database, spool, bar)
+    fetching = by if fetch else None
+    found = _reconciled(settings, Peer.parse(against), ours, days, fetching=fetching, console=console)
     _print_reconciliation(found, output, console)
     if found.failure is not None:
         raise found.failure
@@ -332,7 +321,7 @@ def abandon(
     config: ConfigOption = None,
 ) -> None:
     """Give up for good what waits for a destination that is no more; `retry` cannot bring it back."""
-    from db import operations as asked  # noqa: PLC0415
+    from db import status as asked  # noqa: PLC0415
     from pacs_node.errors import UserError  # noqa: PLC0415
 
     settings = _configured(config)
@@ -342,7 +331,7 @@ def abandon(
         )
     with _database(settings).write() as session:
         number = asked.abandon(session, destination, datetime.now(UTC))
-    Console().print(f"{number} {'report' if number == 1 else 'reports'} abandoned.", highlight=False)
+    terminal.console().print(f"{number} {'report' if number == 1 else 'reports'} abandoned.", highlight=False)
 
 
 @app.command()
@@ -350,7 +339,7 @@ def version() -> None:
     """Print the version."""
     from pacs_node import __version__  # noqa: PLC0415
 
-    Console().print(f"pacs-node {__version__}", highlight=False)
+    terminal.console().print(f"pacs-node {__version__}", highlight=False)
 
 
 def main() -> None:
@@ -361,7 +350,7 @@ def main() -> None:
     try:
         app()
     except (UserError, DatabaseError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"pacs-node: {error}", style="red", markup=False)
+        terminal.console(stderr=True, soft_wrap=True).print(f"pacs-node: {error}", style="red", markup=False)
         sys.exit(USER_ERROR)
 
 
@@ -382,42 +371,79 @@ def _database(settings: Settings) -> Database:
     return database
 
 
+def _moments(since: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
+    """Return when a period begins and ends, both seen from the same now."""
+    now = datetime.now(UTC)
+    first, last = (None if text is None else moment(text, now) for text in (since, until))
+    return first, last
+
+
+def _reconciled(
+    settings: Settings,
+    peer: Peer,
+    ours: str,
+    days: tuple[date, date],
+    *,
+    fetching: Fetching | None,
+    console: Console,
+) -> Reconciliation:
+    """Compare a PACS with the database, and fetch what is missing if that is wanted."""
+    from rich.progress import track  # noqa: PLC0415
+
+    from pacs_node.reconciling import query  # noqa: PLC0415
+    from pacs_node.reconciling import reconcile as task  # noqa: PLC0415
+    from pacs_node.reconciling.findings import FETCHABLE  # noqa: PLC0415
+    from pacs_node.storage.spool import Spool  # noqa: PLC0415
+
+    database, spool = _database(settings), Spool(settings.spool.path)
+    bar = partial(track, console=console, transient=True)
+    with query.open_finder(peer, ours) as finder:
+        found = task.compare(finder, database, spool, days, bar)
+    if fetching is None or not any(finding.missing in FETCHABLE for finding in found.findings):
+        return found
+    if fetching is Fetching.GET:
+        retrieve = partial(query.get, peer, ours, _keeping(settings, database, spool))
+    else:
+        retrieve = partial(query.move, peer, ours, settings.node.ae_title)
+    return task.fetch(found, retrieve, database, spool, bar)
+
+
 def _keeping(settings: Settings, database: Database, spool: Spool) -> list[Any]:
     """Return pynetdicom's handlers that keep what comes by C-GET, as the node keeps what is sent to it."""
-    from pacs_node.receive import Receiver  # noqa: PLC0415
-    from pacs_node.reconcile import prepare  # noqa: PLC0415
+    from pacs_node.receiving.receiver import Receiver  # noqa: PLC0415
+    from pacs_node.reconciling.reconcile import prepare  # noqa: PLC0415
 
     prepare(spool, database)
-    return Receiver(settings, database, spool).keeping()
+    return Receiver(settings, database, spool).storage_handlers()
 
 
 def _print_rows(
     rows: Sequence[dict[str, Any]],
     columns: Sequence[str],
-    output: Format,
+    output: OutputFormat,
     print_table: Callable[[Sequence[dict[str, Any]], Console], None],
 ) -> None:
-    from pacs_node import display  # noqa: PLC0415
+    from pacs_node.terminal import tables  # noqa: PLC0415
 
-    if output is Format.TABLE:
-        print_table(rows, Console())
-    elif output is Format.CSV:
-        display.write_csv(rows, columns, sys.stdout)
+    if output is OutputFormat.TABLE:
+        print_table(rows, terminal.console())
+    elif output is OutputFormat.CSV:
+        tables.write_csv(rows, columns, sys.stdout)
     else:
-        display.write_json(rows, sys.stdout)
+        tables.write_json(rows, sys.stdout)
 
 
-def _print_reconciliation(found: Reconciliation, output: Format, console: Console) -> None:
+def _print_reconciliation(found: Reconciliation, output: OutputFormat, console: Console) -> None:
     """Print what is missing to standard output, and the rest to `console`."""
-    from pacs_node import display  # noqa: PLC0415
+    from pacs_node.terminal import tables  # noqa: PLC0415
 
-    if output is Format.TABLE:
-        display.print_reconciliation(found, Console())
-    elif output is Format.CSV:
-        display.write_findings_csv(found, sys.stdout)
+    if output is OutputFormat.TABLE:
+        tables.print_reconciliation(found, terminal.console())
+    elif output is OutputFormat.CSV:
+        tables.write_findings_csv(found, sys.stdout)
     else:
-        display.write_json(display.reconciliation_values(found), sys.stdout)
-    notes = [] if output is Format.TABLE else [found.summary]
+        tables.write_json(tables.reconciliation_values(found), sys.stdout)
+    notes = [] if output is OutputFormat.TABLE else [found.summary]
     notes += found.troubles
     if not found.is_complete:
         notes.append("Some answers of the PACS could not be read: more may be missing; see its log.")

@@ -10,14 +10,18 @@
     │   ├── PortInUse            another program listens on the DICOM port
     │   ├── ModelUnusable        the checkpoint is missing, damaged or not understood
     │   └── PeerError            the DICOM peer named on the command line did not answer as it should
+    │       └── CutShort             a PACS has more matches than it answers to one query
     ├── Retryable            the same work may succeed later: back off, try again until the deadline
     │   ├── DestinationDown      no association, or it broke
     │   └── DestinationBusy      the peer answered C-STORE with a failure status that may pass
     ├── Terminal             trying again cannot help: the job fails, visibly
     │   └── DestinationRefused   the peer will not take any report class, or says the object is wrong
-    ├── NotAssociated        no association came about; `deliver` and `scu` say what that means to them
+    ├── NotAssociated        no association came about; the caller says what that means to it
     │   └── TakesNothing         the peer accepts none of the presentation contexts
-    └── Refused              a received SOP instance is refused, with the DIMSE status to answer
+    ├── Refused              a received SOP instance is refused, with the DIMSE status to answer
+    ├── UnreadableHeader     an object does not parse
+    ├── OutOfOrder           a message came in the middle of a data set: the association is aborted
+    └── InvalidReport        no report can be built from this input
 """
 
 
@@ -51,6 +55,10 @@ class ModelUnusable(UserError):
 
 class PeerError(UserError):
     """The DICOM peer named on the command line did not answer as it should."""
+
+
+class CutShort(PeerError):
+    """The PACS has more matches than it answers to one query."""
 
 
 class Retryable(PacsNodeError):
@@ -110,3 +118,15 @@ class Refused(PacsNodeError):
         super().__init__(comment)
         self.status = status
         self.comment = comment[:64]
+
+
+class UnreadableHeader(PacsNodeError):
+    """The object does not parse; the message says where, without patient data."""
+
+
+class OutOfOrder(PacsNodeError):
+    """A command or another context came in the middle of a data set (PS3.8 E.2)."""
+
+
+class InvalidReport(PacsNodeError):
+    """A report cannot be built from this input: the input breaks the contract, or names no SOP instance."""

@@ -1,4 +1,4 @@
-"""When work is done: claim, lease, retry, stop. What is done is the business of the stages in `pipeline`.
+"""When work is done: claim, lease, retry, stop. What is done is the business of the stages of each wing.
 
 A worker holds the jobs of one claim under a token and a lease that it keeps renewing. If it dies, the lease
 ends and another worker takes over. If it only seemed dead, its token no longer counts and it writes nothing.
@@ -260,3 +260,15 @@ class _Heartbeat:
                         return
             except DatabaseError as error:
                 _log.warning("lease not renewed", cause=str(error))
+
+
+_RETRY_SECONDS = 30.0  # after a fault of the machine, such as a file system that is away; doubles each time
+
+
+_LONGEST_RETRY = 480.0
+
+
+def retry_unreadable(job: Claimed, error: OSError) -> Later:
+    """Try a file again, ever later; one that stays unreadable must not hold up its study for ever."""
+    pause = min(_LONGEST_RETRY, _RETRY_SECONDS * 2 ** (job.attempts - 1))
+    return Later(pause, f"The file cannot be read: {error.strerror}", is_attempt=True)

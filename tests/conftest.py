@@ -25,7 +25,7 @@ from pydicom.uid import (
 )
 
 from db.session import Database
-from tests.postgres import Server, running_server
+from tests.helpers.postgres import Server, running_server
 
 SOP_CLASSES = {
     "CR": ComputedRadiographyImageStorage,
@@ -34,11 +34,6 @@ SOP_CLASSES = {
     "SC": SecondaryCaptureImageStorage,
 }
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-
-# Assertions in what tests share tell as much as those in tests do.
-pytest.register_assert_rewrite(
-    *(f"tests.{name}" for name in ("receiving", "workbench", "delivering", "querying", "decoding"))
-)
 
 
 def uid(*parts: object) -> str:

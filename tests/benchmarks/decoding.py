@@ -26,10 +26,10 @@ from torch.utils.data import Dataset
 from torchvision import transforms
 
 from classifier.config import SHIPPED_MODEL, Eligibility
-from classifier.model import load
-from classifier.prepare import Preparation
-from classifier.transforms import chain
-from pacs_node.phantom import frontal_chest
+from classifier.model.checkpoint import load
+from classifier.model.transforms import chain
+from classifier.scoring.prepare import Preparation
+from pacs_node.demo.phantom import frontal_chest
 from tests.benchmarks.pair import Pair, rate
 from tests.benchmarks.plain import loader
 from tests.conftest import radiograph, save

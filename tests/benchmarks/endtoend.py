@@ -19,8 +19,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from pynetdicom import AE, evt
 
-from pacs_node.demo_peers import free_port, shut_down
-from pacs_node.report import REPORT_CLASSES
+from pacs_node.demo.peers import free_port, shut_down
+from pacs_node.reporting.report import REPORT_CLASSES
 from tests.benchmarks.ingest import Receiver, node, peak_mebibytes, send
 from tests.benchmarks.objects import radiographs, renew
 
@@ -227,7 +227,7 @@ def _stages(times: Sequence[float]) -> list[float]:
 
 def _scoring_alone(files: Sequence[Path]) -> float:
     """Return images per second from file to answer."""
-    from classifier.predict import Predictor
+    from classifier.scoring.predict import Predictor
 
     predictor = Predictor.load()
     batches = [files[at : at + 16] for at in range(0, len(files), 16)]

@@ -17,13 +17,13 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from db import custody, operations, queries, queue, results
+from db import queries, queue, results, status, stock
 from db.queue import Claim, Kind
 from db.results import Filter
 from db.rows import NewInstance, NewReport, NewScore
 from db.session import Database
 from tests.benchmarks.grown import fill
-from tests.postgres import OwnServer, own_folder
+from tests.helpers.postgres import OwnServer, own_folder
 
 _LIMIT = 100  # rows, as the command line asks for
 _SOON_MS = 50.0
@@ -183,7 +183,7 @@ def _questions() -> Iterator[tuple[str, _Choice, float | None]]:
     yield "Ledger of failed deliveries", of("", results.ledger, state="failed"), _SOON_MS
     yield "Status", lambda _: _status, None
     yield "Taking stock: the rows of 1/256 of the spool", lambda _: _slice, None
-    yield "Retention: which studies are due", lambda _: lambda s: custody.spent(s, now - _DAY, 100), None
+    yield "Retention: which studies are due", lambda _: lambda s: stock.spent(s, now - _DAY, 100), None
     yield "Start: whether anything was received", lambda _: queries.has_instances, None
 
 
@@ -209,18 +209,18 @@ def _by_hand(database: Database) -> Ask:
 
 
 def _status(session: Session) -> None:
-    """Ask all that `pacs_node.health` asks."""
-    operations.counts(session)
-    operations.oldest_waiting(session)
-    operations.failures(session, 20)
+    """Ask all that `pacs_node.running.status` asks."""
+    status.counts(session)
+    status.oldest_waiting(session)
+    status.failures(session, 20)
     queries.newest_model(session)
-    operations.signs(session)
-    operations.undelivered(session)
+    status.heartbeats(session)
+    status.undelivered(session)
 
 
 def _slice(session: Session) -> None:
     first = random.randrange(_SLICES - 1)
-    custody.held(session, f"{first:02x}", f"{first + 1:02x}")
+    stock.held(session, f"{first:02x}", f"{first + 1:02x}")
 
 
 def _asked(database: Database, chosen: Callable[[Database], Ask], rounds: int) -> list[float]:

@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pacs_node.demo_peers import NodeProcess, free_port
+from pacs_node.demo.peers import NodeProcess, free_port
 from tests.benchmarks.objects import radiographs, renew
 from tests.benchmarks.pair import Pair
-from tests.peers import orthanc, program
+from tests.helpers.peers import orthanc, program
 
 _ASSOCIATIONS = (1, 4, 16)
 _SIZES = {"0.5 MB": (512, 192), "8 MB": (2048, 32)}  # side in pixels, objects in a round

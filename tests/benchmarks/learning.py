@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from classifier.config import SHIPPED_MODEL
-from classifier.data import load as load_data
-from classifier.images import decode_all
-from classifier.model import load
-from classifier.options import Epoch, Options, Watcher
-from classifier.predict import Predictor
-from classifier.recipes import DEFAULT, PUBLISHED, Recipe, changed
-from classifier.train import train
+from classifier.data.examples import load as load_data
+from classifier.data.images import decode_all
+from classifier.model.checkpoint import load
+from classifier.scoring.predict import Predictor
+from classifier.training.options import Epoch, Options, Watcher
+from classifier.training.recipes import DEFAULT, PUBLISHED, Recipe, changed
+from classifier.training.train import train
 from tests.benchmarks.pair import Pair, rate
 from tests.benchmarks.plain import PlainLoop
 

@@ -17,12 +17,12 @@ from sqlalchemy import update
 from db.models import Job
 from db.queue import later
 from db.session import Database
-from pacs_node.demo_peers import NodeProcess, free_port
+from pacs_node.demo.peers import NodeProcess, free_port
 from tests.benchmarks.ingest import Receiver, send
 from tests.benchmarks.objects import radiographs
 from tests.benchmarks.pair import Pair
 from tests.faults.world import wait_for
-from tests.postgres import OwnServer, own_folder
+from tests.helpers.postgres import OwnServer, own_folder
 
 _SIDE = 1024  # pixels: 2 MB
 _STUDIES = 64

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pacs_node.phantom import frontal_chest
+from pacs_node.demo.phantom import frontal_chest
 from tests.conftest import radiograph, save
 
 _HEAD = 4096  # bytes in which all UIDs stand

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from classifier.config import SHIPPED_MODEL
-from classifier.folded import Folded
-from classifier.model import Network, load
-from classifier.predict import Predictor
+from classifier.model.checkpoint import load
+from classifier.model.network import Network
+from classifier.scoring.folded import Folded
+from classifier.scoring.predict import Predictor
 from tests.benchmarks.pair import Pair, rate
 
 Scorer = Callable[[Tensor], Any]

@@ -27,7 +27,7 @@ from rich.table import Column, Table
 
 from tests import faults
 from tests.faults.scenario import Outcome, Scenario, Skipped
-from tests.postgres import OwnServer, own_folder
+from tests.helpers.postgres import OwnServer, own_folder
 
 _NUMBERS = ("injected", "studies", "lost", "doubled", "stuck")
 _HEADINGS = ("Fault", "Database", "Injected", "Studies", "Lost", "Doubled", "Stuck", "Recovery, s", "")

@@ -17,7 +17,7 @@ from tests.faults.pacs import Pacs
 from tests.faults.scenario import Outcome, Scenario, Skipped
 from tests.faults.senders import Modality, studies
 from tests.faults.world import World
-from tests.postgres import OwnServer, own_folder
+from tests.helpers.postgres import OwnServer, own_folder
 
 _JUMPS = ("+3600", "+0", "-3600", "+0", "+3600", "-3600", "+0")
 """Seconds between the clock of the node and the right one: each time it jumps by an hour, once by two."""

@@ -19,7 +19,7 @@ from tests.faults.pacs import Pacs
 from tests.faults.scenario import Outcome, Scenario
 from tests.faults.senders import Modality, flat, studies
 from tests.faults.world import World, wait_for
-from tests.postgres import OwnServer, own_folder
+from tests.helpers.postgres import OwnServer, own_folder
 
 _LONG = 33.0  # seconds; longer than any transaction of the node waits for a lock
 _PATIENT = 25.0  # a transaction waits that long, and its sender is answered with Success in the end

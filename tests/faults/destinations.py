@@ -21,16 +21,16 @@ from pynetdicom.association import Association
 from sqlalchemy import func, select
 
 from db.models import Delivery
-from pacs_node.commitment import COMMITMENT
-from pacs_node.demo_peers import free_port
-from pacs_node.report import REPORT_CLASSES
+from pacs_node.commitment.messages import COMMITMENT
+from pacs_node.demo.peers import free_port
+from pacs_node.reporting.report import REPORT_CLASSES
 from tests.faults.judge import Verdict, judge
 from tests.faults.pacs import Behaviour, Pacs
 from tests.faults.proxy import Fault, Proxy
 from tests.faults.scenario import Outcome, Scenario, Skipped
 from tests.faults.senders import Modality, studies
 from tests.faults.world import World, wait_for
-from tests.peers import program
+from tests.helpers.peers import program
 
 _SOON = 6.0  # seconds within which a report reaches a PACS that is well: 0.5 to be quiet, then the work
 _QUICK = "[deliver]\nretry_seconds = 0.2\nmax_retry_seconds = 1\nconnect_seconds = 2\nanswer_seconds = 2\n"

@@ -19,7 +19,7 @@ from tests.faults.pacs import Pacs
 from tests.faults.scenario import Outcome, Scenario, Skipped
 from tests.faults.senders import Modality, flat, studies
 from tests.faults.world import World, wait_for
-from tests.postgres import OwnServer, own_folder
+from tests.helpers.postgres import OwnServer, own_folder
 
 _NET = "198.18.77"  # of the addresses for tests of devices, RFC 2544
 _CENTRE = f"{_NET}.1"

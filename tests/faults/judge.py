@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 
 from db.models import Delivery, Instance, Job, Report, Score, Study
 from db.session import Database
-from pacs_node.report import REPORT_CLASSES
+from pacs_node.reporting.report import REPORT_CLASSES
 from tests.faults.world import World
 
 Image = tuple[str, str]

@@ -20,7 +20,7 @@ from tests.faults.pacs import Pacs
 from tests.faults.scenario import Outcome, Scenario
 from tests.faults.senders import Dcmtk, Modality, studies
 from tests.faults.world import ROLES, Role, World, wait_for
-from tests.peers import Orthanc, orthanc
+from tests.helpers.peers import Orthanc, orthanc
 
 _STUDIES_AT_A_POINT = 3
 _SETTLE_SECONDS = 90.0
@@ -245,7 +245,7 @@ def _kill_often(world: World, progress: Progress, chance: random.Random) -> None
 
 
 def _is_at_work(world: World, name: str, since: float) -> bool:
-    """Tell whether a role gave a sign of life since then."""
+    """Tell whether a role had a heartbeat since then."""
     with world.database.read() as session:
         begun = session.scalars(select(Process.started_at).where(Process.role == name)).first()
     return begun is not None and begun.timestamp() >= since

@@ -31,7 +31,7 @@ from tests.faults.proxy import Fault, Proxy
 from tests.faults.scenario import Outcome, Scenario, Skipped
 from tests.faults.senders import Dcmtk, Modality, flat, studies
 from tests.faults.world import World, wait_for
-from tests.peers import program
+from tests.helpers.peers import program
 
 _IDLE_SECONDS = 3
 _MOST_ASSOCIATIONS = 16

@@ -8,9 +8,9 @@ from typing import Any, Self
 
 from pynetdicom import AE, evt
 
-from pacs_node.commitment import COMMITMENT
-from pacs_node.demo_peers import free_port
-from pacs_node.report import REPORT_CLASSES
+from pacs_node.commitment.messages import COMMITMENT
+from pacs_node.demo.peers import free_port
+from pacs_node.reporting.report import REPORT_CLASSES
 
 Behaviour = Callable[[evt.Event], int]
 

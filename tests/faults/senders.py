@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pacs_node import scu
 from pacs_node.errors import PeerError
+from pacs_node.network import scu
+from pacs_node.network.peer import Peer
 from tests.conftest import radiograph, save
 from tests.faults.judge import Image, image_of
-from tests.peers import program
+from tests.helpers.peers import program
 
 
 def studies(folder: Path, number: int, images: int = 1, prefix: str = "") -> list[list[Path]]:
@@ -54,7 +55,7 @@ class Modality:
         self.failures = 0
         self.statuses: Counter[int | None] = Counter()
         self.last = 0.0
-        self._peer = scu.Peer("PACS_NODE", host, port)
+        self._peer = Peer("PACS_NODE", host, port)
         self._name = name
         self._lock = threading.Lock()
 

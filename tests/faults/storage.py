@@ -20,7 +20,7 @@ from tests.faults.pacs import Pacs
 from tests.faults.scenario import Outcome, Scenario, Skipped
 from tests.faults.senders import Modality, flat, studies
 from tests.faults.world import World, wait_for
-from tests.postgres import OwnServer, own_folder
+from tests.helpers.postgres import OwnServer, own_folder
 
 _OUT_OF_RESOURCES = 0xA700
 _MIB = 2**20

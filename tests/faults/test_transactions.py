@@ -16,12 +16,17 @@ from sqlalchemy.orm import Session
 from db import commitments
 from db import session as session_module
 from db.session import Database
-from pacs_node import deliver, dispatch, pipeline
+from pacs_node.commitment import stages as commitment
+from pacs_node.commitment.stages import CommitStage, ConfirmStage
 from pacs_node.config import Destination, Modality, Settings
-from pacs_node.dispatch import CommitStage, ConfirmStage, DeliverStage
+from pacs_node.delivering import link
+from pacs_node.delivering import stage as delivering
+from pacs_node.delivering.stage import DeliverStage
+from pacs_node.reporting import stage as reporting
+from pacs_node.scoring.stage import ScoreStage
 from tests.conftest import radiograph
 from tests.faults.pacs import Pacs
-from tests.workbench import Bench
+from tests.helpers.workbench import Bench
 
 
 @pytest.fixture
@@ -49,16 +54,16 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         monkeypatch.setattr(owner, name, watched)
 
     monkeypatch.setattr(session_module, "_transaction", counted)
-    watch(pipeline.ScoreStage, "_predict_files")
-    watch(pipeline, "read_header")
-    watch(pipeline, "build")
-    watch(dispatch, "open_link")
-    watch(deliver.Link, "send")
-    monkeypatch.setattr(dispatch, "open_for_commitment", lambda *_, **__: nullcontext())
-    monkeypatch.setattr(dispatch, "ask", lambda *_: 0x0110)
-    monkeypatch.setattr(dispatch, "tell", lambda *_: 0x0000)
+    watch(ScoreStage, "_predict_files")
+    watch(reporting, "read_header")
+    watch(reporting, "build")
+    watch(delivering, "open_link")
+    watch(link.Link, "send")
+    monkeypatch.setattr(commitment, "open_for_commitment", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(commitment, "ask", lambda *_: 0x0110)
+    monkeypatch.setattr(commitment, "tell", lambda *_: 0x0000)
     for name in ("open_for_commitment", "ask", "tell"):
-        watch(dispatch, name)
+        watch(commitment, name)
     return seen
 
 

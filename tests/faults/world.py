@@ -15,7 +15,7 @@ from typing import Any
 
 from db.session import Database
 from pacs_node.config import ENVIRONMENT_PREFIX
-from pacs_node.demo_peers import free_port
+from pacs_node.demo.peers import free_port
 
 _SABOTAGE = Path(__file__).parent / "sabotage"
 _START_SECONDS = 120.0

@@ -237,8 +237,11 @@ def _worker(module: ModuleType) -> None:
     around(module.Worker, "_write", "worker: worked, before settling", "worker: settled")
 
 
-def _pipeline(module: ModuleType) -> None:
+def _reporting(module: ModuleType) -> None:
     around(module, "build", "report: before building", "report: built")
+
+
+def _scoring(module: ModuleType) -> None:
     around(module.ScoreStage, "_predict", "score: before the network", "score: after the network")
 
 
@@ -269,27 +272,28 @@ def _commitments(module: ModuleType) -> None:
     )
 
 
-def _dispatch(module: ModuleType) -> None:
+def _commitment_stages(module: ModuleType) -> None:
     around(module, "ask", "commit: before N-ACTION", "commit: asked")
     around(module, "tell", "confirm: before N-EVENT-REPORT", "confirm: told, before the row")
 
 
-def _custody(module: ModuleType) -> None:
+def _stock(module: ModuleType) -> None:
     around(module, "release", "retain: before the rows", "retain: rows written, before commit")
     around(module, "lock_released", "retain: released, before removal")
 
 
 _PATCHES: dict[str, Callable[[ModuleType], None]] = {
-    "pacs_node.spool": _spool,
+    "pacs_node.storage.spool": _spool,
     "db.queries": _queries,
     "db.commitments": _commitments,
-    "db.custody": _custody,
-    "pacs_node.dispatch": _dispatch,
-    "pacs_node.intake": _intake,
-    "pacs_node.receive": _receive,
+    "db.stock": _stock,
+    "pacs_node.commitment.stages": _commitment_stages,
+    "pacs_node.storage.intake": _intake,
+    "pacs_node.receiving.receiver": _receive,
     "pacs_node.worker": _worker,
-    "pacs_node.pipeline": _pipeline,
-    "pacs_node.deliver": _deliver,
+    "pacs_node.scoring.stage": _scoring,
+    "pacs_node.reporting.stage": _reporting,
+    "pacs_node.delivering.link": _deliver,
     "pynetdicom.transport": _dul,
 }
 
@@ -298,7 +302,7 @@ def _light(module: ModuleType) -> None:
     """Give the module of the network's stand-in what `roles` takes from the real one."""
     from types import SimpleNamespace
 
-    from classifier import decode
+    from classifier.decoding import decode
     from classifier.errors import NotScorable
     from classifier.outcome import Decision, Prediction
 
@@ -353,7 +357,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     """Patches modules as they are imported."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:  # noqa: ARG002
-        if name == "classifier.predict" and os.environ.get("LIGHT_MODEL"):
+        if name == "classifier.scoring.predict" and os.environ.get("LIGHT_MODEL"):
             return importlib.machinery.ModuleSpec(name, _Loader())
         patch = _PATCHES.get(name) if POINT or _ARM or "SABOTAGE_EIO" in os.environ else None
         if patch is None:

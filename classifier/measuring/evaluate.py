@@ -1,0 +1,213 @@
+"""Measure a model on labelled images: numbers for scripts, pictures and one page for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.metrics import classification_report
+
+from classifier.data import examples as data
+from classifier.data.examples import Example
+from classifier.data.images import require_none
+from classifier.decoding.decode import decode
+from classifier.errors import DataError
+from classifier.measuring import page, plots
+from classifier.measuring.metrics import Measures, measure
+from classifier.model.card import ModelCard
+from classifier.model.transforms import Resize
+from classifier.outcome import Prediction
+from classifier.scoring.predict import Predictor
+
+Numbers = NDArray[np.float64]
+
+_BATCH = 32
+_MOST_MISTAKES = 16
+_THUMBNAIL = 256  # pixels
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out; the arrays have one entry for each of `examples`."""
+
+    examples: Sequence[Example]
+    labels: Numbers
+    probability: Numbers
+    measures: Measures
+    predictions: Sequence[Prediction]
+
+
+def evaluate(
+    predictor: Predictor,
+    source: Path,
+    out: Path,
+    *,
+    split: str = "",
+    skip_bad: bool = False,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Evaluation:
+    """Score labelled images and write metrics.json, plots, a report and a page into `out`.
+
+    Parameters
+    ----------
+    predictor
+        The model.
+    source
+        Folder of classes or manifest; see `classifier.data.load`.
+    split
+        Only the images of this split; all when empty.
+    skip_bad
+        Leave out what cannot be decoded; otherwise it ends the evaluation.
+    progress
+        Called with the number of images done and of all.
+
+    Raises
+    ------
+    DataError
+        When there is nothing to measure, or an image cannot be decoded.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    examples = [example for example in data.load(source) if not split or example.split == split]
+    _require_both(examples, f"The split {split!r} of {source}" if split else str(source))
+    scored = list(_score(predictor, examples, progress))
+    bad = {e.path: p.detail for e, p in scored if p.probability is None}
+    if not skip_bad:
+        require_none(bad)
+    kept = [pair for pair in scored if pair[1].probability is not None]
+    _require_both([example for example, _ in kept], f"Without the {len(bad)} that have no score, {source}")
+    examples, predictions = [example for example, _ in kept], [prediction for _, prediction in kept]
+    labels = np.array([example.label for example in examples], np.float64)
+    probability = np.array([prediction.probability for prediction in predictions], np.float64)
+    measures = measure(labels, probability, [e.patient for e in examples], predictor.card.threshold)
+    evaluation = Evaluation(examples, labels, probability, measures, predictions)
+    _write(evaluation, predictor.card, source, out)
+    return evaluation
+
+
+def _require_both(examples: Sequence[Example], what: str) -> None:
+    if len({example.label for example in examples}) < 2:
+        raise DataError(f"{what} lacks a class; evaluation needs both.")
+
+
+def _score(
+    predictor: Predictor, examples: Sequence[Example], progress: Callable[[int, int], None]
+) -> Iterator[tuple[Example, Prediction]]:
+    for start in range(0, len(examples), _BATCH):
+        batch = examples[start : start + _BATCH]
+        yield from zip(batch, predictor.predict([example.path for example in batch]), strict=True)
+        progress(start + len(batch), len(examples))
+
+
+def _write(evaluation: Evaluation, card: ModelCard, source: Path, out: Path) -> None:
+    _write_metrics(evaluation, out / "metrics.json")
+    report = _report(evaluation)
+    (out / "report.txt").write_text(report, encoding="utf-8")
+    labels, probability, measures = evaluation.labels, evaluation.probability, evaluation.measures
+    figures = {
+        "roc": plots.roc(labels, probability, measures),
+        "precision_recall": plots.precision_recall(labels, probability, measures),
+        "calibration": plots.calibration(labels, probability, measures),
+        "confusion": plots.confusion(measures),
+        "mistakes": _mistakes(evaluation),
+    }
+    if any(prediction.novelty is not None for prediction in evaluation.predictions):
+        figures["novelty"] = _novelty(evaluation)
+    for name, figure in figures.items():
+        plots.save(figure, out / f"{name}.png")
+    paths = [out / f"{name}.png" for name in figures]
+    page.write(
+        out / "index.html",
+        f"{card.name} {card.version} on {source.name}",
+        f"{measures.n} images, SHA-256 of the model {card.sha256}. Research use only.",
+        [
+            page.Section("Measures", rows=_rows(measures), figures=paths[:4]),
+            page.Section("By class", preformatted=report),
+            page.Section("Known and unknown", rows=_doubts(evaluation, card), figures=paths[5:]),
+            page.Section("Worst mistakes", "Surest wrong answers first.", figures=paths[4:5]),
+        ],
+    )
+
+
+def _write_metrics(evaluation: Evaluation, path: Path) -> None:
+    content = evaluation.measures.as_dict()
+    content["per_file"] = [
+        {"path": str(example.path), "label": example.label, "probability": probability}
+        for example, probability in zip(evaluation.examples, evaluation.probability.tolist(), strict=True)
+    ]
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _report(evaluation: Evaluation) -> str:
+    positive = evaluation.probability >= evaluation.measures.threshold
+    text: str = classification_report(
+        evaluation.labels, positive, target_names=["normal", "pneumonia"], digits=4, zero_division=0
+    )
+    return text
+
+
+def _rows(measures: Measures) -> dict[str, str]:
+    low, high = measures.auroc_ci95
+    rows = {
+        "Images": f"{measures.n}, {measures.n_positive} with pneumonia",
+        "AUROC": f"{measures.auroc:.4f} (95 % interval {low:.4f} to {high:.4f}, bootstrap of patients)",
+        "Threshold": f"{measures.threshold:g}",
+    }
+    for name in ("sensitivity", "specificity", "precision", "npv", "f1", "accuracy", "balanced_accuracy"):
+        value = getattr(measures, name)
+        title = "NPV" if name == "npv" else name.replace("_", " ").capitalize()
+        rows[title] = "undefined" if value is None else f"{value:.4f}"
+    rows["Average precision"] = f"{measures.average_precision:.4f}"
+    rows["Brier score"] = f"{measures.brier:.4f}"
+    rows["Expected calibration error"] = f"{measures.ece:.4f}"
+    return rows
+
+
+def _doubts(evaluation: Evaluation, card: ModelCard) -> dict[str, str]:
+    """Return how many images the node would answer with "undetermined"; the measures above count them all."""
+    known = [p.novelty for p in evaluation.predictions if p.novelty is not None]
+    ages = [p.age for p in evaluation.predictions if p.age is not None]
+    rows = {"Ages known": f"{len(ages)} of {len(evaluation.predictions)}"}
+    if card.ages is not None:
+        youngest, oldest = card.ages
+        others = sum(not youngest <= int(age) <= oldest for age in ages)
+        rows[f"Not of the training population's {youngest} to {oldest} years"] = str(others)
+    if card.band:
+        close = (np.abs(evaluation.probability - card.threshold) < card.band).sum()
+        rows[f"Nearer than {card.band:g} to the threshold"] = str(close)
+    beyond = f"{sum(n > 1 for n in known)} of {len(known)}" if known else "the model has no measure for it"
+    return rows | {"Unlike the training images": beyond}
+
+
+def _novelty(evaluation: Evaluation) -> Figure:
+    values = {
+        name: np.array(
+            [
+                p.novelty
+                for e, p in zip(evaluation.examples, evaluation.predictions, strict=True)
+                if e.label == label and p.novelty is not None
+            ],
+            np.float64,
+        )
+        for label, name in enumerate(("normal", "pneumonia"))
+    }
+    return plots.histogram(values, "Distance from the training images", "1 is the limit of the model")
+
+
+def _mistakes(evaluation: Evaluation) -> Figure:
+    """Draw the images whose answers are furthest on the wrong side of the threshold."""
+    wrong = [
+        (example, probability)
+        for example, probability in zip(evaluation.examples, evaluation.probability.tolist(), strict=True)
+        if (probability >= evaluation.measures.threshold) != (example.label == 1)
+    ]
+    wrong.sort(key=lambda pair: -abs(pair[1] - pair[0].label))
+    shown = wrong[:_MOST_MISTAKES]
+    images = [Resize(_THUMBNAIL)(decode(example.path))[0].numpy() for example, _ in shown]
+    truth = ("normal", "pneumonia")
+    titles = [f"{e.path.name[:28]}\n{truth[e.label]}, answer {p:.4f}" for e, p in shown]
+    return plots.grid(images, titles)

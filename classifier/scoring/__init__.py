@@ -1,0 +1,1 @@
+"""From image files to predictions, by the fastest engine that is there."""

@@ -1,0 +1,87 @@
+"""What a run needs beside its recipe, and what it tells on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from classifier.data.examples import Example
+from classifier.training.card import About, OperatingTarget
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run needs beside its recipe.
+
+    Attributes
+    ----------
+    val_share
+        Share of the images whose patients are kept for validation.
+    precision
+        ``auto`` is bfloat16 autocast on a device that computes in bfloat16, and float32 on any other.
+    wanted, about
+        For the card.
+    """
+
+    seed: int = 0
+    val_share: float = 0.1
+    device: str = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    workers: int = 0
+    resume: bool = False
+    skip_bad: bool = False
+    wanted: OperatingTarget = field(default_factory=OperatingTarget)
+    about: About = field(default_factory=About)
+
+    def is_half(self, device: torch.device) -> bool:
+        """Whether to compute in bfloat16: unless told, not where it is emulated, which is far slower."""
+        if self.precision != "auto":
+            return self.precision == "bf16"
+        if device.type == "cuda":
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        able = torch.cpu.get_capabilities()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of history.csv; losses are binary cross-entropies, the speed is that of training alone.
+
+    Both losses weigh the classes as the recipe does: a balanced one is not judged by the share of the sick.
+    """
+
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    val_loss: float
+    val_auroc: float
+    val_accuracy: float
+    images_per_second: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Who is told how it goes."""
+
+    decoded: Callable[[int, int], None] = lambda _done, _total: None
+    split: Callable[[Sequence[Example], Mapping[Path, str]], None] = lambda *_: None  # and those left out
+    embedded: Callable[[int, int], None] = lambda _done, _total: None
+    stepped: Callable[[int, int, int, float, float], None] = lambda *_: None
+    finished: Callable[[Sequence[Epoch], int], None] = lambda *_: None  # all so far, number of the best
+
+
+def counted(told: Callable[[int, int], None], total: int) -> Callable[[int], None]:
+    """Return what takes the number just done, and tells `told` how many of `total` that makes."""
+    done = 0
+
+    def count(number: int) -> None:
+        nonlocal done
+        done += number
+        told(done, total)
+
+    return count

@@ -1,0 +1,267 @@
+"""What those who run the node ask: how much there is, what waits, what failed, who lives. And the orders they
+give: try again, give up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, literal, or_, select, text, update
+from sqlalchemy.orm import Session
+
+from db.models import CommitmentWanted, Delivery, Instance, Job, Process, Report, Score, Study, Utc
+from db.queue import FAILED, READY, Kind, is_postgresql, later
+
+_COUNTABLE = 100_000  # rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How much there is of everything, and of work by its state; as fast in a large database.
+
+    Attributes
+    ----------
+    jobs
+        By kind and state. Of asking to commit and committing, what is done is not counted.
+    deliveries
+        What is not delivered, by destination and state: pending or failed.
+    is_estimate
+        Whether the totals, and what is done, are estimates; those of PostgreSQL are, above 100,000 rows.
+    """
+
+    studies: int
+    instances: int
+    scores: int
+    reports: int
+    jobs: Mapping[tuple[str, str], int]
+    deliveries: Mapping[tuple[str, str], int]
+    is_estimate: bool = False
+
+
+def counts(session: Session) -> Counts:
+    """Return counts by state."""
+    total = {entity: _total(session, entity) for entity in (Study, Instance, Score, Report, Delivery)}
+    jobs = {(kind, "ready"): number for kind, number in _grouped(session, Job.kind, READY)}
+    jobs |= {(kind, "failed"): number for kind, number in _grouped(session, Job.kind, FAILED)}
+    for kind, entity in ((Kind.SCORE, Instance), (Kind.REPORT, Study), (Kind.DELIVER, Delivery)):
+        open_ = jobs.get((kind, "ready"), 0) + jobs.get((kind, "failed"), 0)
+        if done := max(0, total[entity].rows - open_):  # each has one job
+            jobs[kind, "done"] = done
+    return Counts(
+        studies=total[Study].rows,
+        instances=total[Instance].rows,
+        scores=total[Score].rows,
+        reports=total[Report].rows,
+        jobs=jobs,
+        deliveries={
+            (destination, state): number
+            for state in ("failed", "pending")
+            for destination, number in _grouped(session, Delivery.destination, Delivery.state == state)
+        },
+        is_estimate=any(one.is_estimate for one in total.values()),
+    )
+
+
+@dataclass(frozen=True)
+class _Total:
+    rows: int
+    is_estimate: bool
+
+
+def _total(session: Session, entity: Any) -> _Total:
+    """Return how many rows there are of which none is ever removed, without reading them all."""
+    if not is_postgresql(session):
+        return _Total(session.execute(select(func.max(entity.id))).scalar_one() or 0, False)
+    # As the planner does; ids have gaps here
+    known = text(
+        "SELECT reltuples / GREATEST(relpages, 1) * pg_relation_size(oid)"
+        " / CAST(current_setting('block_size') AS integer)"
+        " FROM pg_class WHERE oid = CAST(:name AS regclass)"
+    )
+    estimate = round(session.execute(known, {"name": entity.__tablename__}).scalar_one())
+    if estimate > _COUNTABLE:
+        return _Total(estimate, True)
+    return _Total(session.execute(select(func.count()).select_from(entity)).scalar_one(), False)
+
+
+def _grouped(session: Session, key: Any, condition: Any) -> list[tuple[str, int]]:
+    rows = session.execute(select(key, func.count()).where(condition).group_by(key).order_by(key))
+    return [(row[0], row[1]) for row in rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """The study whose images have waited longest for their score."""
+
+    study_instance_uid: str
+    received_at: datetime
+
+
+def oldest_waiting(session: Session) -> Waiting | None:
+    """Return the oldest image without score whose job is not given up."""
+    statement = (
+        select(Study.study_instance_uid, Instance.received_at)
+        .join(Instance, Instance.study_id == Study.id)
+        .join(Job, (Job.kind == Kind.SCORE) & (Job.ref == Instance.id))
+        .where(READY)
+        .order_by(Instance.received_at)
+        .limit(1)
+    )
+    row = session.execute(statement).first()
+    return None if row is None else Waiting(study_instance_uid=row[0], received_at=row[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Undelivered:
+    """Reports that one destination has yet to get, and what it said to the last one that was tried."""
+
+    destination: str
+    reports: int
+    tries: int  # the most for one report
+    since: datetime  # when the oldest of them was made
+    error: str | None
+
+
+def undelivered(session: Session) -> list[Undelivered]:
+    """Return what waits for each destination."""
+    pending = Delivery.state == "pending"
+    statement = (
+        select(
+            Delivery.destination,
+            func.count(),
+            func.max(Delivery.tries),
+            func.min(Report.made_at, type_=Utc()),
+        )
+        .join(Report, Report.id == Delivery.report_id)
+        .where(pending)
+        .group_by(Delivery.destination)
+        .order_by(Delivery.destination)
+    )
+    found = []
+    for name, number, tries, since in session.execute(statement).all():
+        last = select(Delivery.error).where(pending, Delivery.destination == name, Delivery.tries > 0)
+        error = session.scalars(last.order_by(Delivery.updated_at.desc()).limit(1)).first()
+        found.append(Undelivered(destination=name, reports=number, tries=tries, since=since, error=error))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One job that was given up; `lane` is the other side where there is one."""
+
+    kind: str
+    lane: str
+    study_instance_uid: str
+    error: str
+
+
+def failures(session: Session, limit: int) -> list[Failure]:
+    """Return the newest jobs that were given up."""
+    asked = select(Job.kind, Job.lane, Study.study_instance_uid, Job.error, Job.id).select_from(Job)
+    scored = asked.join(Instance, Instance.id == Job.ref).join(Study, Study.id == Instance.study_id)
+    reported = asked.join(Study, Study.id == Job.ref)
+    delivered = asked.join(Delivery, Delivery.id == Job.ref).join(Report, Report.id == Delivery.report_id)
+    delivered = delivered.join(Study, Study.id == Report.study_id)
+    confirmed = select(Job.kind, CommitmentWanted.calling_ae_title, literal(""), Job.error, Job.id).join(
+        CommitmentWanted, CommitmentWanted.id == Job.ref
+    )
+    found: list[Any] = []
+    for kind, statement in (
+        (Kind.SCORE, scored),
+        (Kind.REPORT, reported),
+        (Kind.DELIVER, delivered),
+        (Kind.COMMIT, delivered),
+        (Kind.CONFIRM, confirmed),
+    ):
+        failed = statement.where(Job.kind == kind, FAILED)
+        found += session.execute(failed.order_by(Job.id.desc()).limit(limit))
+    found.sort(key=lambda row: -int(row.id))
+    return [
+        Failure(kind=kind, lane=lane, study_instance_uid=uid, error=error or "")
+        for kind, lane, uid, error, _ in found[:limit]
+    ]
+
+
+def retry(session: Session, study_instance_uid: str | None, give_up_at: datetime) -> int:
+    """Make failed jobs ready again, all or those of one study; return how many."""
+    conditions = [FAILED]
+    if study_instance_uid is not None:
+        conditions.append(_belongs_to(study_instance_uid))
+    revived = session.execute(
+        update(Job)
+        .where(*conditions)
+        .values(state="ready", visible_at=later(session, 0), attempts=0, token=None, error=None)
+        .returning(Job.kind, Job.ref)
+        .execution_options(synchronize_session=False)
+    ).all()
+    refs = {kind: [ref for of, ref in revived if of == kind] for kind in Kind}
+    for where, entity, values in (
+        (Delivery.id.in_(refs[Kind.DELIVER]), Delivery, {"state": "pending", "tries": 0}),
+        (Delivery.id.in_(refs[Kind.COMMIT]), Delivery, {}),
+        (CommitmentWanted.id.in_(refs[Kind.CONFIRM]), CommitmentWanted, {}),
+    ):
+        session.execute(update(entity).where(where).values(**values, give_up_at=give_up_at))
+    return len(revived)
+
+
+def abandon(session: Session, destination: str, at: datetime) -> int:
+    """Give up, for good, what a destination that is no more has yet to get; return how many reports."""
+    for state in (READY, FAILED):
+        session.execute(
+            update(Job)
+            .where(Job.kind.in_((Kind.DELIVER, Kind.COMMIT)), Job.lane == destination, state)
+            .values(state="done", token=None, error=None)
+            .execution_options(synchronize_session=False)
+        )
+    rows = session.execute(
+        update(Delivery)
+        .where(Delivery.destination == destination, Delivery.state.in_(("pending", "failed")))
+        .values(state="abandoned", updated_at=at)
+        .returning(Delivery.id)
+        .execution_options(synchronize_session=False)
+    )
+    return len(rows.all())
+
+
+def _belongs_to(study_instance_uid: str) -> Any:
+    study = select(Study.id).where(Study.study_instance_uid == study_instance_uid)
+    reports = select(Report.id).where(Report.study_id.in_(study))
+    return or_(
+        (Job.kind == Kind.SCORE) & Job.ref.in_(select(Instance.id).where(Instance.study_id.in_(study))),
+        (Job.kind == Kind.REPORT) & Job.ref.in_(study),
+        Job.kind.in_((Kind.DELIVER, Kind.COMMIT))
+        & Job.ref.in_(select(Delivery.id).where(Delivery.report_id.in_(reports))),
+    )
+
+
+def study_exists(session: Session, study_instance_uid: str) -> bool:
+    """Tell whether anything came of a study."""
+    return (
+        session.scalars(select(Study.id).where(Study.study_instance_uid == study_instance_uid)).first()
+        is not None
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat:
+    """The last heartbeat of one process."""
+
+    role: str
+    host: str
+    started_at: datetime
+    age_seconds: float
+
+
+def heartbeats(session: Session) -> list[Heartbeat]:
+    """Return the last heartbeat of each process that ever ran, by role and host."""
+    age = (later(session, 0) - Process.seen_at).label("age")
+    statement = select(Process.role, Process.host, Process.started_at, age).order_by(
+        Process.role, Process.host
+    )
+    return [
+        Heartbeat(role=role, host=host, started_at=started_at, age_seconds=max(0.0, float(seconds)))
+        for role, host, started_at, seconds in session.execute(statement)
+    ]

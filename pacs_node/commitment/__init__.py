@@ -1,0 +1,1 @@
+"""Storage Commitment Push Model (PS3.4 Annex J), in both directions."""

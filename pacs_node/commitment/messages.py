@@ -1,0 +1,221 @@
+"""Storage Commitment Push Model (PS3.4 Annex J) as messages: what is asked for, and what is answered.
+
+Nothing here knows the database; `records` does.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pydicom.dataset import Dataset
+from pynetdicom import build_role, evt
+from pynetdicom.association import Association
+from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr-defined]  # made at import
+
+from pacs_node.errors import NotAssociated, Refused
+from pacs_node.network.association import application_entity, associate
+from pacs_node.network.traffic import Traffic
+
+COMMITMENT = str(StorageCommitmentPushModel)
+_INSTANCE = "1.2.840.10008.1.20.1.1"  # the one well-known SOP Instance, PS3.4 J.3.5
+
+_REQUEST, _ALL_KEPT, _SOME_NOT = 1, 1, 2  # Action Type ID; Event Type IDs (PS3.4 J.3.2, J.3.3)
+_MOST_REFERENCES = 100_000
+_UID = re.compile(r"[0-9.]{1,64}")
+
+# Failure Reasons, PS3.3 C.14.1.1
+PROCESSING_FAILURE, NO_SUCH_INSTANCE, CLASS_CONFLICT = 0x0110, 0x0112, 0x0119
+CLASS_NOT_SUPPORTED, DUPLICATE_TRANSACTION, RESOURCE_LIMITATION = 0x0122, 0x0131, 0x0213
+# DIMSE-N statuses, PS3.7 C.4 and C.5
+NO_SUCH_EVENT, INVALID_ARGUMENT, NO_SUCH_ACTION = 0x0113, 0x0115, 0x0123
+
+_ANSWERING_SECONDS = 1.0  # at most, before a release
+
+Reference = tuple[str, str]
+"""SOP Class UID and SOP Instance UID."""
+
+
+@dataclass(frozen=True)
+class CommitmentRequest:
+    """What somebody wants to be kept."""
+
+    transaction_uid: str
+    references: Sequence[Reference]
+
+
+@dataclass(frozen=True)
+class CommitmentResult:
+    """What is kept, and what is not, with the Failure Reason of each."""
+
+    transaction_uid: str
+    kept: Sequence[Reference]
+    refused: Sequence[tuple[Reference, int]]
+
+
+def new_request(references: Sequence[Reference]) -> CommitmentRequest:
+    """Return a request under a new Transaction UID."""
+    return CommitmentRequest(f"2.25.{uuid.uuid4().int}", references)
+
+
+def read_request(event: evt.Event) -> CommitmentRequest:
+    """Read an N-ACTION request.
+
+    Raises
+    ------
+    Refused
+        With the status to answer, when it asks for something else or is not understood.
+    """
+    if event.action_type != _REQUEST:
+        raise Refused(NO_SUCH_ACTION, "Only action type 1 is known")
+    request: Any = event.request
+    if request.RequestedSOPInstanceUID != _INSTANCE:
+        raise Refused(NO_SUCH_INSTANCE, "The SOP Instance is another than the well-known one")
+    found = _read(lambda: event.action_information)
+    references = _references(found, "ReferencedSOPSequence")
+    if not references:
+        raise Refused(INVALID_ARGUMENT, "No SOP Instance is referenced")
+    return CommitmentRequest(_uid(found, "TransactionUID"), references)
+
+
+def read_answer(event: evt.Event) -> CommitmentResult:
+    """Read an N-EVENT-REPORT request.
+
+    Raises
+    ------
+    Refused
+        With the status to answer, when it says something else or is not understood.
+    """
+    if event.event_type not in (_ALL_KEPT, _SOME_NOT):
+        raise Refused(NO_SUCH_EVENT, "Only event types 1 and 2 are known")
+    found = _read(lambda: event.event_information)
+    refused = []
+    for item in found.get("FailedSOPSequence", None) or []:
+        reason = item.get("FailureReason", PROCESSING_FAILURE)
+        reference = (_uid(item, "ReferencedSOPClassUID"), _uid(item, "ReferencedSOPInstanceUID"))
+        refused.append((reference, reason if isinstance(reason, int) else PROCESSING_FAILURE))
+    kept = _references(found, "ReferencedSOPSequence")
+    return CommitmentResult(_uid(found, "TransactionUID"), kept, refused)
+
+
+def ask(association: Association, request: CommitmentRequest) -> int | None:
+    """Send N-ACTION; return the status, or none where the association broke.
+
+    Raises
+    ------
+    NotAssociated
+        When the association has ended before.
+    """
+    information = Dataset()
+    information.TransactionUID = request.transaction_uid
+    information.ReferencedSOPSequence = [_item(reference) for reference in request.references]
+    try:
+        status, _reply = association.send_n_action(information, _REQUEST, COMMITMENT, _INSTANCE)
+    except (RuntimeError, ValueError) as error:
+        raise NotAssociated("ended the association, or offers no storage commitment") from error
+    return int(status.Status) if "Status" in status else None
+
+
+def tell(association: Association, answer: CommitmentResult) -> int | None:
+    """Send N-EVENT-REPORT; return the status, or none where the association broke.
+
+    Raises
+    ------
+    NotAssociated
+        When the association has ended before.
+    """
+    information = Dataset()
+    information.TransactionUID = answer.transaction_uid
+    if answer.kept:
+        information.ReferencedSOPSequence = [_item(reference) for reference in answer.kept]
+    if answer.refused:
+        information.FailedSOPSequence = [_item(reference, reason) for reference, reason in answer.refused]
+    event_type = _SOME_NOT if answer.refused else _ALL_KEPT
+    try:
+        status, _reply = association.send_n_event_report(information, event_type, COMMITMENT, _INSTANCE)
+    except (RuntimeError, ValueError) as error:
+        raise NotAssociated("ended the association, or takes no N-EVENT-REPORT") from error
+    return int(status.Status) if "Status" in status else None
+
+
+def failure(status: int, comment: str) -> Dataset:
+    """Return the status of a response, with its Error Comment."""
+    answer = Dataset()
+    answer.Status, answer.ErrorComment = status, comment[:64]  # VR LO
+    return answer
+
+
+@contextmanager
+def open_for_commitment(
+    host: str,
+    port: int,
+    called_ae_title: str,
+    calling_ae_title: str,
+    *,
+    connect_seconds: float,
+    answer_seconds: float,
+    as_provider: bool = False,
+    on_answer: Callable[[evt.Event], Any] | None = None,
+) -> Iterator[Association]:
+    """Open an association for storage commitment alone, and release it at the end.
+
+    Parameters
+    ----------
+    as_provider
+        In the role of the SCP, which reports to the SCU (PS3.4 J.3.3, PS3.7 D.3.3.4).
+    on_answer
+        What takes an N-EVENT-REPORT that comes over the very same association.
+
+    Raises
+    ------
+    NotAssociated
+    """
+    ae = application_entity(calling_ae_title)
+    ae.connection_timeout = ae.acse_timeout = connect_seconds
+    ae.dimse_timeout = ae.network_timeout = answer_seconds
+    ae.add_requested_context(COMMITMENT)
+    roles = [build_role(COMMITMENT, scp_role=True)] if as_provider else []
+    handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, on_answer)] if on_answer is not None else []
+    traffic = Traffic()
+    handlers += traffic.handlers()
+    association = associate(ae, host, port, called_ae_title, roles=roles, handlers=handlers)
+    try:
+        yield association
+    finally:
+        if association.is_established:
+            with traffic.held(association, _ANSWERING_SECONDS):
+                pass  # pynetdicom would release in the middle of an answer of ours
+            association.release()
+
+
+def _item(reference: Reference, reason: int | None = None) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = reference
+    if reason is not None:
+        item.FailureReason = reason
+    return item
+
+
+def _read(decode: Callable[[], Any]) -> Any:
+    try:
+        return decode()
+    except Exception as error:  # parsing hostile bytes raises nearly anything
+        raise Refused(INVALID_ARGUMENT, "The data set does not parse") from error
+
+
+def _references(found: Dataset, keyword: str) -> list[Reference]:
+    items = _read(lambda: found.get(keyword, None) or [])
+    if len(items) > _MOST_REFERENCES:
+        raise Refused(RESOURCE_LIMITATION, f"More than {_MOST_REFERENCES} SOP Instances are referenced")
+    return [(_uid(item, "ReferencedSOPClassUID"), _uid(item, "ReferencedSOPInstanceUID")) for item in items]
+
+
+def _uid(found: Dataset, keyword: str) -> str:
+    value = _read(lambda: found.get(keyword, None))
+    if not isinstance(value, str) or not _UID.fullmatch(value):
+        raise Refused(INVALID_ARGUMENT, f"{keyword} is missing or no UID")
+    return str(value)

@@ -1,0 +1,166 @@
+"""The DICOM side that sends: Storage SCU towards one destination (PS3.4 Annex B).
+
+The bytes of a report are sent as they are stored. A destination that does not take the preferred report class
+is offered the older ones, and one that knows Implicit VR Little Endian only gets that.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import _config
+from pynetdicom.association import Association
+
+from pacs_node.commitment.messages import COMMITMENT
+from pacs_node.config import DeliverSettings, Destination
+from pacs_node.errors import (
+    DestinationBusy,
+    DestinationDown,
+    DestinationRefused,
+    NotAssociated,
+    Retryable,
+    TakesNothing,
+)
+from pacs_node.network.association import application_entity, associate, store
+from pacs_node.reporting.encoding import implicit
+from pacs_node.reporting.report import REPORT_CLASSES, EncodedReport, as_class
+
+_DUPLICATE_SOP_INSTANCE = 0x0111  # PS3.7 C.5.7: it has the object already
+_CLASS_NOT_SUPPORTED = 0x0122
+
+
+@dataclass(frozen=True)
+class DeliveryResult:
+    """What a destination took: the object as it was sent, and the DIMSE status of the answer.
+
+    `commits` tells whether it offers storage commitment, for which it is to be asked.
+    """
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    status: int
+    commits: bool = False
+
+
+class Link:
+    """An open association with a destination."""
+
+    def __init__(self, association: Association, name: str) -> None:
+        self._association = association
+        self._name = name
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the association is still established."""
+        return bool(self._association.is_established)
+
+    def send(self, content: bytes) -> DeliveryResult:
+        """Send one report in the first class that the destination takes.
+
+        Parameters
+        ----------
+        content
+            A whole file that `report.build` made.
+
+        Raises
+        ------
+        DestinationDown
+            When the association breaks or no answer comes.
+        DestinationBusy
+            When the answer is a failure that may pass.
+        Retryable
+            When this machine cannot hand the report over, such as for lack of disk space.
+        DestinationRefused
+            When no report class is taken, or the object is said to be wrong.
+        """
+        for sop_class in REPORT_CLASSES:
+            syntax = self._accepted_syntax(sop_class)
+            if syntax is None:
+                continue
+            report = as_class(content, sop_class)
+            status = self._store(report, syntax)
+            if status != _CLASS_NOT_SUPPORTED:
+                self._judge(status)
+                return DeliveryResult(
+                    report.sop_class_uid, report.sop_instance_uid, status, self._offers_commitment
+                )
+        raise DestinationRefused(f"{self._name} takes no class of structured report; enable one there.")
+
+    @property
+    def _offers_commitment(self) -> bool:
+        return any(cx.abstract_syntax == COMMITMENT for cx in self._association.accepted_contexts)
+
+    def _accepted_syntax(self, sop_class: str) -> str | None:
+        accepted = {
+            str(context.transfer_syntax[0])
+            for context in self._association.accepted_contexts
+            if context.abstract_syntax == sop_class
+        }
+        return next((s for s in (ExplicitVRLittleEndian, ImplicitVRLittleEndian) if s in accepted), None)
+
+    def _store(self, report: EncodedReport, syntax: str) -> int:
+        content = report.content if syntax == ExplicitVRLittleEndian else implicit(report.content)
+        try:
+            with tempfile.NamedTemporaryFile(suffix=".dcm") as file:
+                file.write(content)
+                file.flush()
+                answer = store(self._association, Path(file.name))
+        except OSError as error:
+            raise Retryable(f"The temporary folder cannot be used: {error.strerror}.") from error
+        except NotAssociated as error:
+            raise DestinationDown(f"{self._name} {error}.") from error
+        if "Status" not in answer:
+            raise DestinationDown(f"{self._name} broke off, or gave no answer to C-STORE in time.")
+        return int(answer.Status)
+
+    def _judge(self, status: int) -> None:
+        """Raise unless the status means that the destination has the report now; a warning does."""
+        if status in (0x0000, 0x0001, _DUPLICATE_SOP_INSTANCE) or 0xB000 <= status <= 0xBFFF:
+            return
+        said = f"{self._name} answered C-STORE with status 0x{status:04X}"
+        if 0xA900 <= status <= 0xA9FF or 0xC000 <= status <= 0xCFFF:
+            raise DestinationRefused(f"{said}: it finds the report wrong; see its log.", status)
+        raise DestinationBusy(f"{said}.", status)
+
+
+@contextmanager
+def open_link(destination: Destination, calling_ae_title: str, settings: DeliverSettings) -> Iterator[Link]:
+    """Open an association for reports, and release it at the end.
+
+    Raises
+    ------
+    DestinationDown
+        When there is no connection, or the association is rejected.
+    DestinationRefused
+        When the association is accepted but none of the report classes is.
+    """
+    association = _associate(destination, calling_ae_title, settings)
+    try:
+        yield Link(association, destination.name)
+    finally:
+        if association.is_established:
+            association.release()
+
+
+def _associate(destination: Destination, calling_ae_title: str, settings: DeliverSettings) -> Association:
+    _config.STORE_SEND_CHUNKED_DATASET = True  # the bytes of the file as they are
+    ae = application_entity(calling_ae_title)
+    ae.connection_timeout = ae.acse_timeout = settings.connect_seconds
+    ae.dimse_timeout = ae.network_timeout = settings.answer_seconds
+    for sop_class in REPORT_CLASSES:
+        for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
+            ae.add_requested_context(sop_class, syntax)
+    if destination.commitment == "auto":
+        ae.add_requested_context(COMMITMENT)
+    where = f"{destination.name} ({destination.ae_title}@{destination.host}:{destination.port})"
+    try:
+        return associate(ae, destination.host, destination.port, destination.ae_title)
+    except TakesNothing as error:
+        raise DestinationRefused(f"{where} takes no class of structured report; enable one there.") from error
+    except NotAssociated as error:
+        raise DestinationDown(f"{where} {error}.") from error

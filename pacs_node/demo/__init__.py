@@ -1,0 +1,1 @@
+"""The whole product at work on one machine, with drawn patients."""

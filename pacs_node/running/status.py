@@ -1,0 +1,133 @@
+"""One look at the whole node: counts, ages, space. Nothing here writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from db import queries, status
+from db.rows import StoredModel
+from db.session import Database
+from db.status import Counts, Failure, Heartbeat, Undelivered, Waiting
+from pacs_node.config import Settings
+from pacs_node.storage.spool import Spool
+from pacs_node.storage.stock import Stock, take_stock
+
+ROLES = ("receive", "score", "deliver")
+
+_MOST_FAILURES = 20
+_SILENT_SECONDS = 60.0
+_LONG_WAIT = timedelta(minutes=10)
+_PATIENT_TRIES = 3  # of a delivery, before a person should look
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of the node at one moment.
+
+    Attributes
+    ----------
+    free_bytes, floor_bytes
+        Space left for the spool, and below how much of it images are refused; ``None`` without spool.
+    unconfigured
+        Destinations for which deliveries wait but which config.toml does not name.
+    stock
+        Where database and spool do not agree; ``None`` if that was not looked at.
+    """
+
+    at: datetime
+    counts: Counts
+    waiting: Waiting | None
+    failures: list[Failure]
+    model: StoredModel | None
+    heartbeats: list[Heartbeat]
+    undelivered: list[Undelivered]
+    free_bytes: int | None
+    floor_bytes: int
+    unconfigured: list[str]
+    stock: Stock | None
+
+    @property
+    def problems(self) -> list[str]:
+        """What a person should look at, one sentence each; none when all is well."""
+        found = []
+        for role in ROLES:
+            ages = [beat.age_seconds for beat in self.heartbeats if beat.role.split()[0] == role]
+            if not ages:
+                found.append(f"No {role} process is running; start `pacs-node serve`.")
+            elif min(ages) > _SILENT_SECONDS:
+                found.append(
+                    f"The last {role} heartbeat was {min(ages):.0f} s ago; see the log of `pacs-node serve`."
+                )
+        if self.waiting and self.at - self.waiting.received_at > _LONG_WAIT:
+            found.append(f"An image waits for its score since {self.waiting.received_at.astimezone():%H:%M}.")
+        for late in self.undelivered:
+            if late.tries >= _PATIENT_TRIES:
+                found.append(f"{late.reports} reports wait for {late.destination}. {late.error}")
+        failed = sum(number for (_, state), number in self.counts.jobs.items() if state == "failed")
+        if failed:
+            found.append(f"{failed} jobs failed: see the reasons, then `pacs-node retry --failed`.")
+        if self.free_bytes is not None and self.free_bytes < self.floor_bytes:
+            found.append("The spool is almost full: images are refused until there is space.")
+        if self.stock and self.stock.missing:
+            found.append(
+                f"{_files(self.stock.missing)} missing from the spool; put the files back from a backup, or "
+                "get them again: `pacs-node reconcile --fetch`."
+            )
+        if self.stock and self.stock.orphans:
+            found.append(
+                f"{_files(self.stock.orphans)} in the spool without a row; `pacs-node serve` takes them in "
+                "within the hour, or says in its log why not."
+            )
+        for name in self.unconfigured:
+            found.append(
+                f"Reports wait for {name}, which is not among the [[destinations]]: add it, or give them up "
+                f"for good with `pacs-node abandon`."
+            )
+        return found
+
+
+def _files(found: Sized) -> str:
+    return f"{len(found)} {'object is' if len(found) == 1 else 'objects are'}"
+
+
+def snapshot(settings: Settings, database: Database, at: datetime, *, with_files: bool = False) -> Snapshot:
+    """Look at everything.
+
+    Parameters
+    ----------
+    with_files
+        Whether to look for each file of the spool too, which takes seconds for each million.
+
+    Raises
+    ------
+    db.errors.DatabaseError
+        When the database cannot be asked.
+    """
+    with database.read() as session:
+        counts = status.counts(session)
+        waiting = status.oldest_waiting(session)
+        failures = status.failures(session, _MOST_FAILURES)
+        model = queries.newest_model(session)
+        heartbeats = status.heartbeats(session)
+        undelivered = status.undelivered(session)
+    known = {destination.name for destination in settings.destinations}
+    pending = {name for (name, state), number in counts.deliveries.items() if state == "pending" and number}
+    spool = Spool(settings.spool.path)
+    stock = None
+    if with_files and spool.is_there:
+        stock = take_stock(database, spool, settings.spool.orphan_minutes * 60)
+    return Snapshot(
+        at=at,
+        counts=counts,
+        waiting=waiting,
+        failures=failures,
+        model=model,
+        heartbeats=heartbeats,
+        undelivered=undelivered,
+        free_bytes=spool.free_bytes() if spool.root.is_dir() else None,
+        floor_bytes=settings.receive.min_free_mebibytes * 2**20,
+        unconfigured=sorted(pending - known),
+        stock=stock,
+    )

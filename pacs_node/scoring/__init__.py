@@ -1,0 +1,1 @@
+"""Scores of images; the only wing that loads torch."""

@@ -1,0 +1,1 @@
+"""Files: received, kept, compared with the database, and removed."""

@@ -1,0 +1,84 @@
+"""What people write behind the commands: choices, dates and ages."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pacs_node.errors import UserError
+
+
+class OutputFormat(StrEnum):
+    """How rows are printed."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+
+
+class DecisionFilter(StrEnum):
+    """What an image was answered with."""
+
+    POSITIVE = "positive"
+    NEGATIVE = "negative"
+    UNDETERMINED = "undetermined"
+    NOT_SCORED = "not_scored"
+    WAITING = "waiting"
+
+
+class Fetching(StrEnum):
+    """How images are fetched from a PACS."""
+
+    MOVE = "move"
+    GET = "get"
+
+
+class DeliveryState(StrEnum):
+    """What became of a report at a destination."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    COMMITTED = "committed"
+    FAILED = "failed"
+    ABANDONED = "abandoned"
+
+
+class StatusFormat(StrEnum):
+    """How the status is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(help="Settings file; config.toml of this folder where there is one, else the defaults."),
+]
+CallingOption = Annotated[str, typer.Option("--from", metavar="AE", help="Own AE title.")]
+
+
+def study_dates(text: str) -> tuple[str, str]:
+    """Read one or two dates."""
+    first, _, last = text.partition("/")
+    try:
+        days = (date.fromisoformat(first), date.fromisoformat(last or first))
+    except ValueError as error:
+        raise UserError(f"{text!r} is no date; write 2025-06-10, or 2025-06-10/2025-06-12.") from error
+    return f"{days[0]:%Y%m%d}", f"{days[1]:%Y%m%d}"
+
+
+def moment(text: str, now: datetime) -> datetime:
+    """Read a date, a time, or an age; without zone it is the one of this machine."""
+    age = re.fullmatch(r"(\d+)([mhd])", text)
+    try:
+        if age is not None:
+            unit = {"m": "minutes", "h": "hours", "d": "days"}[age[2]]
+            return now - timedelta(**{unit: int(age[1])})
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as error:  # the latter: before the year 1
+        raise UserError(f"{text!r} is no time; write 2025-06-10, 2025-06-10T08:30 or 2h.") from error
