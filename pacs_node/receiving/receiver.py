@@ -250,7 +250,7 @@ def _failure(status: int, comment: str, who: dict[str, str], **details: str) -> 
 def _on_accepted(event: evt.Event) -> None:
     _log.info("association accepted", **_peer(event))
     for context in event.assoc.rejected_contexts:
-        syntaxes = [_printable(syntax) for syntax in context.transfer_syntax]
+        syntaxes = [_printable(str(syntax)) for syntax in context.transfer_syntax]
         _log.warning(
             "presentation context rejected",
             abstract_syntax=_printable(str(context.abstract_syntax)),

@@ -134,7 +134,7 @@ def data_set(path: Path) -> bytes:
     return whole[144 + int.from_bytes(whole[140:144], "little") :]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 5) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
