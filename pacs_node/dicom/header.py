@@ -26,6 +26,7 @@ from pacs_node.dicom.part10 import LARGEST_META, data_set_offset, first_group
 from pacs_node.errors import UnreadableHeader
 
 _MOST_INFLATED = 64 * 2**20  # bytes; a header is far smaller
+_MOST_READS = 150_000  # two or three for each element; one of 1,000 frames with all their attributes has fewer
 _MOST_VALUE = 2**20  # bytes; what is longer stays in the file until it is asked for
 _PIXEL_DATA = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _UID = re.compile(r"[0-9.]{1,64}")
@@ -307,12 +308,31 @@ class _Order:
         return False
 
 
-def _read(path: Path, file: BinaryIO) -> Dataset:
+class _Budgeted:
+    """A file of which only so much is read: to parse a few megabytes of empty elements takes minutes."""
+
+    def __init__(self, file: BinaryIO | BytesIO) -> None:
+        self._file = file
+        self._left = _MOST_READS
+
+    def read(self, size: int = -1) -> bytes:
+        """Read, as long as that is not done too often."""
+        self._left -= 1
+        if self._left < 0:
+            raise UnreadableHeader("The header has too many elements")
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _read(path: Path, opened: BinaryIO) -> Dataset:
     order = _Order()
+    file: Any = _Budgeted(opened)
     if _may_be_deflated(path):
         syntax, start = data_set_offset(path)
         if syntax == DeflatedExplicitVRLittleEndian:
-            inflated = _inflated(path, start)
+            inflated: Any = _Budgeted(_inflated(path, start))
             header = read_dataset(inflated, False, True, stop_when=order)
             _require_no_contradiction(order, inflated, 0, (False, True))
             return header
