@@ -17,26 +17,20 @@ from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.valuerep import PersonName
 
+from classifier.decoding.dates import exact
 from classifier.decoding.quiet import silence_warnings
+from pacs_node.dicom import character_sets
 from pacs_node.dicom.attributes import attribute
+from pacs_node.dicom.character_sets import JAPANESE, STAND_ALONE, Terms
 
-# Defined terms of PS3.3 C.12.1.1.2 that have characters beyond ASCII in 8 bits
-_EIGHT_BIT = {
-    *(f"{form} {n}" for form in ("ISO_IR", "ISO 2022 IR") for n in (13, 100, 101, 109, 110)),
-    *(f"{form} {n}" for form in ("ISO_IR", "ISO 2022 IR") for n in (126, 127, 138, 144, 148, 166, 203)),
-    *("ISO 2022 IR 58", "ISO 2022 IR 149", "ISO_IR 192", "GB18030", "GBK"),
-}
-_JAPANESE = {"ISO 2022 IR 87", "ISO 2022 IR 159"}
-_STAND_ALONE = {"ISO_IR 192": "utf-8", "GB18030": "gb18030", "GBK": "gbk"}
 _MOST = {"SH": 16, "LO": 64, "PN": 64}  # characters, PS3.5 6.2; for PN per component group
 
 _MULTI_BYTE_G0 = re.compile(rb"\x1b\$\(?[@BD]((?:[!-~]{2})*)")  # JIS X 0208 and 0212
 _ESCAPE = re.compile(rb"\x1b(?:\$\)[AC]|[()\-][!-~])")
 _MULTI_BYTE_G1 = re.compile(rb"[\xa1-\xfe]{2}")  # KS X 1001 and GB 2312
 _LEGAL_TERM = re.compile("[A-Z0-9 _]{0,16}")
+_C0_OR_DELIMITER = re.compile(r"[\x00-\x1f\x7f\\]")
 _CONTROL_OR_DELIMITER = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
-
-Terms = tuple[str, ...]
 
 
 class Source:
@@ -56,7 +50,7 @@ class Source:
         own = self.value("SpecificCharacterSet").rstrip(b" \0")
         self.declared = own
         if own:
-            self.terms = tuple(term.strip() for term in own.decode("latin-1").split("\\"))
+            self.terms = character_sets.mended(character_sets.parsed(own))
 
     @property
     def is_declared_legally(self) -> bool:
@@ -93,7 +87,7 @@ class Source:
         vr = attribute(keyword).vr
         if vr in _MOST:
             return legal_text(self.value(keyword).rstrip(b"\0"), vr, self.terms)
-        value = self.value(keyword).strip(b" \0")
+        value = _MENDED.get(vr, bytes)(self.value(keyword).strip(b" \0"))
         return value if value.isascii() and _LEGAL[vr](value.decode()) else b""
 
     def values(self, keyword: str) -> list[str]:
@@ -146,9 +140,9 @@ def skeleton(value: bytes, terms: Terms) -> str:
 
     Bytes of a multi-byte character may look like a backslash, a caret or an equals sign (PS3.5 6.1.2.5.3).
     """
-    if terms and terms[0] in _STAND_ALONE:
-        return value.decode(_STAND_ALONE[terms[0]], "replace")
-    if not _JAPANESE.isdisjoint(terms):
+    if terms and terms[0] in STAND_ALONE:
+        return value.decode(STAND_ALONE[terms[0]], "replace")
+    if not JAPANESE.isdisjoint(terms):
         value = _MULTI_BYTE_G0.sub(lambda match: b"x" * (len(match[1]) // 2), value)
     if len(terms) > 1 or any(term.startswith("ISO 2022") for term in terms):
         value = _ESCAPE.sub(b"", value)
@@ -160,7 +154,8 @@ def skeleton(value: bytes, terms: Terms) -> str:
 def legal_text(value: bytes, vr: str, terms: Terms) -> bytes:
     """Return `value` where SH, LO or PN may hold it under the character sets `terms`, else nothing.
 
-    An illegal identifier is left empty and never cut: cut, it might be another patient's.
+    An illegal identifier is left empty and never cut: cut, it might be another patient's. Text that cannot be
+    read, under an unknown character set or none, keeps its bytes: it is what stands in the images.
     """
     if len(value) > _MOST[vr]:
         value = value.rstrip(b" ")
@@ -168,9 +163,10 @@ def legal_text(value: bytes, vr: str, terms: Terms) -> bytes:
         value = _without_empty_components(value, terms)
     text = skeleton(value, terms)
     groups = text.split("=") if vr == "PN" else [text]
+    is_understood = character_sets.are_known(terms) and character_sets.can_hold_8_bits(terms)
+    forbidden = _CONTROL_OR_DELIMITER if is_understood else _C0_OR_DELIMITER
     legal = (
-        not _CONTROL_OR_DELIMITER.search(text)
-        and (text.isascii() or not _EIGHT_BIT.isdisjoint(terms))
+        not forbidden.search(text)
         and len(groups) <= 3
         and all(len(group) <= _MOST[vr] for group in groups)
         and (vr != "PN" or all(group.count("^") <= 4 for group in groups))
@@ -187,11 +183,11 @@ def _without_empty_components(name: bytes, terms: Terms) -> bytes:
 
 
 def resolve_charset(header: Source, keywords: Iterable[str]) -> Source:
-    """Return `header` with a character set in which the text to copy makes a legal object.
+    """Return `header` with the character set that the report declares.
 
-    That is the declared one, unchanged, wherever it can be. One that is only misspelt is mended. Where no
-    known one is declared but there are 8-bit characters, they are declared as UTF-8 if they decode as such,
-    else as ISO_IR 100, which is what receivers assume.
+    That is the declared one; one that is only misspelt is put right. Where no known one is declared but the
+    text is UTF-8, that is declared. Elsewhere the report says what the images say, bytes and declaration, so
+    that whoever reads the names of the images reads those of the report as well, or as badly.
 
     Parameters
     ----------
@@ -201,15 +197,15 @@ def resolve_charset(header: Source, keywords: Iterable[str]) -> Source:
         The attributes to copy.
     """
     text = b"".join(header.value(keyword) for keyword in keywords if attribute(keyword).vr in _MOST)
-    known = not {*_EIGHT_BIT, *_JAPANESE}.isdisjoint(header.terms)
-    if header.is_declared_legally and (known or text.isascii()):
-        return header
-    mended = re.sub(rb"\bISO[-_ ]?IR[-_ ]?(\d+)", rb"ISO_IR \1", header.declared.upper())
-    if mended and set(mended.decode("latin-1").split("\\")) <= {*_EIGHT_BIT, *_JAPANESE, ""}:
-        return _declare(header, mended)
-    if text.isascii():
-        return _declare(header, b"")
-    return _declare(header, b"ISO_IR 192" if _is_utf8(text) else b"ISO_IR 100")
+    if character_sets.are_known(header.terms):
+        if header.terms != character_sets.parsed(header.declared):
+            return _declare(header, "\\".join(header.terms).encode())
+        if character_sets.can_hold_8_bits(header.terms) or text.isascii():
+            return header
+    elif text.isascii():
+        return header if header.is_declared_legally else _declare(header, b"")
+    is_utf8 = character_sets.is_utf8(text) and not text.isascii()
+    return _declare(header, b"ISO_IR 192") if is_utf8 else header
 
 
 def _declare(header: Source, declared: bytes) -> Source:
@@ -219,12 +215,15 @@ def _declare(header: Source, declared: bytes) -> Source:
     return changed
 
 
-def _is_utf8(text: bytes) -> bool:
-    try:
-        text.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+def _dated(value: bytes) -> bytes:
+    """Return a date of ACR-NEMA or ISO 8601 as DA has it."""
+    day = exact(value.decode("latin-1"))
+    return value if day is None else day.isoformat().replace("-", "").encode()
+
+
+def _timed(value: bytes) -> bytes:
+    """Return a time of ACR-NEMA, 10:11:12.5, as TM has it."""
+    return value.replace(b":", b"") if _TIME_WITH_COLONS.fullmatch(value) else value
 
 
 def _is_date(text: str) -> bool:
@@ -246,6 +245,8 @@ def _matches(pattern: str) -> Callable[[str], bool]:
     return lambda text: bool(re.fullmatch(pattern, text))
 
 
+_TIME_WITH_COLONS = re.compile(rb"\d{2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?")
+_MENDED: dict[str, Callable[[bytes], bytes]] = {"DA": _dated, "TM": _timed}
 _LEGAL: dict[str, Callable[[str], bool]] = {
     "DA": _is_date,
     "TM": _is_time,

@@ -15,7 +15,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures.thread import _worker as of_an_executor  # type: ignore[attr-defined]
+from concurrent.futures.thread import _worker as of_an_executor
 from dataclasses import dataclass
 from typing import Any
 

@@ -73,7 +73,8 @@ class Limits:
     def _limited(self, item: pytest.Item, phase: str, error: type[BaseException]) -> Iterator[None]:
         def interrupt(_number: int, _frame: FrameType | None) -> None:
             item.add_report_section(phase, "stacks of all threads", _all_stacks())
-            for program in _programs() - item.stash.get(_PROGRAMS, set()):
+            known: set[int] = item.stash.get(_PROGRAMS, set())
+            for program in _programs() - known:
                 _kill(program)
             raise error(f"The {phase} took longer than {self._seconds:g} seconds.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from classifier.config import Eligibility
+from classifier.config import Eligibility, UnknownAge
 from classifier.model.checkpoint import Checkpoint
 from classifier.model.network import Network
 from classifier.scoring import predict
@@ -26,8 +26,9 @@ def ready(
     engines: Engines | None = None,
     *,
     cautious: bool = True,
+    unknown_age: UnknownAge = "undetermined",
 ) -> Predictor:
     """Return a predictor on the processor that computes with `engines`, or with the plain network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predict, "choose", plain if engines is None else lambda *_: engines)
-        return Predictor(checkpoint, torch.device("cpu"), rules, cautious=cautious)
+        return Predictor(checkpoint, torch.device("cpu"), rules, cautious=cautious, unknown_age=unknown_age)
