@@ -25,6 +25,9 @@ from pacs_node.dicom import character_sets
 from pacs_node.dicom.part10 import LARGEST_META, data_set_offset, first_group
 from pacs_node.errors import UnreadableHeader
 
+IDENTIFYING = (0x00080050, 0x00100010, 0x00100020)
+"""The texts of an object's row, which decide how text is read where no character set is declared."""
+
 _MOST_INFLATED = 64 * 2**20  # bytes; a header is far smaller
 _MOST_READS = 150_000  # two or three for each element; one of 1,000 frames with all their attributes has fewer
 _MOST_VALUE = 2**20  # bytes; what is longer stays in the file until it is asked for
@@ -51,7 +54,7 @@ _SCANNED = {
     0x0020000E: "series_instance_uid",
 }
 _CHARACTER_SET = 0x00080005
-_TEXTS = (0x00080050, 0x00100010, 0x00100020)
+_C1 = re.compile(r"[\x80-\x9f]")
 _DATE_LENGTH = 8  # YYYYMMDD, and the column of the database
 _FIRST_GROUP = 0x0008  # of a data set; what is below belongs to commands, file meta information and DICOMDIR
 _ASCII_INSIDE = {b"", b"ISO_IR 6", b"ISO_IR 100", b"ISO_IR 192"}  # character sets
@@ -114,7 +117,7 @@ def identity(header: Dataset) -> Identity:
     UnreadableHeader
         When one of the four UIDs is missing or holds other characters than digits and dots.
     """
-    header = readable(header, _TEXTS)
+    header = readable(header, IDENTIFYING)
     return Identity(
         sop_class_uid=_uid(header, "SOPClassUID"),
         sop_instance_uid=_uid(header, "SOPInstanceUID"),
@@ -231,8 +234,9 @@ def date_text(value: str) -> str:
 def readable(header: Dataset, tags: Collection[int]) -> Dataset:
     """Return a data set whose texts can be read: with the character set that its sender meant.
 
-    A misspelt Specific Character Set is put right. Text beyond ASCII under an unknown one, or under none, is
-    read where it is UTF-8; elsewhere each byte that nobody can read is shown as U+FFFD.
+    A misspelt Specific Character Set is put right. Text beyond ASCII is read as UTF-8 where it is that and no
+    known character set is declared; as ISO_IR 100 where none at all is declared; elsewhere each byte that
+    nobody can read is shown as U+FFFD.
 
     Parameters
     ----------
@@ -258,8 +262,15 @@ def readable(header: Dataset, tags: Collection[int]) -> Dataset:
         changed[_CHARACTER_SET] = DataElement(_CHARACTER_SET, "CS", list(terms))
         return changed
     for tag, value in texts.items():
-        changed[tag] = DataElement(tag, dictionary_VR(tag), value.rstrip(b" \0").decode("ascii", "replace"))
+        legible = _legible(value.rstrip(b" \0"), is_declared=bool(declared))
+        changed[tag] = DataElement(tag, dictionary_VR(tag), legible)
     return changed
+
+
+def _legible(value: bytes, *, is_declared: bool) -> str:
+    if is_declared:
+        return value.decode("ascii", "replace")
+    return _C1.sub("\N{REPLACEMENT CHARACTER}", value.decode("latin-1"))
 
 
 def _raw(header: Dataset, tag: int) -> bytes | None:
