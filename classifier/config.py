@@ -61,6 +61,22 @@ class Eligibility:
     max_pixels: int = 100_000_000
 
 
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What decoding one image may take before its process is ended.
+
+    Attributes
+    ----------
+    seconds
+        From when its file has been read.
+    mebibytes
+        Beyond what the process has already. Only Linux keeps to it.
+    """
+
+    seconds: float = 30.0
+    mebibytes: int = 2048
+
+
 class TrainSettings(BaseModel):
     """``[classifier.train]`` of config.toml; ``None`` leaves a setting to the recipe."""
 

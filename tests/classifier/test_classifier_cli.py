@@ -19,8 +19,10 @@ from classifier.cli import main
 from classifier.config import SHIPPED_MODEL
 from classifier.model.checkpoint import load
 from classifier.outcome import Decision
+from classifier.scoring import predict
 from tests.conftest import pixels, radiograph, save
 from tests.helpers.datasets import folder
+from tests.helpers.predictors import plain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,8 +47,9 @@ def process(*arguments: object) -> Answer:
 
 @pytest.fixture
 def classifier(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Classifier:
-    """The command in this process, which has loaded torch already, on a wide terminal."""
+    """The command in this process, which has loaded torch already and scores with it, on a wide terminal."""
     monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(predict, "choose", plain)
 
     def run(*arguments: object) -> Answer:
         monkeypatch.setattr(sys, "argv", ["classifier", *map(str, arguments)])

@@ -63,7 +63,7 @@ listen, node, image = receiving.listen, receiving.node, receiving.image
 def dcmtk(name: str, node: Node, *arguments: str | Path) -> None:
     """Run a DCMTK sender against the node; it must be content."""
     command = [program(name), "-v", "-aet", "DCMTK", "-aec", "PACS_NODE", "127.0.0.1", str(node.port)]
-    run = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=30, check=False)
+    run = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
 
 

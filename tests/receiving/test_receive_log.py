@@ -114,7 +114,7 @@ def test_no_warning_of_a_library_names_the_patient(
     def _read_partial(*arguments: Any, **options: Any) -> Any:
         number = len(inside)
         inside.append(number)
-        may_go_on[number].wait(5)
+        may_go_on[number].wait(120)
         return read_partial(*arguments, **options)
 
     monkeypatch.setattr(header, "read_partial", _read_partial)

@@ -15,7 +15,7 @@ from pydicom.uid import Comprehensive3DSRStorage
 from classifier.config import Eligibility
 from classifier.decoding.eligibility import check
 from classifier.errors import NotScorable
-from classifier.outcome import Decision, Prediction
+from classifier.outcome import Decision, Prediction, StillDecoding
 from db import inventory
 from db.models import Report
 from db.session import Database
@@ -35,7 +35,7 @@ HEAT_MAP: dict[str, Any] = {
 class Normal:
     """Decides by the tags which images are scored, and finds each of them normal."""
 
-    def predict(self, sources: Sequence[Path]) -> list[Prediction]:
+    def attempt(self, sources: Sequence[Path]) -> list[Prediction | OSError | StillDecoding]:
         return [self._predict(source) for source in sources]
 
     def _predict(self, source: Path) -> Prediction:

@@ -20,10 +20,9 @@ from classifier.outcome import Decision, Prediction
 from classifier.scoring.predict import Predictor
 from tests.conftest import radiograph
 from tests.conftest import save as save_dicom
+from tests.helpers.predictors import ready
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +116,7 @@ def with_limit(
     measure = Novelty(torch.zeros(1024), torch.eye(1024) * 10)
     values = {"novelty_limit": limit, "novelty_source": "A test.", "ages": (1, 5)} | card
     checkpoint = Checkpoint(shipped.model, shipped.card.model_copy(update=values), measure)
-    return Predictor(checkpoint, CPU, Eligibility(), cautious=cautious, unknown_age=unknown_age)
+    return ready(checkpoint, Eligibility(), shipped.engines, cautious=cautious, unknown_age=unknown_age)
 
 
 def one(predictor: Predictor, folder: Path, **tags: Any) -> Prediction:
