@@ -146,16 +146,16 @@ def _read_dataset(
         image = image_pixel(header, limit)
         age = told(header)
     if isinstance(content, Part10):
-        _add_pixels(header, content.whole(image.native_bytes))
+        _add_pixels(header, content.pixels(image.native_bytes))
     with translated("Rendering the image"):
         grey = turn_upright.applied(_render(header, image, size))
     return Radiograph(np.ascontiguousarray(grey)[np.newaxis], view, age, turn_upright)
 
 
-def _add_pixels(header: Dataset, whole: Dataset) -> None:
+def _add_pixels(header: Dataset, rest: Dataset) -> None:
     """Add nothing but the pixels: what stands behind them was not judged, and must not count."""
-    for tag in whole.group_dataset(0x7FE0).keys():  # noqa: SIM118 - iterating a data set decodes its elements
-        header[tag] = whole.get_item(tag)
+    for tag in rest.group_dataset(0x7FE0).keys():  # noqa: SIM118 - iterating a data set decodes its elements
+        header[tag] = rest.get_item(tag)
 
 
 def _render(ds: Dataset, image: ImagePixel, size: int | None) -> Grey:
