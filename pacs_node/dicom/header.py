@@ -29,9 +29,7 @@ IDENTIFYING = (0x00080050, 0x00100010, 0x00100020)
 """The texts of an object's row, which decide how text is read where no character set is declared."""
 
 _MOST_INFLATED = 64 * 2**20  # bytes; a header is far smaller
-_MOST_READS = (
-    150_000  # two or three for each element; one of 1,000 frames with all their attributes has fewer
-)
+_MOST_READS = 150_000  # two or three for each element; 1,000 frames with all their attributes need fewer
 _MOST_VALUE = 2**20  # bytes; what is longer stays in the file until it is asked for
 _PIXEL_DATA = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _UID = re.compile(r"[0-9.]{1,64}")
