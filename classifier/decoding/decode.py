@@ -101,6 +101,22 @@ def read(source: Source, rules: Eligibility | None = None, size: int | None = No
         return _read_bytes(_load(source, limit), rules, limit, size)
 
 
+def read_data_set(path: Path, max_pixels: int) -> Dataset:
+    """Parse a whole DICOM file, and decode nothing.
+
+    Raises
+    ------
+    NotScorable
+        When it is larger than any image of `max_pixels`, or does not parse.
+    OSError
+        When it cannot be opened or read.
+    """
+    data = _load(path, max_pixels)
+    _judge_deflated(data, max_pixels * _BYTES_PER_PIXEL + _HEADER_ALLOWANCE)
+    with translated("Reading the data set"):
+        return dcmread(BytesIO(data))
+
+
 def _load(source: Path | BinaryIO, limit: int) -> bytes:
     """Read a whole file, unless it is larger than any image within the limit can be."""
     largest = limit * _BYTES_PER_PIXEL + _HEADER_ALLOWANCE

@@ -28,7 +28,9 @@ _PIXEL_DATA = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _UID = re.compile(r"[0-9.]{1,64}")
 _MOST_LENGTHS = {
     "patient_id": 64,
+    "issuer_of_patient_id": 64,
     "patient_name": 324,
+    "patient_birth_date": 8,
     "accession_number": 64,
     "study_date": 8,
     "modality": 16,
@@ -42,6 +44,8 @@ _SCANNED = {
     0x00080060: "modality",
     0x00100010: "patient_name",
     0x00100020: "patient_id",
+    0x00100021: "issuer_of_patient_id",
+    0x00100030: "patient_birth_date",
     0x00185101: "view_position",
     0x0020000D: "study_instance_uid",
     0x0020000E: "series_instance_uid",
@@ -66,7 +70,9 @@ class Identity:
     series_instance_uid: str
     study_instance_uid: str
     patient_id: str
+    issuer_of_patient_id: str
     patient_name: str
+    patient_birth_date: str
     accession_number: str
     study_date: str
     modality: str
@@ -113,7 +119,9 @@ def identity(header: Dataset) -> Identity:
         series_instance_uid=_uid(header, "SeriesInstanceUID"),
         study_instance_uid=_uid(header, "StudyInstanceUID"),
         patient_id=text(header, "PatientID", _MOST_LENGTHS["patient_id"]),
+        issuer_of_patient_id=text(header, "IssuerOfPatientID", _MOST_LENGTHS["issuer_of_patient_id"]),
         patient_name=text(header, "PatientName", _MOST_LENGTHS["patient_name"]),
+        patient_birth_date=text(header, "PatientBirthDate", _MOST_LENGTHS["patient_birth_date"]),
         accession_number=text(header, "AccessionNumber", _MOST_LENGTHS["accession_number"]),
         study_date=text(header, "StudyDate", _MOST_LENGTHS["study_date"]),
         modality=text(header, "Modality", _MOST_LENGTHS["modality"]),

@@ -73,7 +73,8 @@ def score(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
     """Score images."""
     database, spool = _open(settings)
     scorer, model = load_model(settings, database)
-    stage = ScoreStage(database, spool, scorer, model, settings.classifier.batch_size)
+    wanted = settings.classifier
+    stage = ScoreStage(database, spool, scorer, model, wanted.batch_size, max_pixels=wanted.max_pixels)
     _spare_collector()
     ready()
     _work(settings, stopped, database, [stage])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Protocol
 
 from sqlalchemy.orm import Session
 
+from classifier.config import Eligibility
 from classifier.outcome import Decision, Prediction
 from db import queries
 from db.queue import Claimed, Kind
 from db.rows import NewScore, StoredInstance, StoredModel
 from db.session import Database
 from pacs_node import log
-from pacs_node.reporting.from_rows import DUPLICATE
-from pacs_node.reporting.report import NotScoredReason
+from pacs_node.scoring.copies import CopyResult, judge
 from pacs_node.storage.spool import Spool
 from pacs_node.worker import Done, GivenUp, Outcome, Settled, retry_unreadable
 
@@ -32,36 +33,64 @@ class Scorer(Protocol):
         ...
 
 
+_ORIGINAL = CopyResult(None, None)
+
+
 class ScoreStage:
-    """Score images in batches."""
+    """Score images in batches.
+
+    Parameters
+    ----------
+    max_pixels
+        Of copies that are compared; larger ones are taken for different.
+    """
 
     kind = Kind.SCORE
     lane = ""
 
     def __init__(
-        self, database: Database, spool: Spool, scorer: Scorer, model: StoredModel, batch_size: int
+        self,
+        database: Database,
+        spool: Spool,
+        scorer: Scorer,
+        model: StoredModel,
+        batch_size: int,
+        *,
+        max_pixels: int = Eligibility.max_pixels,
     ) -> None:
         self.batch_size = batch_size
         self._database = database
         self._spool = spool
         self._scorer = scorer
         self._model = model
+        self._max_pixels = max_pixels
 
     def run(self, jobs: Sequence[Claimed], may_go_on: Callable[[], bool]) -> Iterator[Settled]:  # noqa: ARG002
         """Score the instances of the jobs."""
         with self._database.read() as session:
             instances = queries.instances(session, [job.ref for job in jobs])
-        scored = zip(jobs, instances, self._predict(instances), strict=True)
-        yield [(job, self._outcome(job, instance, prediction)) for job, instance, prediction in scored]
+            earlier = {one.id: queries.earlier_copies(session, one) for one in instances if one.copy}
+        copies = [self._judge(one, earlier.get(one.id, [])) for one in instances]
+        scored = zip(jobs, instances, copies, self._predict(instances, copies), strict=True)
+        yield [(job, self._outcome(job, one, copy, found)) for job, one, copy, found in scored]
 
     def give_up(self, session: Session, ref: int) -> None:
         """Let the report say that scoring failed."""
         queries.wake_report(session, ref)
 
-    def _predict(self, instances: Sequence[StoredInstance]) -> list[Prediction | OSError]:
-        originals = [instance for instance in instances if not instance.copy]
-        scored = iter(self._predict_files([self._spool.path(instance.digest) for instance in originals]))
-        return [_not_scored(DUPLICATE) if instance.copy else next(scored) for instance in instances]
+    def _judge(self, instance: StoredInstance, earlier: Sequence[StoredInstance]) -> CopyResult:
+        try:
+            return judge(instance, earlier, self._spool, self._max_pixels) if earlier else _ORIGINAL
+        except OSError as error:
+            return replace(_ORIGINAL, error=error)
+
+    def _predict(
+        self, instances: Sequence[StoredInstance], copies: Sequence[CopyResult]
+    ) -> list[Prediction | OSError]:
+        known = list(map(_without_scoring, copies))
+        wanted = [one for one, answer in zip(instances, known, strict=True) if answer is None]
+        scored = iter(self._predict_files([self._spool.path(one.digest) for one in wanted]))
+        return [next(scored) if answer is None else answer for answer in known]
 
     def _predict_files(self, paths: Sequence[Path]) -> list[Prediction | OSError]:
         """Score files together, and one by one where one of them cannot be read."""
@@ -72,7 +101,13 @@ class ScoreStage:
                 return [error]
         return [outcome for path in paths for outcome in self._predict_files([path])]
 
-    def _outcome(self, job: Claimed, instance: StoredInstance, prediction: Prediction | OSError) -> Outcome:
+    def _outcome(
+        self,
+        job: Claimed,
+        instance: StoredInstance,
+        copy: CopyResult,
+        prediction: Prediction | OSError,
+    ) -> Outcome:
         uid = instance.sop_instance_uid
         if isinstance(prediction, FileNotFoundError) and self._spool.is_there:
             _log.error("file missing from spool", sop_instance_uid=uid, digest=instance.digest)
@@ -81,18 +116,20 @@ class ScoreStage:
         if isinstance(prediction, OSError):
             _log.warning("file not read", sop_instance_uid=uid, cause=str(prediction.strerror))
             return retry_unreadable(job, prediction)
+        score = self._score(instance, copy, prediction)
         _log.info(
             "instance scored",
             sop_instance_uid=uid,
             decision=prediction.decision.value,
             probability=prediction.probability,
-            reason=DUPLICATE.code if instance.copy else prediction.reason,
+            reason=score.reason,
             novelty=prediction.novelty,
+            copy=instance.copy,
         )
-        return Done(partial(queries.add_score, score=self._score(instance, prediction)))
+        return Done(partial(_record, score=score, image_id=copy.image_id))
 
-    def _score(self, instance: StoredInstance, prediction: Prediction) -> NewScore:
-        reason = DUPLICATE.code if instance.copy else prediction.reason
+    def _score(self, instance: StoredInstance, copy: CopyResult, prediction: Prediction) -> NewScore:
+        reason = prediction.reason if copy.reason is None else copy.reason.code
         return NewScore(
             instance_id=instance.id,
             model_id=self._model.id,
@@ -108,5 +145,16 @@ class ScoreStage:
         )
 
 
-def _not_scored(reason: NotScoredReason) -> Prediction:
-    return Prediction(None, Decision.NOT_SCORED, None, reason.meaning, None)
+def _record(session: Session, score: NewScore, image_id: int | None) -> None:
+    if image_id is not None:
+        queries.record_same_image(session, score.instance_id, image_id)
+    queries.add_score(session, score)
+
+
+def _without_scoring(copy: CopyResult) -> Prediction | OSError | None:
+    """Return the answer for an object that the model need not see; ``None`` for one that it must."""
+    if copy.error is not None:
+        return copy.error
+    if copy.reason is None:
+        return None
+    return Prediction(None, Decision.NOT_SCORED, None, copy.detail, None)
