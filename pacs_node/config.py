@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from classifier.config import TrainSettings
+from classifier.config import TrainSettings, UnknownAge
 from db.queue import LONGEST_WAIT_SECONDS
 from pacs_node.errors import ConfigError
 
@@ -109,6 +109,7 @@ class ClassifierSettings(_Section):
     unknown_body_part: Literal["refuse", "score"] = "refuse"
     unknown_view: Literal["refuse", "score"] = "refuse"
     unlike_training: Literal["undetermined", "decide"] = "undetermined"
+    unknown_age: UnknownAge = "undetermined"
     max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
     train: TrainSettings = TrainSettings()
 
@@ -271,6 +272,8 @@ def _sentence(error: Mapping[str, Any]) -> str:
     if error["type"] == "value_error":
         return f"{where}: {error['ctx']['error']}"
     message = str(error["msg"])
+    if error["loc"][:1] == ("database",):
+        return f"{where}: {message[0].lower()}{message[1:]}"  # the value may hold a password
     return f"{where}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
 
 

@@ -22,12 +22,13 @@ from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from classifier.config import PROJECTION_RADIOGRAPHS, Eligibility
+from classifier.decoding.ages import UNKNOWN, Age, told
 from classifier.decoding.codecs import draft
 from classifier.decoding.eligibility import check
 from classifier.decoding.grayscale import follows_averaging, require_contrast, to_grey
 from classifier.decoding.pixels import ImagePixel, image_pixel, stored_values, translated, unreadable
 from classifier.decoding.resample import WHOLE, Grey, resample
-from classifier.decoding.tags import age, quiet
+from classifier.decoding.tags import quiet
 from classifier.errors import NotScorable, Reason
 
 __all__ = ["PROJECTION_RADIOGRAPHS", "Eligibility", "Radiograph", "check", "decode", "read"]
@@ -50,12 +51,12 @@ class Radiograph:
     view
         What `check` returned; ``None`` when the tags were not checked.
     age
-        Age of the patient in years, where the tags tell it.
+        Age of the patient, as far as the tags tell it.
     """
 
     pixels: Grey
     view: str | None
-    age: float | None = None
+    age: Age = UNKNOWN
 
 
 def decode(source: Source, rules: Eligibility | None = None, size: int | None = None) -> Grey:
@@ -161,8 +162,15 @@ def _read_dataset(
     view = None if rules is None else check(header, rules)
     image = image_pixel(header, limit)
     with translated("Reading the data set"):
-        ds = dcmread(BytesIO(content)) if isinstance(content, bytes) else content
-    return Radiograph(_render(ds, image, size)[np.newaxis], view, age(header))
+        if isinstance(content, bytes):
+            _add_pixels(header, dcmread(BytesIO(content)))
+    return Radiograph(_render(header, image, size)[np.newaxis], view, told(header))
+
+
+def _add_pixels(header: Dataset, whole: Dataset) -> None:
+    """Add nothing but the pixels: what stands behind them was not judged, and must not count."""
+    for tag in whole.group_dataset(0x7FE0).keys():  # noqa: SIM118 - iterating a data set decodes its elements
+        header[tag] = whole.get_item(tag)
 
 
 def _render(ds: Dataset, image: ImagePixel, size: int | None) -> Grey:

@@ -20,7 +20,7 @@ class Patient:
         Patient's Name (PN): upper and lower case are the same (PS3.4 C.2.2.2.1), and so are names of which
         one leaves out a component group or ends in empty components.
     birth_date
-        Patient's Birth Date (DA).
+        Patient's Birth Date (DA) as YYYYMMDD.
     """
 
     patient_id: str
@@ -47,7 +47,7 @@ def is_same(one: Patient, other: Patient) -> bool:
         return False
     if has_ids and all(issuers):
         return issuers[0] == issuers[1]
-    born = _date(one.birth_date), _date(other.birth_date)
+    born = one.birth_date, other.birth_date
     if all(born) and born[0] != born[1]:
         return False
     return _is_same_name(one.name, other.name, may_be_missing=has_ids)
@@ -77,7 +77,3 @@ def _components(group: str) -> tuple[str, ...]:
 
 def _text(value: str) -> str:
     return unicodedata.normalize("NFC", value).strip()
-
-
-def _date(value: str) -> str:
-    return "".join(filter(str.isdigit, value))

@@ -253,10 +253,10 @@ def _failure(status: int, comment: str, who: dict[str, str], **details: str) -> 
 def _on_accepted(event: evt.Event) -> None:
     _log.info("association accepted", **_peer(event))
     for context in event.assoc.rejected_contexts:
-        syntaxes = [str(syntax) for syntax in context.transfer_syntax]
+        syntaxes = [_printable(str(syntax)) for syntax in context.transfer_syntax]
         _log.warning(
             "presentation context rejected",
-            abstract_syntax=str(context.abstract_syntax),
+            abstract_syntax=_printable(str(context.abstract_syntax)),
             transfer_syntaxes=syntaxes,
             **_peer(event),
         )

@@ -38,7 +38,7 @@ from pynetdicom.association import Association
 from classifier.config import PROJECTION_RADIOGRAPHS
 from classifier.decoding.quiet import silence_warnings
 from classifier.decoding.tags import values
-from pacs_node.dicom.header import text
+from pacs_node.dicom.header import date_text, readable, text
 from pacs_node.errors import CutShort, NotAssociated, PeerError, TakesNothing
 from pacs_node.network.association import application_entity, associate
 from pacs_node.network.peer import Peer
@@ -46,6 +46,7 @@ from pacs_node.network.peer import Peer
 MOST_ANSWERS = 100_000
 """So many answers to one query are believed; more come only from a PACS that never stops."""
 
+_TEXTS = (0x00080050, 0x00081030, 0x0008103E, 0x00100010, 0x00100020)  # what is asked for, SH, LO and PN
 _FIND, _MOVE, _GET = (f"1.2.840.10008.5.1.4.1.2.2.{number}" for number in (1, 2, 3))  # PS3.4 C.6.2.3
 
 _ASK_SECONDS = 60.0  # for each answer to C-FIND
@@ -160,7 +161,7 @@ class Finder:
         return [
             ListedStudy(
                 study_instance_uid=uid,
-                study_date=text(answer, "StudyDate", 8),
+                study_date=date_text(text(answer, "StudyDate", 64)),
                 patient_id=text(answer, "PatientID", 64),
                 patient_name=text(answer, "PatientName", 324),
                 accession_number=text(answer, "AccessionNumber", 64),
@@ -206,7 +207,7 @@ class Finder:
             if identifier is None or not uid:
                 self.unreadable = True
             else:
-                yield uid, identifier
+                yield uid, readable(identifier, _TEXTS)
 
     def _answers(self, ask: _Ask) -> Iterator[Dataset | None]:
         number = 0

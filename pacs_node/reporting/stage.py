@@ -1,7 +1,7 @@
-"""What is done with a study: score each image, report the study. `dispatch` sends what comes out.
+"""Make the report of each study that is quiet; `delivering` sends it.
 
-Each stage reads what it needs, works without a transaction, and returns what is to be written. When, how
-often and in whose name is the business of `worker`.
+It reads what it needs, works without a transaction, and returns what is to be written. When, how often and
+for whom is the business of `worker`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pacs_node.config import Settings
 from pacs_node.dicom.header import Identity, identity, read_header
 from pacs_node.dicom.patient import Patient, is_same
 from pacs_node.errors import InvalidReport, UnreadableHeader
-from pacs_node.reporting.from_rows import image_result, stand_in_header
+from pacs_node.reporting.from_rows import image_result, settle_raw_images, stand_in_header
 from pacs_node.reporting.report import ObserverDevice, build, says_the_same
 from pacs_node.reporting.study_state import StudyState, newest_header
 from pacs_node.storage.spool import Spool
@@ -136,7 +136,13 @@ class ReportStage:
         images = [image_result(*pair, study.model) for pair in zip(study.images, headers, strict=True)]
         taken = study.last.earlier_uids if study.last else ()
         report = build(
-            images, self._node, made_at, study.revision, study.predecessor, newest=newest, taken=taken
+            settle_raw_images(images),
+            self._node,
+            made_at,
+            study.revision,
+            study.predecessor,
+            newest=newest,
+            taken=taken,
         )
         return NewReport(
             study_id=study.id,

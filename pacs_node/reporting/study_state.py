@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from classifier.config import PROJECTION_RADIOGRAPHS
+from classifier.errors import RESULTS
 from db.rows import StoredInstance, StoredModel, StoredReport
 from pacs_node.dicom.patient import Patient, are_different
+from pacs_node.reporting.from_rows import is_reportable
 from pacs_node.reporting.report import REPORT_CLASSES, Predecessor
 
 
@@ -33,8 +34,8 @@ class StudyState:
 
     @property
     def radiographs(self) -> list[StoredInstance]:
-        """Those objects for which someone expects an answer: no CT slices, presentation states, documents."""
-        return [one for one in self.objects if one.sop_class_uid in PROJECTION_RADIOGRAPHS]
+        """Those objects that count as images of the study."""
+        return [*filter(is_reportable, self.objects)]
 
     @property
     def images(self) -> list[StoredInstance]:
@@ -70,11 +71,16 @@ class StudyState:
     def names_different_patients(self, patient_of: Callable[[StoredInstance], Patient]) -> bool:
         """Tell whether the objects of the study are not all of one patient.
 
-        Structured reports do not count: they say something of images, and a PACS may send back those of the
-        node itself, with the patient as it was then.
+        Structured reports and results of programs do not count: they say something of images, and a PACS may
+        send back those of the node itself, with the patient as it was then.
         """
-        objects = newest_copies([one for one in self.objects if one.sop_class_uid not in REPORT_CLASSES])
+        objects = newest_copies([one for one in self.objects if not _is_result(one)])
         return are_different([patient_of(one) for one in objects])
+
+
+def _is_result(one: StoredInstance) -> bool:
+    reason = one.score.reason if one.score else None
+    return one.sop_class_uid in REPORT_CLASSES or reason in RESULTS
 
 
 def newest_copies(objects: Sequence[StoredInstance]) -> list[StoredInstance]:

@@ -26,7 +26,12 @@ def load_model(settings: Settings, database: Database) -> tuple[Scorer, StoredMo
     rules = Eligibility(wanted.unknown_body_part, wanted.unknown_view, wanted.max_pixels)
     try:
         predictor = Predictor.load(
-            wanted.model, wanted.device, rules, cautious=wanted.is_cautious, engine=wanted.engine
+            wanted.model,
+            wanted.device,
+            rules,
+            cautious=wanted.is_cautious,
+            engine=wanted.engine,
+            unknown_age=wanted.unknown_age,
         )
         card = predictor.card
         model = StoredModel(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,7 +65,7 @@ class Arriving:
         self._sha = _Sha()
         self._opened: BinaryIO | None = None
         with self._error_kept():
-            self._opened = path.open("xb")
+            self._opened = os.fdopen(private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
 
     def write(self, content: bytes | memoryview) -> None:
         """Write, unless something went wrong before."""
@@ -124,3 +125,8 @@ def digest(path: Path, transfer_syntax_uid: str) -> str:
         while chunk := file.read(_CHUNK):
             sha.update(chunk)
     return sha.hexdigest()
+
+
+def private(path: str | Path, flags: int) -> int:
+    """Open a file that only the user of the node can read: it holds patient data."""
+    return os.open(path, flags, 0o600)

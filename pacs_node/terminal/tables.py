@@ -12,9 +12,10 @@ from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as without_markup
 from rich.table import Column, Table
 
+from classifier.untrusted import cell, json_text, printable
 from pacs_node.reconciling.findings import IMAGE_LEVEL, Finding, Missing, Reconciliation
 from pacs_node.running.status import Snapshot
 from pacs_node.storage.stock import Stock
@@ -40,6 +41,11 @@ _ALWAYS = {"score", "report", "deliver"}
 Row = Mapping[str, Any]
 
 
+def escape(text: str) -> str:
+    """Return what a stranger wrote as rich's markup for just that text, control characters written out."""
+    return without_markup(printable(text))
+
+
 def print_results(rows: Sequence[Row], console: Console) -> None:
     """Print rows of the view `results`, the columns that fit a terminal."""
     table = Table(
@@ -63,7 +69,8 @@ def _cells(row: Row) -> Iterator[str]:
     yield escape(row["accession_number"])
     yield escape(" ".join(filter(None, (row["modality"], row["view"]))))
     yield answer(row)
-    yield escape(row["deliveries"] or ("no destination" if row["report_uid"] else ""))
+    problem = f"[bold red]{row['study_problem']}[/] " if row["study_problem"] else ""
+    yield problem + escape(row["deliveries"] or ("no destination" if row["report_uid"] else ""))
 
 
 def answer(row: Row) -> str:
@@ -95,10 +102,17 @@ def print_ledger(rows: Sequence[Row], console: Console) -> None:
 def _image_lines(row: Row) -> Iterator[str]:
     yield f"[bold]{escape(row['sop_instance_uid'])}[/]"
     yield f"  study {escape(row['study_instance_uid'])} {escape(row['accession_number'])}".rstrip()
+    named = " ".join(filter(None, (row["patient_id"], row["patient_name"])))
+    if named:
+        yield f"  patient {escape(named)}"
     sender = f" from {row['calling_ae_title']}" if row["calling_ae_title"] else ""
     said = [f"received {_moment(row['received_at'])}{escape(sender)}", answer({"reason": None, **row})]
     if row["report_uid"] is not None:
         said.append(f"report revision {row['report_revision']} of {_moment(row['reported_at'])}")
+    if row["is_replaced"]:
+        said.append("replaced by a newer copy")
+    if row["study_problem"]:
+        said.append(f"[bold red]{row['study_problem']}[/]")
     if row["removed_at"] is not None:
         said.append(f"file removed {_moment(row['removed_at'])}")
     yield "  " + ", ".join(said)
@@ -124,16 +138,15 @@ def _moment(at: datetime) -> str:
 
 
 def write_csv(rows: Sequence[Row], columns: Sequence[str], file: TextIO) -> None:
-    """Write all columns, with a header line; times are ISO 8601."""
+    """Write all columns, with a header line; times are ISO 8601, and no text is a formula."""
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _plain(value) for name, value in row.items()} for row in rows)
+    writer.writerows({name: cell(_plain(value)) for name, value in row.items()} for row in rows)
 
 
 def write_json(value: Any, file: TextIO) -> None:
     """Write JSON; times are ISO 8601."""
-    json.dump(value, file, indent=2, ensure_ascii=False, default=_plain)
-    file.write("\n")
+    file.write(json_text(json.dumps(value, indent=2, ensure_ascii=False, default=_plain)) + "\n")
 
 
 def print_reconciliation(found: Reconciliation, console: Console) -> None:
@@ -176,9 +189,7 @@ def _missing(same: Sequence[Finding]) -> Iterator[str]:
 
 def write_findings_csv(found: Reconciliation, file: TextIO) -> None:
     """Write what is missing, with a header line."""
-    writer = csv.DictWriter(file, [field.name for field in fields(Finding)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(vars(finding) for finding in found.findings)
+    write_csv([vars(finding) for finding in found.findings], [field.name for field in fields(Finding)], file)
 
 
 def reconciliation_values(found: Reconciliation) -> dict[str, Any]:
@@ -242,9 +253,9 @@ def print_status(found: Snapshot, console: Console) -> None:
         lane = f" to {failure.lane}" if failure.lane else ""
         study = f", study {failure.study_instance_uid}" if failure.study_instance_uid else ""
         what = f"Failed: {failure.kind}{lane}{study}: {failure.error}"
-        console.print(what, markup=False, highlight=False)
+        console.print(printable(what), markup=False, highlight=False)
     for problem in found.problems:
-        console.print(problem, style="red", highlight=False, markup=False)
+        console.print(printable(problem), style="red", highlight=False, markup=False)
     if not found.problems:
         console.print("All is well.", style="green")
 
@@ -259,7 +270,7 @@ def _work_table(found: Snapshot) -> Table:
     counted = found.counts.deliveries
     for destination in dict.fromkeys(name for name, _ in counted):
         waiting, failed = (str(counted.get((destination, state), 0)) for state in ("pending", "failed"))
-        table.add_row(f"  to {destination}", waiting, "", failed)
+        table.add_row(escape(f"  to {destination}"), waiting, "", failed)
     return table
 
 
@@ -272,10 +283,12 @@ def _facts_table(found: Snapshot) -> Table:
     table.add_row("Oldest image without score", _waiting(found))
     for late in found.undelivered:
         since = f"{late.since.astimezone():%Y-%m-%d %H:%M}"
-        table.add_row(f"Waits for {late.destination}", f"{late.reports} reports, the oldest since {since}")
+        who = escape(f"Waits for {late.destination}")
+        table.add_row(who, f"{late.reports} reports, the oldest since {since}")
     for beat in found.heartbeats:
         table.add_row(f"Process {beat.role}", f"on {beat.host}, last heartbeat {beat.age_seconds:.0f} s ago")
-    table.add_row("Model", f"{model.name} {model.version}, {model.sha256[:16]}" if model else "none yet")
+    known = "none yet" if model is None else f"{model.name} {model.version}, {model.sha256[:16]}"
+    table.add_row("Model", escape(known))
     table.add_row("Free for the spool", "no spool" if found.free_bytes is None else _size(found.free_bytes))
     return table
 

@@ -155,7 +155,7 @@ def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     node = NodeSettings(host="127.0.0.1", port=free_port())
     receiver = Receiver(Settings(node=node, receive=ReceiveSettings(min_free_mebibytes=0)), database, spool)
     receiver.start()
-    with socket.create_connection(("127.0.0.1", node.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", node.port), timeout=120) as connection:
         opened = Wire(connection, spool)
         connection.sendall(association_request())
         assert opened.receive()[0] == 2
@@ -350,7 +350,7 @@ def test_an_idle_association_costs_no_processor_time(tmp_path: Path) -> None:
         (receiver,) = receivers_of(node)
         connections: list[Any] = []
         for _ in range(40):
-            connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+            connection = socket.create_connection(("127.0.0.1", port), timeout=120)
             connection.sendall(association_request())
             assert connection.recv(1) == b"\x02"
             connections.append(connection)

@@ -36,8 +36,6 @@ from tests.helpers.querying import (
 from tests.helpers.receiving import wait_until
 from tests.helpers.workbench import Bench
 
-# pynetdicom leaves the socket of a connection that was refused to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 # Fixtures: pytest finds them by the names that they have here.
 as_it_was, bench = querying.as_it_was, workbench.bench
 

@@ -48,14 +48,19 @@ def upgrade() -> None:
 
 
 def _fill() -> None:
-    if op.get_bind().dialect.name == "postgresql":
-        values = ", ".join(f"{name} = study.{name}" for name in _COLUMNS)
-        op.execute(f"UPDATE instance SET {values}, turn = copy FROM study WHERE study.id = instance.study_id")
-        return
-    found = "(SELECT study.{name} FROM study WHERE study.id = instance.study_id)"
-    values = ", ".join(f"{name} = {found.format(name=name)}" for name in _COLUMNS)
-    op.execute(f"UPDATE instance SET {values}, turn = copy")
+    value, source = _OF_THE_STUDY[op.get_bind().dialect.name]
+    values = ", ".join(f"{name} = {value.format(name)}" for name in _COLUMNS)
+    op.execute(f"UPDATE instance SET {values}, turn = copy {source}")
+    # What retention removed cannot be read any more
+    op.execute(
+        "UPDATE instance SET issuer_of_patient_id = '', patient_birth_date = '' WHERE removed_at IS NOT NULL"
+    )
 
+
+_OF_THE_STUDY = {
+    "postgresql": ("study.{}", "FROM study WHERE study.id = instance.study_id"),
+    "sqlite": ("(SELECT study.{} FROM study WHERE study.id = instance.study_id)", ""),
+}
 
 # One row for each received image, with its newest score and the newest report that states it; of copies of
 # one image the newest alone. This is what people query: columns are added at its end, never renamed or
