@@ -98,8 +98,8 @@ def _held(held: ProblemStudies) -> str:
     whose = f"study {held.study_instance_uid}" if one else f"{held.studies} studies"
     first = "" if one else f" The first is {held.study_instance_uid}."
     return (
-        f"{held.problem}: the images of {whose} name different patients, so no report is made.{first} Correct "
-        "them where they come from and send all images of the study again; or `pacs-node dismiss STUDY_UID`."
+        f"{held.problem}: the images of {whose} name different patients, so no report is made.{first} "
+        "Correct them at their source and send all images again, or `pacs-node dismiss STUDY_UID`."
     )
 
 

@@ -109,7 +109,7 @@ class Housekeeper:
             _log.warning("orphan taken in", digest=name, sop_instance_uid=uid, outcome=outcome.value)
 
     def _read_identities(self) -> None:
-        """Read from its file whom an object names that an earlier version recorded under its study's patient."""
+        """Read from their files whom objects name that an earlier version recorded as their study's."""
         last = None
         for _ in range(_READ_AT_MOST // _READ_AT_ONCE):
             with self._database.read() as session:

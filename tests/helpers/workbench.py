@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
@@ -142,6 +143,18 @@ class Bench:
         with self.database.write() as session:
             session.execute(update(Job).values(visible_at=0))
             session.execute(update(Study).values(quiet_at=0))
+
+    def deliver_all(self) -> None:
+        """Let all that is on its way have arrived."""
+        with self.database.write() as session:
+            session.execute(update(Delivery).values(state="delivered", delivered_at=datetime.now(UTC)))
+            session.execute(update(Job).where(Job.kind == Kind.DELIVER).values(state="done"))
+
+    def leave_orphan(self, image: Dataset) -> None:
+        """Keep an object, and record nothing, as a receiver does that is killed then; long ago."""
+        received = save(image, self.spool.incoming / "received")
+        place = self.spool.keep(received, digest(received, str(image.file_meta.TransferSyntaxUID)))
+        os.utime(place, (0, 0))
 
     def retry(self) -> int:
         with self.database.write() as session:
