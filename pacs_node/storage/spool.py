@@ -64,7 +64,7 @@ class Spool:
             )
         probe = self.incoming / f".probe-{os.getpid()}"
         try:
-            self.root.parent.mkdir(parents=True, exist_ok=True)
+            self.incoming.mkdir(parents=True, exist_ok=True)
             for folder in (self.root, self.incoming.parent, self.incoming, self.objects):
                 _make_private(folder)
             for number in range(256):  # made and flushed now, so that `keep` has no race to make them

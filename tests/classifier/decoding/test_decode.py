@@ -33,7 +33,7 @@ from pydicom.uid import (
 
 from classifier.decoding.decode import Eligibility, decode, read
 from classifier.errors import Reason
-from tests.conftest import pixels
+from tests.conftest import pixels, radiograph, save
 from tests.helpers.decoding import (
     CODESTREAMS,
     RAMP,
@@ -44,6 +44,7 @@ from tests.helpers.decoding import (
     refused,
     stretched,
 )
+from tests.helpers.part10 import explicit_element
 
 
 def test_shape_type_and_range() -> None:
@@ -283,3 +284,15 @@ def test_decoding_needs_no_torch() -> None:
     script = "import sys, classifier, classifier.decode, classifier.errors, classifier.outcome; "
     script += "sys.exit(any(name in sys.modules for name in ('torch', 'monai', 'torchvision')))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_what_stands_behind_the_pixels_changes_nothing(tmp_path: Path) -> None:
+    plain = save(radiograph(), tmp_path / "plain.dcm")
+    behind = tmp_path / "behind.dcm"
+    inverted = explicit_element(0x00280004, b"CS", b"MONOCHROME1 ") + explicit_element(
+        0x00101010, b"AS", b"045Y"
+    )
+    behind.write_bytes(plain.read_bytes() + inverted)
+    found, expected = read(behind), read(plain)
+    assert np.array_equal(found.pixels, expected.pixels)
+    assert found.age == expected.age
