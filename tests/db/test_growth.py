@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 import db
 from db import commitments, inventory, queries, queue, results, status, stock
-from db.models import Base, Instance, Job
+from db.models import Base, Instance, Job, Study
 from db.prepared import Prepared
 from db.queue import Kind
 from db.results import LEDGER_COLUMNS, RESULT_COLUMNS, Filter
@@ -211,6 +211,12 @@ ASKED: dict[str, Callable[[Session], object]] = {
     "reported": lambda session: inventory.reported(
         session, first("study_instance_uid")(session), ["1.2.840.10008.5.1.4.1.1.1.1"]
     ),
+    "unread": lambda session: stock.unread(session, 1000, 50),
+    "problem studies": status.problem_studies,
+    "dismiss": lambda session: status.dismiss(session, "1.2", NOW),
+    "copies": lambda session: queries.earlier_copies(session, queries.instances(session, [7])[0]),
+    "same image": lambda session: queries.record_same_image(session, 8, 7),
+    "withdraw": lambda session: queries.withdraw_reports(session, 7, 2, NOW, ""),
     "committed": lambda session: commitments.record_committed(session, "PACS", ["1.2"], NOW),
     "kept": lambda session: commitments.kept(session, ["1.2"]),
 }
@@ -341,3 +347,7 @@ def test_a_database_of_the_version_before_keeps_its_rows(empty_url: str) -> None
             after = session.execute(text("SELECT * FROM results ORDER BY sop_instance_uid")).all()
             assert [row[: len(before[0])] for row in after] == [tuple(row) for row in before]
             assert len(results.results(session, Filter(decision="waiting"))) == WAITING
+            assert len(stock.unread(session, None, 10 * IMAGES)) == IMAGES
+            known = session.execute(select(Instance.patient_id, Study.patient_id).join(Study)).all()
+            assert len(known) == IMAGES
+            assert all(mine == of_study for mine, of_study in known)
