@@ -33,6 +33,7 @@ from pacs_node.terminal.arguments import (
 if TYPE_CHECKING:
     from db.session import Database
     from pacs_node.config import Settings
+    from pacs_node.network.dimse import Services
     from pacs_node.reconciling.findings import Reconciliation
     from pacs_node.storage.spool import Spool
 
@@ -423,13 +424,13 @@ def _reconciled(
     return task.fetch(found, retrieve, database, spool, bar)
 
 
-def _keeping(settings: Settings, database: Database, spool: Spool) -> list[Any]:
-    """Return pynetdicom's handlers that keep what comes by C-GET, as the node keeps what is sent to it."""
+def _keeping(settings: Settings, database: Database, spool: Spool) -> Services:
+    """Return what keeps the objects that come by C-GET, as the node keeps what is sent to it."""
     from pacs_node.receiving.receiver import Receiver  # noqa: PLC0415
     from pacs_node.reconciling.reconcile import prepare  # noqa: PLC0415
 
     prepare(spool, database)
-    return Receiver(settings, database, spool).storage_handlers()
+    return Receiver(settings, database, spool).storage_services()
 
 
 def _print_rows(

@@ -64,6 +64,8 @@ class ReceiveSettings(_Section):
     processes: Annotated[int, Field(ge=0, le=64)] = 0
     max_associations: Annotated[int, Field(ge=1, le=10_000)] = 64
     max_pdu_bytes: Annotated[int, Field(ge=4096, le=2**26)] = 262_144
+    address_share: Annotated[float, Field(gt=0, le=1)] = 0.75
+    request_seconds: Seconds = 10
     idle_seconds: Seconds = 60
     other_sop_classes: Literal["store", "refuse"] = "store"
     min_free_mebibytes: Annotated[int, Field(ge=0)] = 1024
@@ -111,6 +113,8 @@ class ClassifierSettings(_Section):
     unlike_training: Literal["undetermined", "decide"] = "undetermined"
     unknown_age: UnknownAge = "undetermined"
     max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
+    decode_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
+    decode_mebibytes: Annotated[int, Field(ge=64)] = 2048
     train: TrainSettings = TrainSettings()
 
     @property
@@ -129,6 +133,7 @@ class WorkSettings(_Section):
 
     poll_seconds: Annotated[float, Field(gt=0, le=10)] = 0.05
     lease_seconds: Annotated[float, Field(ge=1, le=LONGEST_WAIT_SECONDS)] = 60
+    silent_seconds: Annotated[float, Field(ge=3, le=3600)] = 60
 
 
 class DeliverSettings(_Section):

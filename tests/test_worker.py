@@ -383,18 +383,19 @@ def test_a_worker_that_is_told_to_stop_ends_although_the_database_stays_away(
     assert written(database) == []
 
 
-def test_a_process_whose_stage_hangs_ends_so_that_others_get_its_jobs(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ended: list[int] = []
-    monkeypatch.setattr(worker_module, "_HUNG_SECONDS", 0.3)
-    monkeypatch.setattr("os._exit", ended.append)
+def test_a_worker_whose_stage_hangs_makes_no_progress(database: Database) -> None:
+    may_end = threading.Event()
 
     def hang(claimed: Claimed, may_go_on: IsMine) -> Outcome:
-        while not ended:
-            time.sleep(0.01)
+        assert may_end.wait(60)
         return done(claimed, may_go_on)
 
-    put_in(database, 1)
-    assert Worker(database, Stage(hang), 0.01, 0.3).work_once()
-    assert ended[0] == 1
+    at_work = Worker(database, Stage(hang), 0.01, 60, hung_seconds=1)
+    with running(at_work):
+        time.sleep(1.5)
+        until(lambda: not at_work.progress.is_stuck)  # for want of work
+        put_in(database, 1)
+        until(lambda: at_work.progress.is_stuck)
+        may_end.set()
+        until(lambda: not at_work.progress.is_stuck)
+    assert job(database).state == "done"

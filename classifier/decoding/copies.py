@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -20,7 +23,7 @@ from pydicom.uid import (
 )
 
 from classifier.decoding.decode import read_data_set
-from classifier.decoding.pixels import Stored, image_pixel, stored_values
+from classifier.decoding.pixels import image_pixel, stored_values
 from classifier.decoding.tags import integer, quiet, text
 from classifier.errors import NotScorable, Reason
 
@@ -40,12 +43,37 @@ class Copy(StrEnum):
     OTHER = "other"  # other pixels
 
 
-def compare(first: Path, second: Path, max_pixels: int) -> Copy:
-    """Compare the pixels of two DICOM files, whatever their encodings.
+@dataclass(frozen=True)
+class Fingerprint:
+    """What tells the pixels of one object from those of another.
 
-    Pixels are the same if their encoded bytes and all that says how to read them are, or else if both can be
-    decoded to the same stored values with the same Photometric Interpretation. Objects without pixels are the
-    same: nothing that is scored differs.
+    Attributes
+    ----------
+    encoded
+        Digest of the encoded pixels and of all that says how to read them; empty where there are none.
+    decoded
+        Digest of the stored values and their Photometric Interpretation; ``None`` for what cannot be decoded.
+    may_be_lossy
+        Whether they may be compressed with loss.
+    """
+
+    encoded: str
+    decoded: str | None
+    may_be_lossy: bool
+
+
+def compare(one: Fingerprint, other: Fingerprint) -> Copy:
+    """Compare the pixels of two objects, whatever their encodings.
+
+    Objects without pixels are the same: nothing that is scored differs.
+    """
+    if one.encoded == other.encoded or (one.decoded is not None and one.decoded == other.decoded):
+        return Copy.SAME
+    return Copy.LOSSY if one.may_be_lossy or other.may_be_lossy else Copy.OTHER
+
+
+def fingerprint(file: BinaryIO, max_pixels: int) -> Fingerprint:
+    """Return the fingerprint of an open DICOM file.
 
     Parameters
     ----------
@@ -54,22 +82,30 @@ def compare(first: Path, second: Path, max_pixels: int) -> Copy:
 
     Raises
     ------
+    NotScorable
+        When the file does not parse.
     OSError
-        When a file cannot be opened or read.
+        When it cannot be read.
     """
     with quiet():
-        try:
-            one, other = read_data_set(first, max_pixels), read_data_set(second, max_pixels)
-            is_same = _encoded(one) == _encoded(other) or _is_same_image(one, other, max_pixels)
-        except NotScorable:
-            return Copy.OTHER
-        if is_same:
-            return Copy.SAME
-        return Copy.LOSSY if _may_be_lossy(one) or _may_be_lossy(other) else Copy.OTHER
+        ds = read_data_set(file, max_pixels)
+        decoded = None
+        with suppress(NotScorable):
+            decoded = _digest(_decoded(ds, max_pixels))
+        return Fingerprint(_digest(_encoded(ds)), decoded, _may_be_lossy(ds))
+
+
+def _digest(parts: Iterable[Any]) -> str:
+    sha = None
+    for part in parts:
+        content = part if isinstance(part, bytes) else repr(part).encode()
+        sha = hashlib.sha256() if sha is None else sha
+        sha.update(f"{len(content)}:".encode())
+        sha.update(content)
+    return "" if sha is None else sha.hexdigest()
 
 
 def _encoded(ds: Dataset) -> tuple[Any, ...]:
-    """Return the encoded pixels and what they depend on; equal for objects that have none."""
     pixels = [ds[keyword].value if keyword in ds else None for keyword in _PIXELS]
     if not any(pixels):
         return ()
@@ -82,15 +118,11 @@ def _byte_order(ds: Dataset) -> str:
     return str(syntax) if syntax.is_encapsulated or syntax == ExplicitVRBigEndian else ""
 
 
-def _decoded(ds: Dataset, max_pixels: int) -> Stored:
+def _decoded(ds: Dataset, max_pixels: int) -> tuple[Any, ...]:
     if (integer(ds, "NumberOfFrames") or 1) != 1:
         raise NotScorable(Reason.MULTI_FRAME, "Only the first frame would be compared")
-    return stored_values(ds, image_pixel(ds, max_pixels))
-
-
-def _is_same_image(one: Dataset, other: Dataset, max_pixels: int) -> bool:
-    mine, theirs = _decoded(one, max_pixels), _decoded(other, max_pixels)
-    return mine.photometric == theirs.photometric and np.array_equal(mine.values, theirs.values)
+    stored = stored_values(ds, image_pixel(ds, max_pixels))
+    return stored.photometric, stored.values.shape, stored.values.astype(np.dtype("<i4")).tobytes()
 
 
 def _may_be_lossy(ds: Dataset) -> bool:

@@ -9,19 +9,21 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from classifier.config import SHIPPED_MODEL, Eligibility, UnknownAge
+from classifier.config import SHIPPED_MODEL, DecodeLimits, Eligibility, UnknownAge
 from classifier.decoding.ages import Age
+from classifier.decoding.copies import Fingerprint
 from classifier.device import choose_device
 from classifier.errors import CheckpointError, NotScorable, Reason
 from classifier.model.checkpoint import Checkpoint, load
 from classifier.model.transforms import Chain, chain
-from classifier.outcome import Decision, Prediction
+from classifier.outcome import Decision, Prediction, StillDecoding
 from classifier.scoring.engine import EngineName, choose
 from classifier.scoring.prepare import Preparation, Ready
 
 __all__ = ["Decision", "Prediction", "Predictor", "choose_device"]
 
-_DEFAULT_RULES = Eligibility()
+_DEFAULT_RULES, _DEFAULT_LIMITS = Eligibility(), DecodeLimits()
+_PATIENCE_SECONDS = 2.0  # in which no image gets decoded, before the rest is for later
 _DECIMALS = 3  # of novelty and age
 _LARGEST_ERROR = 0.01  # of a probability
 
@@ -61,13 +63,14 @@ class Predictor:
         cautious: bool = True,
         engine: EngineName = "auto",
         unknown_age: UnknownAge = "undetermined",
+        limits: DecodeLimits = _DEFAULT_LIMITS,
     ) -> None:
         model, self.card, novelty = checkpoint
         self.device = str(device)
         self.chain: Chain = chain(self.card.preprocessing, rules)
         self.model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         self.novelty = None if novelty is None else novelty.to(device)
-        self._prepare = Preparation(self.chain, rules)
+        self._prepare = Preparation(self.chain, rules, limits)
         self._cautious = cautious
         self._unknown_age = unknown_age
         self._require_square_planes()
@@ -84,6 +87,7 @@ class Predictor:
         cautious: bool = True,
         engine: EngineName = "auto",
         unknown_age: UnknownAge = "undetermined",
+        limits: DecodeLimits = _DEFAULT_LIMITS,
     ) -> Predictor:
         """Load a checkpoint.
 
@@ -104,6 +108,8 @@ class Predictor:
         unknown_age
             What becomes of an image whose tags do not tell the age, where the model is for some ages only and
             `cautious` is set.
+        limits
+            What decoding one image may take.
 
         Raises
         ------
@@ -120,6 +126,7 @@ class Predictor:
             cautious=cautious,
             engine=engine,
             unknown_age=unknown_age,
+            limits=limits,
         )
 
     @property
@@ -145,9 +152,39 @@ class Predictor:
         OSError
             When a file cannot be opened or read: that says nothing about the image, and may pass.
         """
-        prepared = self._prepare(sources)
+        found = self._answers(self._prepare(sources))
+        for one in found:
+            if isinstance(one, OSError):
+                raise one
+        return [one for one in found if isinstance(one, Prediction)]
+
+    def attempt(self, sources: Sequence[Path]) -> list[Prediction | OSError | StillDecoding]:
+        """Score files in one batch as `predict` does, but each alone: one that fails stops no other.
+
+        Returns
+        -------
+        list of Prediction, OSError or StillDecoding
+            In the order of `sources`; `StillDecoding` is to be asked for again.
+        """
+        return self._answers(self._prepare(sources, _PATIENCE_SECONDS))
+
+    def fingerprints(
+        self, sources: Sequence[Path]
+    ) -> list[Fingerprint | NotScorable | OSError | StillDecoding]:
+        """Return what tells the pixels of files from those of others, or why not, as `attempt` does."""
+        return self._prepare.fingerprints(sources, _PATIENCE_SECONDS)
+
+    def start(self) -> None:
+        """Start the processes that decode, before there is work for them."""
+        self._prepare.start()
+
+    def _answers(
+        self, prepared: Sequence[Ready | NotScorable | OSError | StillDecoding]
+    ) -> list[Prediction | OSError | StillDecoding]:
         scores = iter(self._score([image.tensor for image in prepared if isinstance(image, Ready)]))
-        return [self._decide(next(scores), p) if isinstance(p, Ready) else _refused(p) for p in prepared]
+        return [
+            self._decide(next(scores), one) if isinstance(one, Ready) else _other(one) for one in prepared
+        ]
 
     @torch.inference_mode()
     def _score(self, tensors: Sequence[torch.Tensor]) -> list[_Score]:
@@ -236,6 +273,12 @@ class Predictor:
             raise CheckpointError(
                 "The preprocessing of the model does not end in three square planes; pack it anew."
             )
+
+
+def _other(found: NotScorable | OSError | StillDecoding) -> Prediction | OSError | StillDecoding:
+    if isinstance(found, NotScorable):
+        return _refused(found)
+    return found
 
 
 def _refused(why: NotScorable) -> Prediction:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -11,25 +10,28 @@ from typing import Protocol
 
 from sqlalchemy.orm import Session
 
-from classifier.config import Eligibility
-from classifier.outcome import Decision, Prediction
+from classifier.outcome import Decision, Prediction, StillDecoding
 from db import queries
 from db.queue import Claimed, Kind
 from db.rows import NewScore, StoredInstance, StoredModel
 from db.session import Database
 from pacs_node import log
-from pacs_node.scoring.copies import CopyResult, judge
+from pacs_node.scoring.copies import CopyResult, Fingerprinter, judge
 from pacs_node.storage.spool import Spool
-from pacs_node.worker import Done, GivenUp, Outcome, Settled, retry_unreadable
+from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled, retry_unreadable
 
 _log = log.get(__name__)
 
+_AGAIN_SECONDS = 1.0  # after which an image is asked for again whose decoding takes long
 
-class Scorer(Protocol):
+Answer = Prediction | OSError | StillDecoding
+
+
+class Scorer(Fingerprinter, Protocol):
     """What scores files; `classifier.scoring.predict.Predictor` does."""
 
-    def predict(self, sources: Sequence[Path]) -> list[Prediction]:
-        """Return one prediction for each file; OSError when one cannot be read."""
+    def attempt(self, sources: Sequence[Path]) -> list[Prediction | OSError | StillDecoding]:
+        """Return for each file its prediction, why it cannot be read, or that it is to be asked for again."""
         ...
 
 
@@ -37,13 +39,7 @@ _ORIGINAL = CopyResult(None, None)
 
 
 class ScoreStage:
-    """Score images in batches.
-
-    Parameters
-    ----------
-    max_pixels
-        Of copies that are compared; larger ones are taken for different.
-    """
+    """Score images in batches; one whose decoding takes long is put off, and holds up no other."""
 
     kind = Kind.SCORE
     lane = ""
@@ -55,15 +51,12 @@ class ScoreStage:
         scorer: Scorer,
         model: StoredModel,
         batch_size: int,
-        *,
-        max_pixels: int = Eligibility.max_pixels,
     ) -> None:
         self.batch_size = batch_size
         self._database = database
         self._spool = spool
         self._scorer = scorer
         self._model = model
-        self._max_pixels = max_pixels
 
     def run(self, jobs: Sequence[Claimed], may_go_on: Callable[[], bool]) -> Iterator[Settled]:  # noqa: ARG002
         """Score the instances of the jobs."""
@@ -78,35 +71,25 @@ class ScoreStage:
         """Let the report say that scoring failed."""
         queries.wake_report(session, ref)
 
-    def _judge(self, instance: StoredInstance, earlier: Sequence[StoredInstance]) -> CopyResult:
-        try:
-            return judge(instance, earlier, self._spool, self._max_pixels) if earlier else _ORIGINAL
-        except OSError as error:
-            return replace(_ORIGINAL, error=error)
+    def _judge(
+        self, instance: StoredInstance, earlier: Sequence[StoredInstance]
+    ) -> CopyResult | OSError | StillDecoding:
+        return judge(instance, earlier, self._spool, self._scorer) if earlier else _ORIGINAL
 
     def _predict(
-        self, instances: Sequence[StoredInstance], copies: Sequence[CopyResult]
-    ) -> list[Prediction | OSError]:
+        self, instances: Sequence[StoredInstance], copies: Sequence[CopyResult | OSError | StillDecoding]
+    ) -> list[Answer]:
         known = list(map(_without_scoring, copies))
         wanted = [one for one, answer in zip(instances, known, strict=True) if answer is None]
-        scored = iter(self._predict_files([self._spool.path(one.digest) for one in wanted]))
+        scored = iter(self._scorer.attempt([self._spool.path(one.digest) for one in wanted]))
         return [next(scored) if answer is None else answer for answer in known]
-
-    def _predict_files(self, paths: Sequence[Path]) -> list[Prediction | OSError]:
-        """Score files together, and one by one where one of them cannot be read."""
-        try:
-            return [*self._scorer.predict(paths)]
-        except OSError as error:
-            if len(paths) == 1:
-                return [error]
-        return [outcome for path in paths for outcome in self._predict_files([path])]
 
     def _outcome(
         self,
         job: Claimed,
         instance: StoredInstance,
-        copy: CopyResult,
-        prediction: Prediction | OSError,
+        copy: CopyResult | OSError | StillDecoding,
+        prediction: Answer,
     ) -> Outcome:
         uid = instance.sop_instance_uid
         if isinstance(prediction, FileNotFoundError) and self._spool.is_there:
@@ -116,6 +99,8 @@ class ScoreStage:
         if isinstance(prediction, OSError):
             _log.warning("file not read", sop_instance_uid=uid, cause=str(prediction.strerror))
             return retry_unreadable(job, prediction)
+        if isinstance(prediction, StillDecoding) or not isinstance(copy, CopyResult):
+            return Later(_AGAIN_SECONDS, "Its decoding takes long")
         score = self._score(instance, copy, prediction)
         _log.info(
             "instance scored",
@@ -151,10 +136,10 @@ def _record(session: Session, score: NewScore, image_id: int | None) -> None:
     queries.add_score(session, score)
 
 
-def _without_scoring(copy: CopyResult) -> Prediction | OSError | None:
+def _without_scoring(copy: CopyResult | OSError | StillDecoding) -> Answer | None:
     """Return the answer for an object that the model need not see; ``None`` for one that it must."""
-    if copy.error is not None:
-        return copy.error
+    if not isinstance(copy, CopyResult):
+        return copy
     if copy.reason is None:
         return None
     return Prediction(None, Decision.NOT_SCORED, None, copy.detail, None)

@@ -27,7 +27,8 @@ from pacs_node.delivering.link import DeliveryResult, open_link
 from pacs_node.demo.peers import free_port
 from pacs_node.errors import DestinationBusy, DestinationDown, DestinationRefused, NotAssociated, Retryable
 from pacs_node.network.association import application_entity, associate
-from pacs_node.network.upper_layer import wait_for_news
+from pacs_node.network.dimse import Services
+from pacs_node.network.upper_layer import tune
 from pacs_node.reporting.report import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, REPORT_CLASSES, as_class
 from tests.conftest import radiograph
 from tests.helpers import delivering
@@ -40,11 +41,9 @@ from tests.helpers.workers import until
 # Fixtures: pytest finds them by the names that they have here.
 whole_data_sets = delivering.whole_data_sets
 
-QUICK = DeliverSettings(connect_seconds=5, answer_seconds=20)
-NO_ASSOCIATION, NO_ANSWER = (
-    DeliverSettings(connect_seconds=connect, answer_seconds=answer)
-    for connect, answer in ((0.3, 120), (120, 1))
-)
+QUICK = DeliverSettings(connect_seconds=60, answer_seconds=120)
+NO_ASSOCIATION = DeliverSettings(connect_seconds=0.3, answer_seconds=120)
+NO_ANSWER = DeliverSettings(connect_seconds=120, answer_seconds=1)
 REPORT = report(scored(radiograph())).content
 PATIENT_NAME = 0x00100010
 
@@ -159,7 +158,7 @@ def test_a_message_of_two_parts_does_not_wait_for_an_acknowledgement() -> None:
 
 def test_an_answer_is_left_to_whoever_sent_the_request() -> None:
     association = Association(AE("A"), "requestor")
-    free = wait_for_news(association)
+    free = tune(association, Services(), lambda _association, _exception: None)
     answer: Any = (1, "an answer")
     association.dimse.msg_queue.put(answer)
     # As sending does; the thread of the association may have passed it just now

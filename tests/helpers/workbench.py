@@ -16,8 +16,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, CTImageStorage
 from sqlalchemy import select, update
 
-from classifier.errors import Reason
-from classifier.outcome import Decision, Prediction
+from classifier.decoding.copies import Fingerprint, fingerprint
+from classifier.errors import NotScorable, Reason
+from classifier.outcome import Decision, Prediction, StillDecoding
 from db import queries
 from db.models import Delivery, Instance, Job, Report, Score, Study
 from db.queue import Kind
@@ -49,9 +50,20 @@ class Viewer:
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
 
-    def predict(self, sources: Sequence[Path]) -> list[Prediction]:
+    def attempt(self, sources: Sequence[Path]) -> list[Prediction | OSError | StillDecoding]:
         self.batches.append([source.stem for source in sources])
-        return [self._predict(source) for source in sources]
+        return [self._attempt(source) for source in sources]
+
+    def fingerprints(
+        self, sources: Sequence[Path]
+    ) -> list[Fingerprint | NotScorable | OSError | StillDecoding]:
+        return [_fingerprint(source) for source in sources]
+
+    def _attempt(self, source: Path) -> Prediction | OSError:
+        try:
+            return self._predict(source)
+        except OSError as error:
+            return error
 
     def _predict(self, source: Path) -> Prediction:
         image: Any = dcmread(BytesIO(source.read_bytes()), stop_before_pixels=True)
@@ -63,6 +75,14 @@ class Viewer:
         if refused:
             return Prediction(None, Decision.NOT_SCORED, refused, f"It is {image.Modality}", None)
         return Prediction(0.8731, Decision.POSITIVE, None, "", image.ViewPosition)
+
+
+def _fingerprint(source: Path) -> Fingerprint | NotScorable | OSError:
+    try:
+        with source.open("rb") as file:
+            return fingerprint(file, 10**8)
+    except (NotScorable, OSError) as error:
+        return error
 
 
 class Bench:

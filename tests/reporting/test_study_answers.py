@@ -15,13 +15,13 @@ from pydicom.uid import Comprehensive3DSRStorage
 from classifier.config import Eligibility
 from classifier.decoding.eligibility import check
 from classifier.errors import NotScorable
-from classifier.outcome import Decision, Prediction
+from classifier.outcome import Decision, Prediction, StillDecoding
 from db import inventory
 from db.models import Report
 from db.session import Database
 from tests.conftest import radiograph
 from tests.helpers.eligibility import COLOUR, made, reference
-from tests.helpers.workbench import Bench, images_in, only, other, parsed, reasons_in
+from tests.helpers.workbench import Bench, Viewer, images_in, only, other, parsed, reasons_in
 
 SECONDARY = ["DERIVED", "SECONDARY"]
 HEAT_MAP: dict[str, Any] = {
@@ -32,10 +32,10 @@ HEAT_MAP: dict[str, Any] = {
 }
 
 
-class Normal:
+class Normal(Viewer):
     """Decides by the tags which images are scored, and finds each of them normal."""
 
-    def predict(self, sources: Sequence[Path]) -> list[Prediction]:
+    def attempt(self, sources: Sequence[Path]) -> list[Prediction | OSError | StillDecoding]:
         return [self._predict(source) for source in sources]
 
     def _predict(self, source: Path) -> Prediction:

@@ -23,11 +23,21 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from classifier.decoding.copies import Copy, compare
+from classifier.decoding.copies import Copy, Fingerprint, fingerprint
+from classifier.decoding.copies import compare as compare_fingerprints
 from tests.conftest import radiograph, save
 from tests.helpers.decoding import CODESTREAMS, RAMP, compressed, image_of, picture
 
 MOST = 10**8
+
+
+def compare(first: Path, second: Path, max_pixels: int) -> Copy:
+    return compare_fingerprints(of_file(first, max_pixels), of_file(second, max_pixels))
+
+
+def of_file(path: Path, max_pixels: int) -> Fingerprint:
+    with path.open("rb") as file:
+        return fingerprint(file, max_pixels)
 
 
 def written(image: Dataset, folder: Path, name: str) -> Path:
@@ -76,7 +86,7 @@ def test_codestreams_of_other_encoders_are_the_same_image(name: str, tmp_path: P
 
 def test_lossy_compression_is_told_by_name(tmp_path: Path) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (40, 36), np.uint8)
-    jpeg = picture(Image.fromarray(noise), "JPEG", quality=80).read()
+    jpeg = picture(Image.fromarray(noise), "JPEG", quality=80).getvalue()
     lossy = compressed(jpeg, JPEGBaseline8Bit, noise, 8)
     assert compared(image_of(noise, 8), lossy, tmp_path) is Copy.LOSSY
     assert compared(lossy, lossy, tmp_path) is Copy.SAME
