@@ -116,7 +116,7 @@ def read(source: Source, rules: Eligibility | None = None, size: int | None = No
 
 
 def read_data_set(file: BinaryIO, max_pixels: int) -> Dataset:
-    """Parse a whole DICOM file, and decode nothing.
+    """Parse the header and the pixels of a DICOM file, and decode nothing.
 
     Raises
     ------
@@ -126,7 +126,9 @@ def read_data_set(file: BinaryIO, max_pixels: int) -> Dataset:
         When it cannot be opened or read.
     """
     part10 = Part10(_load(file, max_pixels))
-    return part10.whole(max_pixels * _BYTES_PER_PIXEL)
+    header = part10.header()
+    _add_pixels(header, part10.pixels(max_pixels * _BYTES_PER_PIXEL))
+    return header
 
 
 def _load(source: Path | BinaryIO, limit: int) -> bytes:
