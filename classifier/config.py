@@ -19,8 +19,12 @@ from pydicom.uid import (
 )
 
 Unknown = Literal["refuse", "score"]
+UnknownAge = Literal["undetermined", "decide"]
 
 SHIPPED_MODEL = Path(__file__).parent / "weights" / "densenet121-kermany.safetensors"
+
+OWN_EQUIPMENT = ("PACS Node", "PACS Node")
+"""Manufacturer and Manufacturer's Model Name of what this program makes."""
 
 SECONDARY_CAPTURES: frozenset[str] = frozenset(
     {
@@ -46,9 +50,10 @@ class Eligibility:
     Attributes
     ----------
     unknown_body_part, unknown_view
-        ``"refuse"`` an image whose tags do not tell its body part or view, or ``"score"`` it all the same.
+        ``"refuse"`` an image whose tags do not tell its body part or view, or ``"score"`` it all the same. A
+        value that is there and not understood is refused in both cases.
     max_pixels
-        Largest Rows x Columns that is decoded.
+        Largest Rows x Columns x Samples per Pixel that is decoded.
     """
 
     unknown_body_part: Unknown = "refuse"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from classifier import terminal
 from pacs_node.network.peer import Peer
-from pacs_node.reconciling.findings import FETCHABLE
 from pacs_node.terminal.arguments import (
     CallingOption,
     ConfigOption,
@@ -33,6 +33,7 @@ from pacs_node.terminal.arguments import (
 if TYPE_CHECKING:
     from db.session import Database
     from pacs_node.config import Settings
+    from pacs_node.network.dimse import Services
     from pacs_node.reconciling.findings import Reconciliation
     from pacs_node.storage.spool import Spool
 
@@ -114,7 +115,7 @@ def send(
 
     files = scu.files_in(paths)
     peer = Peer.parse(to)
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     answers = []
     for answer in track(
         scu.send(files, peer, calling), "Sending", len(files), console=console, transient=True
@@ -138,7 +139,7 @@ def echo(
     from pacs_node.network import scu  # noqa: PLC0415
 
     scu.echo(Peer.parse(peer), calling)
-    Console().print(f"{peer} is there.", highlight=False)
+    terminal.console().print(f"{peer} is there.", highlight=False)
 
 
 @app.command(
@@ -173,14 +174,14 @@ def results(
     from db.results import results as ask  # noqa: PLC0415
     from pacs_node.terminal import tables  # noqa: PLC0415
 
-    now = datetime.now(UTC)
+    since_, until_ = _moments(since, until)
     wanted = Filter(
         patient=patient,
         accession=accession,
         study=study,
         study_dates=None if study_date is None else study_dates(study_date),
-        since=None if since is None else moment(since, now),
-        until=None if until is None else moment(until, now),
+        since=since_,
+        until=until_,
         decision=decision,
         min_probability=min_probability,
         limit=limit,
@@ -213,13 +214,13 @@ def ledger(
     from db.results import ledger as ask  # noqa: PLC0415
     from pacs_node.terminal import tables  # noqa: PLC0415
 
-    now = datetime.now(UTC)
+    since_, until_ = _moments(since, until)
     wanted = Filter(
         study=study,
         patient=patient,
         accession=accession,
-        since=None if since is None else moment(since, now),
-        until=None if until is None else moment(until, now),
+        since=since_,
+        until=until_,
         state=state,
         limit=limit,
     )
@@ -247,7 +248,7 @@ def status(
     if output is StatusFormat.JSON:
         tables.write_json(tables.status_values(found), sys.stdout)
     else:
-        tables.print_status(found, Console())
+        tables.print_status(found, terminal.console())
     sys.exit(1 if found.problems else 0)
 
 
@@ -271,7 +272,9 @@ def retry(
         if study_uid is not None and not asked.study_exists(session, study_uid):
             raise UserError(f"There is no study {study_uid}; `pacs-node results --format csv` names them.")
         number = asked.retry(session, study_uid, give_up_at)
-    Console().print(f"{number} {'job' if number == 1 else 'jobs'} will be tried again.", highlight=False)
+    terminal.console().print(
+        f"{number} {'job' if number == 1 else 'jobs'} will be tried again.", highlight=False
+    )
 
 
 @app.command(
@@ -299,29 +302,14 @@ def reconcile(
     config: ConfigOption = None,
 ) -> None:
     """List chest radiographs of a PACS that were not received, scored or reported. Exit code 1 if any is."""
-    from rich.progress import track  # noqa: PLC0415
+    from pacs_node.reconciling.reconcile import period  # noqa: PLC0415
 
-    from pacs_node.network.peer import Peer  # noqa: PLC0415
-    from pacs_node.reconciling import query  # noqa: PLC0415
-    from pacs_node.reconciling import reconcile as task  # noqa: PLC0415
-    from pacs_node.storage.spool import Spool  # noqa: PLC0415
-
-    now, settings = datetime.now(UTC), _configured(config)
-    peer, database, spool = Peer.parse(against), _database(settings), Spool(settings.spool.path)
-    days = task.period(
-        None if since is None else moment(since, now), None if until is None else moment(until, now), now
-    )
+    settings = _configured(config)
+    days = period(*_moments(since, until), datetime.now(UTC))
+    console = terminal.console(stderr=True)
     ours = calling or settings.node.ae_title
-    console = Console(stderr=True)
-    bar = partial(track, console=console, transient=True)
-    with query.open_finder(peer, ours) as finder:
-        found = task.compare(finder, database, spool, days, bar)
-    if fetch and any(finding.missing in FETCHABLE for finding in found.findings):
-        if by is Fetching.GET:
-            retrieve = partial(query.get, peer, ours, _keeping(settings, database, spool))
-        else:
-            retrieve = partial(query.move, peer, ours, settings.node.ae_title)
-        found = task.fetch(found, retrieve, database, spool, bar)
+    fetching = by if fetch else None
+    found = _reconciled(settings, Peer.parse(against), ours, days, fetching=fetching, console=console)
     _print_reconciliation(found, output, console)
     if found.failure is not None:
         raise found.failure
@@ -344,7 +332,7 @@ def abandon(
         )
     with _database(settings).write() as session:
         number = asked.abandon(session, destination, datetime.now(UTC))
-    Console().print(f"{number} {'report' if number == 1 else 'reports'} abandoned.", highlight=False)
+    terminal.console().print(f"{number} {'report' if number == 1 else 'reports'} abandoned.", highlight=False)
 
 
 @app.command()
@@ -352,7 +340,7 @@ def version() -> None:
     """Print the version."""
     from pacs_node import __version__  # noqa: PLC0415
 
-    Console().print(f"pacs-node {__version__}", highlight=False)
+    terminal.console().print(f"pacs-node {__version__}", highlight=False)
 
 
 def main() -> None:
@@ -363,7 +351,7 @@ def main() -> None:
     try:
         app()
     except (UserError, DatabaseError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"pacs-node: {error}", style="red", markup=False)
+        terminal.console(stderr=True, soft_wrap=True).print(f"pacs-node: {error}", style="red", markup=False)
         sys.exit(USER_ERROR)
 
 
@@ -384,13 +372,50 @@ def _database(settings: Settings) -> Database:
     return database
 
 
-def _keeping(settings: Settings, database: Database, spool: Spool) -> list[Any]:
-    """Return pynetdicom's handlers that keep what comes by C-GET, as the node keeps what is sent to it."""
+def _moments(since: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
+    """Return when a period begins and ends, both seen from the same now."""
+    now = datetime.now(UTC)
+    first, last = (None if text is None else moment(text, now) for text in (since, until))
+    return first, last
+
+
+def _reconciled(
+    settings: Settings,
+    peer: Peer,
+    ours: str,
+    days: tuple[date, date],
+    *,
+    fetching: Fetching | None,
+    console: Console,
+) -> Reconciliation:
+    """Compare a PACS with the database, and fetch what is missing if that is wanted."""
+    from rich.progress import track  # noqa: PLC0415
+
+    from pacs_node.reconciling import query  # noqa: PLC0415
+    from pacs_node.reconciling import reconcile as task  # noqa: PLC0415
+    from pacs_node.reconciling.findings import FETCHABLE  # noqa: PLC0415
+    from pacs_node.storage.spool import Spool  # noqa: PLC0415
+
+    database, spool = _database(settings), Spool(settings.spool.path)
+    bar = partial(track, console=console, transient=True)
+    with query.open_finder(peer, ours) as finder:
+        found = task.compare(finder, database, spool, days, bar)
+    if fetching is None or not any(finding.missing in FETCHABLE for finding in found.findings):
+        return found
+    if fetching is Fetching.GET:
+        retrieve = partial(query.get, peer, ours, _keeping(settings, database, spool))
+    else:
+        retrieve = partial(query.move, peer, ours, settings.node.ae_title)
+    return task.fetch(found, retrieve, database, spool, bar)
+
+
+def _keeping(settings: Settings, database: Database, spool: Spool) -> Services:
+    """Return what keeps the objects that come by C-GET, as the node keeps what is sent to it."""
     from pacs_node.receiving.receiver import Receiver  # noqa: PLC0415
     from pacs_node.reconciling.reconcile import prepare  # noqa: PLC0415
 
     prepare(spool, database)
-    return Receiver(settings, database, spool).storage_handlers()
+    return Receiver(settings, database, spool).storage_services()
 
 
 def _print_rows(
@@ -402,7 +427,7 @@ def _print_rows(
     from pacs_node.terminal import tables  # noqa: PLC0415
 
     if output is OutputFormat.TABLE:
-        print_table(rows, Console())
+        print_table(rows, terminal.console())
     elif output is OutputFormat.CSV:
         tables.write_csv(rows, columns, sys.stdout)
     else:
@@ -414,7 +439,7 @@ def _print_reconciliation(found: Reconciliation, output: OutputFormat, console: 
     from pacs_node.terminal import tables  # noqa: PLC0415
 
     if output is OutputFormat.TABLE:
-        tables.print_reconciliation(found, Console())
+        tables.print_reconciliation(found, terminal.console())
     elif output is OutputFormat.CSV:
         tables.write_findings_csv(found, sys.stdout)
     else:

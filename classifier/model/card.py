@@ -46,7 +46,7 @@ class ModelCard(_Frozen):
     architecture
         A key of `ARCHITECTURES`.
     preprocessing
-        The tail of the transform chain; see `classifier.transforms`.
+        The tail of the transform chain; see `classifier.model.transforms`.
     recipe
         How it was trained, in one line.
     threshold, threshold_source
@@ -58,8 +58,8 @@ class ModelCard(_Frozen):
     ages
         Youngest and oldest of the training population in completed years, or none where that is not known.
     novelty_limit, novelty_source
-        Distance from the training images, as `classifier.novelty` measures it, beyond which the answer is
-        undetermined; none for a model without the measure. And how the limit was chosen.
+        Distance from the training images, as `novelty` measures it, beyond which the answer is undetermined;
+        none for a model without the measure. And how the limit was chosen.
     data, population, licence, metrics, limits
         Training data, whom they stand for, terms of use, measurements, what the model must not be used for.
     sha256

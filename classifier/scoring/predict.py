@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from classifier.config import SHIPPED_MODEL, DecodeLimits, Eligibility
+from classifier.config import SHIPPED_MODEL, DecodeLimits, Eligibility, UnknownAge
+from classifier.decoding.ages import Age
 from classifier.device import choose_device
 from classifier.errors import CheckpointError, NotScorable, Reason
 from classifier.model.checkpoint import Checkpoint, load
@@ -60,6 +61,7 @@ class Predictor:
         *,
         cautious: bool = True,
         engine: EngineName = "auto",
+        unknown_age: UnknownAge = "undetermined",
         limits: DecodeLimits = _DEFAULT_LIMITS,
     ) -> None:
         model, self.card, novelty = checkpoint
@@ -69,6 +71,7 @@ class Predictor:
         self.novelty = None if novelty is None else novelty.to(device)
         self._prepare = Preparation(self.chain, rules, limits)
         self._cautious = cautious
+        self._unknown_age = unknown_age
         self._require_square_planes()
         planes = 1 if self.card.preprocessing[-1].get("name") == "RepeatChannel" else 3
         self.engines = choose(self.model, planes, self._probe(), self._measure, engine)
@@ -82,6 +85,7 @@ class Predictor:
         *,
         cautious: bool = True,
         engine: EngineName = "auto",
+        unknown_age: UnknownAge = "undetermined",
         limits: DecodeLimits = _DEFAULT_LIMITS,
     ) -> Predictor:
         """Load a checkpoint.
@@ -100,6 +104,9 @@ class Predictor:
         engine
             What computes on a processor: ``"auto"`` (OpenVINO where it is installed), ``"openvino"``, or
             ``"torch"``, always in float32.
+        unknown_age
+            What becomes of an image whose tags do not tell the age, where the model is for some ages only and
+            `cautious` is set.
         limits
             What decoding one image may take.
 
@@ -111,8 +118,15 @@ class Predictor:
             When the device does not exist, or the engine is not there or not for it.
         """
         chosen = choose_device(device)
-        checkpoint = load(path or SHIPPED_MODEL)
-        return cls(checkpoint, chosen, rules, cautious=cautious, engine=engine, limits=limits)
+        return cls(
+            load(path or SHIPPED_MODEL),
+            chosen,
+            rules,
+            cautious=cautious,
+            engine=engine,
+            unknown_age=unknown_age,
+            limits=limits,
+        )
 
     @property
     def engine(self) -> str:
@@ -204,7 +218,7 @@ class Predictor:
         if not np.isfinite(score.probability):
             detail = "The network overflows on this image"
             refused = Decision.NOT_SCORED, Reason.NO_FINITE_SCORE
-            return Prediction(None, *refused, detail, image.view, None, _rounded(image.age))
+            return Prediction(None, *refused, detail, image.view, None, _rounded(image.age.years))
         probability = round(score.probability, 4)
         novelty = _rounded(score.novelty)
         is_positive = probability >= self.card.threshold
@@ -212,24 +226,31 @@ class Predictor:
         reason, detail = self._doubt(probability, novelty, image.age)
         if reason is not None:
             decision = Decision.UNDETERMINED
-        return Prediction(probability, decision, reason, detail, image.view, novelty, _rounded(image.age))
+        age = _rounded(image.age.years)
+        return Prediction(probability, decision, reason, detail, image.view, novelty, age)
 
-    def _doubt(
-        self, probability: float, novelty: float | None, age: float | None
-    ) -> tuple[Reason | None, str]:
+    def _doubt(self, probability: float, novelty: float | None, age: Age) -> tuple[Reason | None, str]:
         """Return why no decision can rest on the score, or nothing."""
         card = self.card
         if self._cautious and novelty is not None and novelty > 1:
             detail = f"Its distance from the training images is {novelty:g} times the limit"
             return Reason.UNLIKE_TRAINING, detail
-        if self._cautious and age is not None and card.ages is not None:
-            youngest, oldest = card.ages
-            if not youngest <= int(age) <= oldest:
-                detail = f"The model was trained on patients of {youngest} to {oldest} years"
-                return Reason.OTHER_AGE, detail
+        if self._cautious and card.ages is not None and (reason := self._age_doubt(age, card.ages)):
+            detail = f"The model was trained on patients of {card.ages[0]} to {card.ages[1]} years"
+            return reason, f"{age.doubt}. {detail}" if reason is Reason.DOUBTFUL_AGE else detail
         if abs(probability - card.threshold) < card.band:
             return Reason.NEAR_THRESHOLD, f"Nearer than {card.band:g} to the threshold {card.threshold:g}"
         return None, ""
+
+    def _age_doubt(self, age: Age, trained: tuple[int, int]) -> Reason | None:
+        youngest, oldest = trained
+        if age.doubt:
+            return Reason.DOUBTFUL_AGE
+        completed = age.completed()
+        if completed is not None and (completed[1] < youngest or completed[0] > oldest):
+            return Reason.OTHER_AGE
+        is_known = completed is not None and youngest <= completed[0] and completed[1] <= oldest
+        return None if is_known or self._unknown_age == "decide" else Reason.UNKNOWN_AGE
 
     def _probe(self) -> torch.Tensor:
         """Return images to try engines on: (5, 3, S, S) float32, smooth noise from dark to bright."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from classifier.config import DecodeLimits, Eligibility
+from classifier.decoding.ages import Age
 from classifier.decoding.decoders import Decoders, Outcome, Request
 from classifier.errors import NotScorable
 from classifier.model.transforms import Chain
@@ -26,12 +27,12 @@ class Ready(NamedTuple):
     tensor
         What the network takes: (3, S, S) float32, normalised.
     view, age
-        What the tags tell; see `classifier.decode.Radiograph`.
+        What the tags tell; see `classifier.decoding.decode.Radiograph`.
     """
 
     tensor: torch.Tensor
     view: str | None
-    age: float | None
+    age: Age
 
 
 class Preparation:

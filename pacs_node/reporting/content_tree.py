@@ -41,10 +41,6 @@ from pacs_node.reporting import codes
 from pacs_node.reporting.encoding import put
 from pacs_node.reporting.input import SCHEMA, Algorithm, ImageResult, ObserverDevice, uid
 from pacs_node.reporting.patient_study import (
-    SOP_CLASS_UID,
-    SOP_INSTANCE_UID,
-    STUDY_DATE,
-    STUDY_TIME,
     procedure_codes,
     uid_of,
 )
@@ -69,7 +65,7 @@ def content(images: Sequence[ImageResult], sources: Sequence[Source], node: Obse
     node
         The device observer.
     """
-    distinct = list({uid_of(source, SOP_INSTANCE_UID): source for source in reversed(sources)}.values())[::-1]
+    distinct = list({uid_of(source, "SOPInstanceUID"): source for source in reversed(sources)}.values())[::-1]
     report = MeasurementReport(
         observation_context=ObservationContext(observer_device_context=_observer(node, images[-1].algorithm)),
         procedure_reported=codes.CHEST_X_RAY,
@@ -130,8 +126,8 @@ def _report_procedures(root: Dataset, procedures: list[Dataset]) -> None:
 
 def _refer(item: Dataset, source: Source) -> Dataset:
     reference = Dataset()
-    put(reference, 0x00081150, "UI", uid_of(source, SOP_CLASS_UID).encode())
-    put(reference, 0x00081155, "UI", uid_of(source, SOP_INSTANCE_UID).encode())
+    put(reference, "ReferencedSOPClassUID", uid_of(source, "SOPClassUID").encode())
+    put(reference, "ReferencedSOPInstanceUID", uid_of(source, "SOPInstanceUID").encode())
     item.ReferencedSOPSequence = Items([reference])
     return item
 
@@ -160,10 +156,10 @@ def _library_entry(source: Source) -> Any:
 
 
 def _coded_descriptors(source: Source) -> list[Any]:
-    by_class = codes.MODALITY_OF_CLASS.get(uid_of(source, SOP_CLASS_UID))
-    modality = by_class or codes.MODALITIES.get(source.ascii(0x00080060), codes.OTHER_MODALITY)
-    region = codes.CHEST if source.ascii(0x00180015).upper() in ("CHEST", "THORAX") else None
-    laterality = codes.LATERALITIES.get(source.ascii(0x00200062) or source.ascii(0x00200060))
+    by_class = codes.MODALITY_OF_CLASS.get(uid_of(source, "SOPClassUID"))
+    modality = by_class or codes.MODALITIES.get(source.ascii("Modality"), codes.OTHER_MODALITY)
+    region = codes.CHEST if source.ascii("BodyPartExamined").upper() in ("CHEST", "THORAX") else None
+    laterality = codes.LATERALITIES.get(source.ascii("ImageLaterality") or source.ascii("Laterality"))
     descriptors = (
         (codes.MODALITY, modality),
         (codes.TARGET_REGION, region),
@@ -179,40 +175,45 @@ def _descriptor(name: Any, value: Any) -> Any:
 
 
 def _view(source: Source) -> Any:
-    coded = ((item.ascii(0x00080102), item.ascii(0x00080100)) for item in source.items(0x00540220))
+    coded = (
+        (item.ascii("CodingSchemeDesignator"), item.ascii("CodeValue"))
+        for item in source.items("ViewCodeSequence")
+    )
     known = (codes.VIEW_CODES[code] for code in coded if code in codes.VIEW_CODES)
-    return codes.VIEWS.get(source.ascii(0x00185101).upper()) or next(known, None)
+    return codes.VIEWS.get(source.ascii("ViewPosition").upper()) or next(known, None)
 
 
 def _dates(source: Source) -> list[Any]:
     made = []
-    for name, tag in ((codes.STUDY_DATE, STUDY_DATE), (codes.ACQUISITION_DATE, 0x00080022)):
-        if value := source.text(tag, "DA"):
+    for name, keyword in ((codes.STUDY_DATE, "StudyDate"), (codes.ACQUISITION_DATE, "AcquisitionDate")):
+        if value := source.text(keyword):
             made.append(DateContentItem(name, "20000101", _ACQUIRED))
-            put(made[-1], 0x0040A121, "DA", value)
-    for name, tag in ((codes.STUDY_TIME, STUDY_TIME), (codes.ACQUISITION_TIME, 0x00080032)):
-        if value := source.text(tag, "TM"):
+            put(made[-1], "Date", value)
+    for name, keyword in ((codes.STUDY_TIME, "StudyTime"), (codes.ACQUISITION_TIME, "AcquisitionTime")):
+        if value := source.text(keyword):
             made.append(TimeContentItem(name, "000000", _ACQUIRED))
-            put(made[-1], 0x0040A122, "TM", value)
+            put(made[-1], "Time", value)
     return made
 
 
 def _sizes(source: Source) -> list[Any]:
-    sizes = ((codes.PIXEL_DATA_ROWS, 0x00280010), (codes.PIXEL_DATA_COLUMNS, 0x00280011))
+    sizes = ((codes.PIXEL_DATA_ROWS, "Rows"), (codes.PIXEL_DATA_COLUMNS, "Columns"))
     return [
-        _number(name, str(source.integer(tag)), codes.PIXELS) for name, tag in sizes if source.integer(tag)
+        _number(name, str(source.integer(keyword)), codes.PIXELS)
+        for name, keyword in sizes
+        if source.integer(keyword)
     ]
 
 
 def _orientation(source: Source) -> list[Any]:
-    """Patient Orientation (0020,0020) and Imager Pixel Spacing (0018,1164); nothing where they are broken."""
-    orientation = source.values(0x00200020, "CS")
+    """Patient Orientation and Imager Pixel Spacing; nothing where they are broken."""
+    orientation = source.values("PatientOrientation")
     items = [
         TextContentItem(name, value, _ACQUIRED)
         for name, value in zip((codes.ORIENTATION_ROW, codes.ORIENTATION_COLUMN), orientation, strict=False)
         if len(orientation) == 2
     ]
-    spacing = source.values(0x00181164, "DS")
+    spacing = source.values("ImagerPixelSpacing")
     if len(spacing) == 2 and all(0 < float(value) < 100 for value in spacing):
         for name, value in zip((codes.VERTICAL_SPACING, codes.HORIZONTAL_SPACING), spacing, strict=True):
             items.append(_number(name, value, codes.MILLIMETRE))
@@ -233,7 +234,7 @@ def _exactly(item: Any, value: str) -> Any:
 
 
 def _groups(images: Sequence[ImageResult], sources: Sequence[Source], node: ObserverDevice) -> list[Any]:
-    uids = [uid_of(source, SOP_INSTANCE_UID) for source in sources]
+    uids = [uid_of(source, "SOPInstanceUID") for source in sources]
     groups = []
     for i, image in enumerate(images):
         earlier = uids.index(uids[i])

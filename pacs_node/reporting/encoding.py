@@ -18,6 +18,7 @@ from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
 
+from pacs_node.dicom.attributes import attribute
 from pacs_node.dicom.part10 import IMPLEMENTATION_CLASS_UID, PREAMBLE, file_meta
 
 _LONG_VRS = {str(vr).encode() for vr in EXPLICIT_VR_LENGTH_32}
@@ -30,8 +31,9 @@ def raw(tag: int, vr: str, value: bytes) -> RawDataElement:
     return RawDataElement(Tag(tag), vr, len(value), value, 0, False, True)
 
 
-def put(item: Dataset, tag: int, vr: str, value: bytes) -> None:
-    """Set one element of `item` to exactly `value`."""
+def put(item: Dataset, keyword: str, value: bytes) -> None:
+    """Set one attribute of `item` to exactly `value`."""
+    tag, vr = attribute(keyword)
     item[tag] = raw(tag, vr, value)
 
 
@@ -118,7 +120,7 @@ def parse(content: bytes) -> Dataset:
     meta, dataset = Dataset(), Dataset()
     try:
         for tag, vr, value in _elements(content, len(PREAMBLE)):
-            put(meta if tag >> 16 == 2 else dataset, tag, vr, value)
+            (meta if tag >> 16 == 2 else dataset)[tag] = raw(tag, vr, value)
     except struct.error as error:
         raise ValueError("the DICOM file ends within an element") from error
     if meta.get("ImplementationClassUID") != IMPLEMENTATION_CLASS_UID:

@@ -6,78 +6,56 @@ a document. Text keeps its bytes; a type 2 attribute that the source lacks, or t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from pacs_node.errors import InvalidReport
 from pacs_node.reporting.encoding import put
 from pacs_node.reporting.input import is_offset
-from pacs_node.reporting.source_header import SPECIFIC_CHARACTER_SET, Source, legal_text, resolve_charset
+from pacs_node.reporting.source_header import Source, legal_text, resolve_charset
 
-SOP_CLASS_UID = 0x00080016
-SOP_INSTANCE_UID = 0x00080018
-STUDY_INSTANCE_UID = 0x0020000D
-SERIES_INSTANCE_UID = 0x0020000E
-STUDY_DATE, STUDY_TIME = 0x00080020, 0x00080030
-ACCESSION_NUMBER = 0x00080050
-TIMEZONE_OFFSET = 0x00080201
-PROCEDURE_CODES = 0x00081032
-REQUESTED_PROCEDURE_CODES = 0x00321064
-REQUEST_ATTRIBUTES = 0x00400275
-REFERENCED_REQUESTS = 0x0040A370
-_PROCEDURE_ID = 0x00401001  # Requested Procedure ID
+_TYPE_2 = (
+    *("StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "PatientName", "PatientID"),
+    *("PatientBirthDate", "PatientSex", "StudyID"),
+)
+_TYPE_3 = ("StudyDescription", "IssuerOfPatientID", "PatientAge", "PatientSize", "PatientWeight")
+_REQUEST_TYPE_2 = (
+    *("RequestedProcedureDescription", "RequestedProcedureID"),
+    *("PlacerOrderNumberImagingServiceRequest", "FillerOrderNumberImagingServiceRequest"),
+)
 
-_TYPE_2 = {
-    STUDY_DATE: "DA",
-    STUDY_TIME: "TM",
-    ACCESSION_NUMBER: "SH",
-    0x00080090: "PN",  # Referring Physician's Name
-    0x00100010: "PN",  # Patient's Name
-    0x00100020: "LO",  # Patient ID
-    0x00100030: "DA",  # Patient's Birth Date
-    0x00100040: "CS",  # Patient's Sex
-    0x00200010: "SH",  # Study ID
-}
-_TYPE_3 = {
-    0x00081030: "LO",  # Study Description
-    0x00100021: "LO",  # Issuer of Patient ID
-    0x00101010: "AS",  # Patient's Age
-    0x00101020: "DS",  # Patient's Size
-    0x00101030: "DS",  # Patient's Weight
-}
-_REQUEST_TYPE_2 = {
-    0x00321060: "LO",  # Requested Procedure Description
-    _PROCEDURE_ID: "SH",
-    0x00402016: "LO",  # Placer Order Number / Imaging Service Request
-    0x00402017: "LO",  # Filler Order Number / Imaging Service Request
-}
-
+# HL7v2 Hierarchic Designator macro
+_LOCAL, _UNIVERSAL, _UNIVERSAL_TYPE = "LocalNamespaceEntityID", "UniversalEntityID", "UniversalEntityIDType"
+_ISSUER = (_LOCAL, _UNIVERSAL, _UNIVERSAL_TYPE)
 # Sequences of Patient and Study -> the attributes of an item, and those without which it is nothing
-_ISSUER = {0x00400031: "UT", 0x00400032: "UT", 0x00400033: "CS"}  # HL7v2 Hierarchic Designator macro
-_SEQUENCES: dict[int, tuple[dict[int, str], frozenset[int]]] = {
-    0x00080051: (_ISSUER, frozenset()),  # Issuer of Accession Number
-    0x00100024: ({0x00400032: "UT", 0x00400033: "CS"}, frozenset({0x00400032, 0x00400033})),
-    0x00101002: (  # Other Patient IDs
-        {0x00100020: "LO", 0x00100021: "LO", 0x00100022: "CS"},
-        frozenset({0x00100020, 0x00100022}),
+_SEQUENCES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "IssuerOfAccessionNumberSequence": (_ISSUER, ()),
+    "IssuerOfPatientIDQualifiersSequence": (
+        (_UNIVERSAL, _UNIVERSAL_TYPE),
+        (_UNIVERSAL, _UNIVERSAL_TYPE),
+    ),
+    "OtherPatientIDsSequence": (
+        ("PatientID", "IssuerOfPatientID", "TypeOfPatientID"),
+        ("PatientID", "TypeOfPatientID"),
     ),
 }
-_ISSUER_OF_ACCESSION_NUMBER = 0x00080051
 _ENUMERATED = {
-    0x00100022: (b"TEXT", b"RFID", b"BARCODE"),  # Type of Patient ID
-    0x00100040: (b"M", b"F", b"O"),
-    0x00400033: (b"DNS", b"EUI64", b"ISO", b"URI", b"UUID", b"X400", b"X500"),  # Universal Entity ID Type
+    "TypeOfPatientID": (b"TEXT", b"RFID", b"BARCODE"),
+    "PatientSex": (b"M", b"F", b"O"),
+    _UNIVERSAL_TYPE: (b"DNS", b"EUI64", b"ISO", b"URI", b"UUID", b"X400", b"X500"),
 }
-_CODE_VALUE, _CODE_SCHEME, _CODE_MEANING = 0x00080100, 0x00080102, 0x00080104
-_CODE = {_CODE_VALUE: "SH", _CODE_SCHEME: "SH", 0x00080103: "SH", _CODE_MEANING: "LO"}
+_CODE_NEEDED = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
+_CODE = (*_CODE_NEEDED, "CodingSchemeVersion")
 
 
 def open_header(header: Dataset) -> Source:
     """Return `header` for reading, with the character set that the report declares."""
-    return resolve_charset(Source(header), {**_TYPE_2, **_TYPE_3})
+    return resolve_charset(Source(header), (*_TYPE_2, *_TYPE_3))
 
 
-def uid_of(source: Source, tag: int) -> str:
+def uid_of(source: Source, keyword: str) -> str:
     """Return a UID exactly as the source has it, leading zeros included: it is the key of the PACS.
 
     Raises
@@ -85,15 +63,15 @@ def uid_of(source: Source, tag: int) -> str:
     InvalidReport
         When there is none, or when it has characters that no UID has.
     """
-    value = source.text(tag, "UI")
+    value = source.text(keyword)
     if not value:
-        raise InvalidReport(f"the source has no legal UID in ({tag >> 16:04X},{tag & 0xFFFF:04X})")
+        raise InvalidReport(f"the source has no legal {keyword}")
     return value.decode()
 
 
 def timezone_of(source: Source) -> str | None:
     """Return Timezone Offset From UTC, where the source has a legal one."""
-    offset = source.ascii(TIMEZONE_OFFSET)
+    offset = source.ascii("TimezoneOffsetFromUTC")
     return offset if is_offset(offset) else None
 
 
@@ -101,73 +79,80 @@ def patient_and_study(source: Source) -> Dataset:
     """Return the Patient, General Study and Patient Study modules and Specific Character Set."""
     made = Dataset()
     if source.declared:
-        put(made, SPECIFIC_CHARACTER_SET, "CS", source.declared)
+        put(made, "SpecificCharacterSet", source.declared)
     _copy(source, made, _TYPE_2, keep_empty=True)
     _copy(source, made, _TYPE_3)
-    put(made, STUDY_INSTANCE_UID, "UI", uid_of(source, STUDY_INSTANCE_UID).encode())
-    for tag in _SEQUENCES:
-        _add_items(made, tag, _items(source, tag))
-    _add_items(made, PROCEDURE_CODES, _codes(source, PROCEDURE_CODES, source))
+    put(made, "StudyInstanceUID", uid_of(source, "StudyInstanceUID").encode())
+    for keyword in _SEQUENCES:
+        _add_items(made, keyword, _items(source, keyword))
+    _add_items(made, "ProcedureCodeSequence", _codes(source, "ProcedureCodeSequence", source))
     return made
 
 
 def procedure_codes(source: Source) -> list[Dataset]:
     """Return the codes of the imaging procedure, as performed or else as requested; maybe none."""
-    codes = _codes(source, PROCEDURE_CODES, source)
-    for tag in (REFERENCED_REQUESTS, REQUEST_ATTRIBUTES):
-        for request in source.items(tag):
-            codes = codes or _codes(request, REQUESTED_PROCEDURE_CODES, source)
+    codes = _codes(source, "ProcedureCodeSequence", source)
+    for keyword in ("ReferencedRequestSequence", "RequestAttributesSequence"):
+        for request in source.items(keyword):
+            codes = codes or _codes(request, "RequestedProcedureCodeSequence", source)
     return codes
 
 
 def requests(source: Source) -> list[Dataset]:
     """Return the items of Referenced Request Sequence: the orders that the source names (PS3.3 C.17.2)."""
-    named = [*source.items(REFERENCED_REQUESTS)] or [*source.items(REQUEST_ATTRIBUTES)]
+    named = [*source.items("ReferencedRequestSequence")] or [*source.items("RequestAttributesSequence")]
     made = [_request(source, item) for item in named]
-    return [item for item in made if _is_filled(item, ACCESSION_NUMBER) or _is_filled(item, _PROCEDURE_ID)]
+    return [
+        item
+        for item in made
+        if _is_filled(item, "AccessionNumber") or _is_filled(item, "RequestedProcedureID")
+    ]
 
 
-def _is_filled(item: Dataset, tag: int) -> bool:
-    element = item.get_item(tag)
+def _is_filled(item: Dataset, keyword: str) -> bool:
+    element = item.get_item(keyword)
     return element is not None and bool(element.value)
 
 
 def _request(source: Source, item: Source) -> Dataset:
     made = _new_item(item, source)
-    accession = item.text(ACCESSION_NUMBER, "SH")
-    if not accession and source.value(ACCESSION_NUMBER).isascii():
+    accession = item.text("AccessionNumber")
+    if not accession and source.value("AccessionNumber").isascii():
         # Bytes beyond ASCII may mean something else under the item's own character set
-        accession = legal_text(source.text(ACCESSION_NUMBER, "SH"), "SH", item.terms)
-    put(made, ACCESSION_NUMBER, "SH", accession)
-    put(made, STUDY_INSTANCE_UID, "UI", uid_of(source, STUDY_INSTANCE_UID).encode())
+        accession = legal_text(source.text("AccessionNumber"), "SH", item.terms)
+    put(made, "AccessionNumber", accession)
+    put(made, "StudyInstanceUID", uid_of(source, "StudyInstanceUID").encode())
     _copy(item, made, _REQUEST_TYPE_2, keep_empty=True)
     made.ReferencedStudySequence = []
-    made.RequestedProcedureCodeSequence = _codes(item, REQUESTED_PROCEDURE_CODES, item)
-    issuer = _items(item, _ISSUER_OF_ACCESSION_NUMBER) or _items(source, _ISSUER_OF_ACCESSION_NUMBER)
-    _add_items(made, _ISSUER_OF_ACCESSION_NUMBER, issuer)
+    made.RequestedProcedureCodeSequence = _codes(item, "RequestedProcedureCodeSequence", item)
+    issuer = _items(item, "IssuerOfAccessionNumberSequence") or _items(
+        source, "IssuerOfAccessionNumberSequence"
+    )
+    _add_items(made, "IssuerOfAccessionNumberSequence", issuer)
     return made
 
 
-def _codes(source: Source, tag: int, around: Source) -> list[Dataset]:
+def _codes(source: Source, keyword: str, around: Source) -> list[Dataset]:
     """Return the codes of a code sequence that are whole (PS3.3 8.8); a broken code says nothing."""
-    made = [_copied_item(item, _CODE, around) for item in source.items(tag)]
-    return [item for item in made if {_CODE_VALUE, _CODE_SCHEME, _CODE_MEANING} <= set(item.keys())]
+    made = [_copied_item(item, _CODE, around) for item in source.items(keyword)]
+    return [item for item in made if all(needed in item for needed in _CODE_NEEDED)]
 
 
-def _items(source: Source, tag: int) -> list[Dataset]:
-    vrs, needed = _SEQUENCES[tag]
-    made = [_copied_item(item, vrs, source) for item in source.items(tag)]
-    return [item for item in made if needed <= set(item.keys()) and _is_designated(item)]
+def _items(source: Source, keyword: str) -> list[Dataset]:
+    copied, needed = _SEQUENCES[keyword]
+    made = [_copied_item(item, copied, source) for item in source.items(keyword)]
+    return [item for item in made if all(each in item for each in needed) and _is_designated(item)]
 
 
 def _is_designated(item: Dataset) -> bool:
     # Universal Entity ID and its type come together or not at all, and nothing names no issuer
-    return (0x00400032 in item) == (0x00400033 in item) and any(tag in item for tag in (*_ISSUER, 0x00100020))
+    is_whole = (_UNIVERSAL in item) == (_UNIVERSAL_TYPE in item)
+    return is_whole and any(keyword in item for keyword in (*_ISSUER, "PatientID"))
 
 
-def _copied_item(source: Source, vrs: dict[int, str], around: Source) -> Dataset:
+def _copied_item(source: Source, keywords: Iterable[str], around: Source) -> Dataset:
     made = _new_item(source, around)
-    _copy(source, made, vrs)
+    _copy(source, made, keywords)
     return made
 
 
@@ -175,19 +160,19 @@ def _new_item(source: Source, around: Source) -> Dataset:
     """Return an item to go into `around`, which declares its own character set where that differs."""
     made = Dataset()
     if source.terms != around.terms and source.is_declared_legally:
-        put(made, SPECIFIC_CHARACTER_SET, "CS", "\\".join(source.terms).encode())
+        put(made, "SpecificCharacterSet", "\\".join(source.terms).encode())
     return made
 
 
-def _copy(source: Source, made: Dataset, vrs: dict[int, str], *, keep_empty: bool = False) -> None:
-    for tag, vr in vrs.items():
-        value = source.text(tag, vr)
-        if value not in _ENUMERATED.get(tag, (value,)):
+def _copy(source: Source, made: Dataset, keywords: Iterable[str], *, keep_empty: bool = False) -> None:
+    for keyword in keywords:
+        value = source.text(keyword)
+        if value not in _ENUMERATED.get(keyword, (value,)):
             value = b""
         if value or keep_empty:
-            put(made, tag, vr, value)
+            put(made, keyword, value)
 
 
-def _add_items(made: Dataset, tag: int, items: list[Dataset]) -> None:
+def _add_items(made: Dataset, keyword: str, items: list[Dataset]) -> None:
     if items:
-        made.add_new(tag, "SQ", Sequence(items))
+        setattr(made, keyword, Sequence(items))

@@ -36,10 +36,6 @@ from pacs_node.reporting.input import (
     uid,
 )
 from pacs_node.reporting.patient_study import (
-    SERIES_INSTANCE_UID,
-    SOP_CLASS_UID,
-    SOP_INSTANCE_UID,
-    STUDY_INSTANCE_UID,
     open_header,
     patient_and_study,
     requests,
@@ -189,7 +185,7 @@ def _check(images: Sequence[ImageResult], made_at: datetime, revision: int) -> N
 
 
 def _study_of(sources: Sequence[Source]) -> str:
-    studies = {uid_of(source, STUDY_INSTANCE_UID) for source in sources}
+    studies = {uid_of(source, "StudyInstanceUID") for source in sources}
     if len(studies) > 1:
         raise InvalidReport(f"one report, one study; got {', '.join(sorted(studies))}")
     return studies.pop()
@@ -200,7 +196,7 @@ def _instance_uid(
 ) -> str:
     outcomes = sorted(
         (
-            uid_of(source, SOP_INSTANCE_UID),
+            uid_of(source, "SOPInstanceUID"),
             node.device_uid(image.algorithm),
             image.algorithm.threshold_text,
             str(image.probability is not None),
@@ -278,27 +274,27 @@ def _evidence(study: str, sources: Sequence[Source]) -> Dataset:
     series: dict[str, dict[str, str]] = {}
     seen: set[str] = set()
     for source in sources:
-        instance = uid_of(source, SOP_INSTANCE_UID)
+        instance = uid_of(source, "SOPInstanceUID")
         if instance not in seen:
             seen.add(instance)
-            instances = series.setdefault(uid_of(source, SERIES_INSTANCE_UID), {})
-            instances[instance] = uid_of(source, SOP_CLASS_UID)
+            instances = series.setdefault(uid_of(source, "SeriesInstanceUID"), {})
+            instances[instance] = uid_of(source, "SOPClassUID")
     return _references(study, series)
 
 
 def _references(study: str, series: dict[str, dict[str, str]]) -> Dataset:
     """Return one item of the Hierarchical SOP Instance Reference macro: series -> instance -> class."""
     item = Dataset()
-    put(item, STUDY_INSTANCE_UID, "UI", study.encode())
+    put(item, "StudyInstanceUID", study.encode())
     item.ReferencedSeriesSequence = []
     for series_uid, instances in series.items():
         series_item = Dataset()
-        put(series_item, SERIES_INSTANCE_UID, "UI", series_uid.encode())
+        put(series_item, "SeriesInstanceUID", series_uid.encode())
         series_item.ReferencedSOPSequence = []
         for instance, sop_class in instances.items():
             reference = Dataset()
-            put(reference, 0x00081150, "UI", sop_class.encode())
-            put(reference, 0x00081155, "UI", instance.encode())
+            put(reference, "ReferencedSOPClassUID", sop_class.encode())
+            put(reference, "ReferencedSOPInstanceUID", instance.encode())
             series_item.ReferencedSOPSequence.append(reference)
         item.ReferencedSeriesSequence.append(series_item)
     return item

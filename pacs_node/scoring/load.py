@@ -32,6 +32,7 @@ def load_model(settings: Settings, database: Database) -> tuple[Scorer, StoredMo
             rules,
             cautious=wanted.is_cautious,
             engine=wanted.engine,
+            unknown_age=wanted.unknown_age,
             limits=limits,
         )
         predictor.start()

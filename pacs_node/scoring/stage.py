@@ -1,4 +1,4 @@
-"""Score images in batches."""
+"""Score images in batches: from claimed jobs to score rows. What computes the scores is handed in."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Answer = Prediction | OSError | StillDecoding
 
 
 class Scorer(Protocol):
-    """What scores files; `classifier.predict.Predictor` does."""
+    """What scores files; `classifier.scoring.predict.Predictor` does."""
 
     def attempt(self, sources: Sequence[Path]) -> list[Prediction | OSError | StillDecoding]:
         """Return for each file its prediction, why it cannot be read, or that it is to be asked for again."""

@@ -14,12 +14,12 @@ from sqlalchemy.orm import Session
 
 from db.models import Delivery, Instance, Job, Model, Report, ReportImage, Score
 from tests.faults import __main__ as runner
-from tests.faults.stock import ORPHANING, orphan_at
 from tests.faults.frozen import HOLDING, freeze_at
 from tests.faults.judge import Verdict, judge
 from tests.faults.pacs import Pacs
 from tests.faults.scenario import Outcome, Scenario, Skipped
 from tests.faults.senders import Modality, studies
+from tests.faults.stock import ORPHANING, orphan_at
 from tests.faults.upgrades import upgrade
 from tests.faults.world import World
 

@@ -119,7 +119,7 @@ def test_only_own_reports_change_class(tmp_path: Path) -> None:
 
 def test_the_same_input_gives_the_same_bytes_anywhere() -> None:
     program = (
-        "import hashlib, tests.test_report as t\n"
+        "import hashlib, tests.reporting.test_report as t\n"
         "made = [t.report(*images).content for images in t.STUDIES.values()]\n"
         "print(hashlib.sha256(b''.join(made)).hexdigest())"
     )

@@ -26,6 +26,7 @@ from pydicom.uid import (
 )
 
 from classifier.config import SHIPPED_MODEL, Eligibility
+from classifier.decoding.ages import Age
 from classifier.decoding.decode import decode
 from classifier.errors import NotScorable, Reason
 from classifier.model.checkpoint import Checkpoint, load
@@ -93,7 +94,7 @@ def test_files_keep_their_order_and_refusals_their_place(preparation: Preparatio
         assert isinstance(ready, Ready)
         assert isinstance(alone, Ready)
         assert torch.equal(ready.tensor, alone.tensor)
-        assert (ready.view, ready.age) == ("PA", 4.0)
+        assert (ready.view, ready.age) == ("PA", Age(4.0))
 
 
 def test_the_tensor_is_that_of_the_chain(

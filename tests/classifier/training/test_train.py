@@ -27,8 +27,8 @@ from classifier.measuring.explore import explore
 from classifier.model.checkpoint import load, save
 from classifier.model.transforms import Resize, tail
 from classifier.scoring.predict import Predictor
-from classifier.training.batches import DecodedSet
 from classifier.training.card import About, OperatingTarget
+from classifier.training.decoded_set import DecodedSet
 from classifier.training.distributed import Group
 from classifier.training.optim import network, optimizer, schedule
 from classifier.training.options import Epoch, Options, Watcher
@@ -100,7 +100,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(run: Path, images: 
     command += ["--image-size", "32", "--batch-size", "16", "--learning-rate", "2e-3", "--val-share", "0.25"]
     command += ["--device", "cpu", "--workers", "1", "--description", "Made-up pictures."]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not (out / "last.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
