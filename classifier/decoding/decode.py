@@ -115,6 +115,20 @@ def read(source: Source, rules: Eligibility | None = None, size: int | None = No
         return _read_bytes(_load(source, limit), rules, limit, size)
 
 
+def read_data_set(file: BinaryIO, max_pixels: int) -> Dataset:
+    """Parse a whole DICOM file, and decode nothing.
+
+    Raises
+    ------
+    NotScorable
+        When it is larger than any image of `max_pixels`, or does not parse.
+    OSError
+        When it cannot be opened or read.
+    """
+    part10 = Part10(_load(file, max_pixels))
+    return part10.whole(max_pixels * _BYTES_PER_PIXEL)
+
+
 def _load(source: Path | BinaryIO, limit: int) -> bytes:
     """Read a whole file, unless it is larger than any image within the limit can be."""
     largest = limit * _BYTES_PER_PIXEL + HEADER_BYTES

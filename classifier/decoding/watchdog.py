@@ -19,11 +19,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from classifier.decoding import decoder
+from classifier.decoding.copies import Fingerprint
 from classifier.decoding.decode import Radiograph
 from classifier.decoding.decoder import LOADED, READY, Request, needs_more
 from classifier.errors import NotScorable, Reason
 
-Outcome: TypeAlias = Radiograph | NotScorable | OSError
+Outcome: TypeAlias = Radiograph | Fingerprint | NotScorable | OSError
 
 _START_SECONDS = 120.0
 _READ_SECONDS = 60.0  # for a file; longer, it is as one that cannot be read
@@ -146,7 +147,8 @@ class DecoderProcess:
                 if pixels.size:
                     self._connection.recv_bytes_into(pixels.data.cast("B"))
                 return replace(found, pixels=pixels)
-            return found if isinstance(found, NotScorable) else OSError(*found, str(path))
+            is_whole = isinstance(found, NotScorable | Fingerprint)
+            return found if is_whole else OSError(*found, str(path))
         except (EOFError, OSError):
             raise
         except Exception as error:

@@ -335,6 +335,11 @@ def _light(module: ModuleType) -> None:
         def start(self) -> None:
             self._decoders.start()
 
+        def fingerprints(self, sources: Sequence[Path]) -> list[Any]:
+            requests = [Request(path, self._rules, None, self._limits, is_copy=True) for path in sources]
+            found = self._decoders.decode(requests, 2)
+            return [StillDecoding() if one is None else one for one in found]
+
         def attempt(self, sources: Sequence[Path]) -> list[Any]:
             for path in sources:
                 with suppress(OSError):
