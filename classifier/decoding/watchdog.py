@@ -68,9 +68,19 @@ class DecoderProcess:
                 env=_environment(),
             )
         self._connection = Connection(ours.detach())
+        self._is_ready = False
+
+    def wait_until_ready(self) -> None:
+        """Return when it can be given a file; ends it if it never can.
+
+        Raises
+        ------
+        OSError
+        """
         with suppress(EOFError, OSError):
-            if self._next(_START_SECONDS) == READY:
-                return
+            self._is_ready = self._is_ready or self._next(_START_SECONDS) == READY
+        if self._is_ready:
+            return
         self.end()
         raise ChildProcessError(errno.ECHILD, "A process that decodes cannot be started")
 

@@ -366,9 +366,11 @@ def _light(module: ModuleType) -> None:
 
 
 def _hog() -> None:
+    import numpy as np
+
     held = []
     while True:
-        held.append(bytearray(2**24))
+        held.append(np.zeros(2**24, np.uint8))  # not touched: soon done, however busy the machine is
 
 
 DEADLY: dict[bytes, Callable[[], Any]] = {
