@@ -1,4 +1,6 @@
-"""What `db.queries` takes and gives: frozen values, so that no caller writes to the database by accident."""
+"""What `db.queries` takes and returns: frozen values, so that no caller writes to the database by
+accident.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ from enum import StrEnum
 
 
 class Received(StrEnum):
-    """What a received object is to the database."""
+    """How a received object relates to the database."""
 
     NEW = "new"
-    AGAIN = "again"  # the same bytes came before
-    CONFLICT = "conflict"  # other bytes came under this SOP Instance UID before
+    AGAIN = "again"  # the same bytes were received before
+    CONFLICT = "conflict"  # other bytes with this SOP Instance UID were received before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class NewInstance:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredInstance:
-    """One stored object with the newest score it has."""
+    """One stored object with its newest score."""
 
     id: int
     sop_instance_uid: str
@@ -53,7 +55,7 @@ class StoredInstance:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredScore:
-    """What a model said of one instance."""
+    """The score of one instance by a model."""
 
     id: int
     model: StoredModel
@@ -123,7 +125,7 @@ class NewReport:
 
 @dataclass(frozen=True, kw_only=True)
 class PendingDelivery:
-    """One report that a destination has yet to get."""
+    """One report that a destination has not yet got."""
 
     id: int
     destination: str
