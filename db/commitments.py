@@ -1,4 +1,4 @@
-"""Storage commitment in both directions: promises of destinations to the node, requests of modalities to it."""
+"""Storage commitment, both ways: promises of destinations to the node, requests of modalities to it."""
 
 from __future__ import annotations
 
