@@ -1,6 +1,6 @@
 """Tables of the results database and the constraints that guard them.
 
-Times are UTC. `Job.visible_at` and `Study.quiet_at` are numbers, seconds since the epoch by the clock of the
+Times are UTC. `Job.visible_at` and `Study.quiet_at` are numbers: seconds since the epoch by the clock of the
 database server, so that several machines agree on leases.
 """
 
@@ -32,7 +32,7 @@ UID = String(64)  # VR UI
 AE_TITLE = String(16)  # VR AE
 LABEL = String(64)
 WORD = String(32)
-Key = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers INTEGER keys only
+Key = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys
 
 
 class Utc(TypeDecorator[datetime]):
@@ -42,7 +42,7 @@ class Utc(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Refuse a moment without zone: nobody could tell later which one it was."""
+        """Refuse a moment without a time zone: nobody could tell later which moment it was."""
         if value is None:
             return None
         if value.utcoffset() is None:
@@ -85,7 +85,8 @@ class Study(Base):
     study_date: Mapped[str] = mapped_column(String(8))  # VR DA as received; empty where unknown
     first_received_at: Mapped[datetime]
     last_received_at: Mapped[datetime]
-    quiet_at: Mapped[float] = mapped_column(Float)  # database clock; the study may be reported from then on
+    # by the database clock; the study may be reported from then on
+    quiet_at: Mapped[float] = mapped_column(Float)
 
 
 class Instance(Base):
@@ -158,7 +159,7 @@ class Model(Base):
 
 
 class Score(Base):
-    """What one model said of one instance: a probability, or the reason why there is none."""
+    """The score of one instance by one model: a probability, or the reason why there is none."""
 
     __tablename__ = "score"
     __table_args__ = (
@@ -184,7 +185,7 @@ class Score(Base):
 
 
 class Report(Base):
-    """One revision of a study's report; `content` holds the exact bytes of every send."""
+    """One revision of a study's report; `content` holds the exact bytes that are sent."""
 
     __tablename__ = "report"
     __table_args__ = (UniqueConstraint("study_id", "revision"),)
@@ -210,10 +211,10 @@ class ReportImage(Base):
 
 
 class Delivery(Base):
-    """One report on its way to one destination, and what the destination said last.
+    """One report on its way to one destination, and the last answer of the destination.
 
     `delivered` means that C-STORE was answered with Success, `committed` that the destination promised to
-    keep the object (Storage Commitment, PS3.4 Annex J), `abandoned` that the destination is no more.
+    keep the object (Storage Commitment, PS3.4 Annex J), `abandoned` that the destination no longer exists.
     """
 
     __tablename__ = "delivery"
@@ -227,11 +228,11 @@ class Delivery(Base):
     report_id: Mapped[int] = mapped_column(ForeignKey(Report.id))
     destination: Mapped[str] = mapped_column(WORD)
     state: Mapped[str] = mapped_column(WORD)
-    tries: Mapped[int] = mapped_column(Integer)  # associations or sends that did not end in Success
+    tries: Mapped[int] = mapped_column(Integer)  # failed associations and sends
     give_up_at: Mapped[datetime]
     sop_class_uid: Mapped[str | None] = mapped_column(
         UID
-    )  # as sent: the destination may not take the first one
+    )  # as sent; the destination may refuse the original one
     sop_instance_uid: Mapped[str | None] = mapped_column(UID)
     status: Mapped[int | None] = mapped_column(Integer)  # DIMSE status of the last answer
     error: Mapped[str | None] = mapped_column(Text)
@@ -241,7 +242,7 @@ class Delivery(Base):
 
 
 class CommitmentAsked(Base):
-    """One request for storage commitment to a destination; its answer names it by `transaction_uid`."""
+    """One storage commitment request to a destination; the answer refers to it by `transaction_uid`."""
 
     __tablename__ = "commitment_asked"
 
@@ -251,7 +252,7 @@ class CommitmentAsked(Base):
 
 
 class CommitmentWanted(Base):
-    """One request for storage commitment that came from a modality, and how it was answered."""
+    """One storage commitment request from a modality, and how it was answered."""
 
     __tablename__ = "commitment_wanted"
     __table_args__ = (UniqueConstraint("calling_ae_title", "transaction_uid"),)
@@ -279,9 +280,9 @@ class Process(Base):
 
 
 class Job(Base):
-    """One piece of work; the queue is this table.
+    """One piece of work; this table is the queue.
 
-    `visible_at` is lease, back-off and study-quiet timer in one: a job can be claimed once it has passed.
+    `visible_at` serves as lease, back-off and quiet timer of a study: a job can be claimed after that time.
     """
 
     __tablename__ = "job"
@@ -292,19 +293,17 @@ class Job(Base):
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     kind: Mapped[str] = mapped_column(WORD)  # a `db.queue.Kind`
-    lane: Mapped[str] = mapped_column(
-        WORD
-    )  # the destination of a delivery, so that no lane waits for another
-    ref: Mapped[int] = mapped_column(BigInteger)  # what the kind is about
+    lane: Mapped[str] = mapped_column(WORD)  # the destination of a delivery; no lane waits for another
+    ref: Mapped[int] = mapped_column(BigInteger)  # id of the row that the job is about
     state: Mapped[str] = mapped_column(WORD)
     visible_at: Mapped[float] = mapped_column(Float)
-    attempts: Mapped[int] = mapped_column(Integer)  # claims that did not come to an orderly end
-    token: Mapped[str | None] = mapped_column(WORD)  # of the worker that may finish it
+    attempts: Mapped[int] = mapped_column(Integer)  # claims that did not end in good order
+    token: Mapped[str | None] = mapped_column(WORD)  # of the worker that may finish the job
     error: Mapped[str | None] = mapped_column(Text)
 
 
 def _partial(name: str, condition: str, *columns: Any) -> Index:
-    """Index the few rows of which something is asked; the planners of both databases take it by its words."""
+    """Index the few rows that are asked for; both planners use it only for the same words in the query."""
     return Index(name, *columns, postgresql_where=text(condition), sqlite_where=text(condition))
 
 

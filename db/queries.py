@@ -1,7 +1,8 @@
-"""What the node records of its work, and reads to go on with it.
+"""What the node records about its work, and what it reads to continue.
 
-All SQL of the node is in this package: here, in `queue`, `stock`, `commitments` and `inventory`, and, for
-what people ask, in `results` and `status`. Nothing in them commits or reads the clock of the machine.
+All SQL of the node is in this package: here and in `queue`, `stock`, `commitments` and `inventory`. What
+people ask for is in `results` and `status`. Nothing in these modules commits or reads the clock of the
+machine.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def add_instance(session: Session, new: NewInstance, quiet_seconds: float) -> Re
     known = {digest: instance_id for digest, instance_id, *_ in copies}
     if new.digest in known:
         again = update(Instance).where(Instance.id == known[new.digest])
-        session.execute(again.values(removed_at=None))  # its file is here once more
+        session.execute(again.values(removed_at=None))  # its file is here again
         revive(session, Kind.SCORE, known[new.digest])
         _take_turn(session, known[new.digest], copies, quiet_seconds)
         return Received.AGAIN
@@ -93,7 +94,7 @@ def _take_turn(session: Session, instance_id: int, copies: Sequence[Any], quiet_
 
 @dataclass(frozen=True)
 class _Receiving:
-    """The statements of `add_instance`, which runs for each object."""
+    """Return the statements of `add_instance`, which runs for each object."""
 
     known: Prepared
     study: Prepared
@@ -141,7 +142,7 @@ def has_instances(session: Session) -> bool:
 
 
 def register_model(session: Session, model: Mapping[str, Any], started_at: datetime) -> int:
-    """Record that a checkpoint is in use now; return its id."""
+    """Record that a checkpoint is now in use; return its id."""
     statement = insert_or(session, Model).values(**model, last_started_at=started_at)
     statement = statement.on_conflict_do_update(
         index_elements=[Model.sha256], set_={"last_started_at": started_at}
@@ -150,7 +151,7 @@ def register_model(session: Session, model: Mapping[str, Any], started_at: datet
 
 
 def newest_model(session: Session) -> StoredModel | None:
-    """Return the checkpoint that was put to use last."""
+    """Return the checkpoint that came into use last."""
     row = session.scalars(
         select(Model).order_by(Model.last_started_at.desc(), Model.id.desc()).limit(1)
     ).first()
@@ -164,13 +165,13 @@ def instances(session: Session, ids: Sequence[int]) -> list[StoredInstance]:
 
 
 def add_score(session: Session, score: NewScore) -> None:
-    """Record a score, and let the report of its study be made, or made anew."""
+    """Record a score and schedule the report of its study, or a new revision of it."""
     session.execute(insert(Score).values(**asdict(score)))
     wake_report(session, score.instance_id)
 
 
 def wake_report(session: Session, instance_id: int) -> None:
-    """Let the report of an instance's study be made, or made anew, when the study is quiet."""
+    """Schedule the report of an instance's study, or a new revision of it, for when the study is quiet."""
     study = select(Instance.study_id).where(Instance.id == instance_id)
     quiet_at = select(Study.quiet_at).where(Study.id == Job.ref).scalar_subquery()
     wake(session, Kind.REPORT, study, quiet_at)
@@ -261,7 +262,7 @@ def study_uid(session: Session, study_id: int) -> str:
 
 
 def study_instances(session: Session, study_id: int) -> list[StoredInstance]:
-    """Return what came of a study, in the order in which it came."""
+    """Return the received objects of a study, in the order of arrival."""
     return _stored(session, Instance.study_id == study_id)
 
 
@@ -337,7 +338,7 @@ def clear_study_problem(session: Session, study_id: int) -> None:
 
 
 def add_report(session: Session, new: NewReport) -> None:
-    """Record a report with a delivery, and its job, for each destination."""
+    """Record a report, and a delivery with its job for each destination."""
     values = {f.name: getattr(new, f.name) for f in fields(new) if f.name in _REPORT_COLUMNS}
     report_id = session.execute(insert(Report).values(**values).returning(Report.id)).scalar_one()
     session.execute(
@@ -360,11 +361,11 @@ def add_report(session: Session, new: NewReport) -> None:
         enqueue(session, Kind.DELIVER, delivery_id, lane=destination)
 
 
-# Living
+# Heartbeats
 
 
 def record_heartbeat(session: Session, role: str, host: str, started_at: datetime) -> None:
-    """Record that a process is at work now."""
+    """Record that a process is now at work."""
     values = {"started_at": started_at, "seen_at": later(session, 0)}
     statement = insert_or(session, Process).values(role=role, host=host, **values)
     session.execute(statement.on_conflict_do_update(index_elements=[Process.role, Process.host], set_=values))
@@ -391,7 +392,7 @@ def deliveries(session: Session, ids: Sequence[int]) -> list[PendingDelivery]:
 
 
 def _pending(session: Session, row: Delivery, report: Report, study_instance_uid: str) -> PendingDelivery:
-    # A delivery whose workers died stays pending, but its job has ended: nobody waits for it.
+    # A delivery whose workers died stays pending, but its job has ended: nothing waits for it.
     earlier = (
         select(Delivery.id)
         .join(Report, Report.id == Delivery.report_id)
@@ -426,12 +427,12 @@ def record_delivered(
     give_up_at: datetime,
     **values: Any,
 ) -> None:
-    """Record that a destination took a report; where it offers to commit, it is asked to next.
+    """Record that a destination accepted a report; if it offers storage commitment, schedule the request.
 
     Parameters
     ----------
     give_up_at
-        When asking, and sending again what it turns out not to have, ends; counted from the first delivery.
+        When to stop asking, and sending the report again if it is missing; counted from the first delivery.
     **values
         Other columns of `Delivery`.
     """
@@ -444,5 +445,5 @@ def record_delivered(
 
 
 def record_try(session: Session, delivery_id: int, **values: Any) -> None:
-    """Record a try that did not end in Success."""
+    """Record a failed try."""
     record_delivery(session, delivery_id, tries=Delivery.tries + 1, **values)

@@ -1,4 +1,6 @@
-"""What `db.queries` takes and gives: frozen values, so that no caller writes to the database by accident."""
+"""What `db.queries` takes and returns: frozen values, so that no caller writes to the database by
+accident.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from enum import StrEnum
 
 
 class Received(StrEnum):
-    """What a received object is to the database."""
+    """How a received object relates to the database."""
 
     NEW = "new"
     AGAIN = "again"  # the same bytes came before
@@ -71,7 +73,7 @@ class StoredInstance:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredScore:
-    """What a model said of one instance."""
+    """The score of one instance by a model."""
 
     id: int
     model: StoredModel
@@ -145,7 +147,7 @@ class NewReport:
 
 @dataclass(frozen=True, kw_only=True)
 class PendingDelivery:
-    """One report that a destination has yet to get."""
+    """One report that a destination has not yet got."""
 
     id: int
     destination: str

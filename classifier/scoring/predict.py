@@ -271,7 +271,7 @@ class Predictor:
         tensor = self.chain(np.zeros((1, 32, 48), np.float32), start=1)
         if tensor.ndim != 3 or tuple(tensor.shape) != (3, tensor.shape[1], tensor.shape[1]):
             raise CheckpointError(
-                "The preprocessing of the model does not end in three square planes; pack it anew."
+                "The preprocessing of the model does not end in three square planes; pack it again."
             )
 
 

@@ -290,7 +290,7 @@ def test_the_model_that_ships_is_the_default(shipped: Predictor) -> None:
 def test_preprocessing_that_gives_the_network_no_square_planes_fails_at_the_start(
     steps: list[Any], shipped: Predictor
 ) -> None:
-    with pytest.raises(CheckpointError, match="does not end in three square planes; pack it anew"):
+    with pytest.raises(CheckpointError, match="does not end in three square planes; pack it again"):
         predictor(shipped, 0.0, preprocessing=tuple(steps))
 
 
