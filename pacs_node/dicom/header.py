@@ -33,7 +33,7 @@ _MOST_READS = (
     150_000  # two or three for each element; one of 1,000 frames with all their attributes has fewer
 )
 _MOST_VALUE = 2**20  # bytes; what is longer stays in the file until it is asked for
-_PIXEL_DATA = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+_PIXEL_DATA = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
 _UID = re.compile(r"[0-9.]{1,64}")
 _MOST_LENGTHS = {
     "patient_id": 64,
