@@ -73,16 +73,16 @@ class Base(DeclarativeBase):
 
 
 class Study(Base):
-    """One study, with the identifiers of the first object that came of it."""
+    """One study, with the identifiers of the first object that came of it; each instance has its own."""
 
     __tablename__ = "study"
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     study_instance_uid: Mapped[str] = mapped_column(UID, unique=True)
-    patient_id: Mapped[str] = mapped_column(LABEL, index=True)
-    patient_name: Mapped[str] = mapped_column(Text, index=True)
-    accession_number: Mapped[str] = mapped_column(LABEL, index=True)
-    study_date: Mapped[str] = mapped_column(String(8), index=True)  # VR DA as received; empty where unknown
+    patient_id: Mapped[str] = mapped_column(LABEL)
+    patient_name: Mapped[str] = mapped_column(Text)
+    accession_number: Mapped[str] = mapped_column(LABEL)
+    study_date: Mapped[str] = mapped_column(String(8))  # VR DA as received; empty where unknown
     first_received_at: Mapped[datetime]
     last_received_at: Mapped[datetime]
     quiet_at: Mapped[float] = mapped_column(Float)  # database clock; the study may be reported from then on
@@ -91,7 +91,8 @@ class Study(Base):
 class Instance(Base):
     """One object that was answered with Success; its file is named by `digest`.
 
-    `copy` numbers objects of different content that came under one SOP Instance UID, from 0.
+    `copy` numbers objects of different content that came under one SOP Instance UID, from 0. Those of them
+    that are the same image have the same `image_id`; of these, the one with the largest `turn` counts.
     """
 
     __tablename__ = "instance"
@@ -99,6 +100,10 @@ class Instance(Base):
         UniqueConstraint("sop_instance_uid", "digest"),
         UniqueConstraint("sop_instance_uid", "copy"),
         Index(None, "digest", "removed_at"),  # all that taking stock of the spool reads
+        Index(None, "patient_id"),
+        Index(None, "patient_name"),
+        Index(None, "accession_number"),
+        Index(None, "study_date"),
     )
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
@@ -115,6 +120,26 @@ class Instance(Base):
     calling_ae_title: Mapped[str] = mapped_column(AE_TITLE)
     received_at: Mapped[datetime] = mapped_column(index=True)
     removed_at: Mapped[datetime | None]  # when retention let its file go; the row stays
+    patient_id: Mapped[str] = mapped_column(LABEL, server_default=text("''"))
+    patient_name: Mapped[str] = mapped_column(Text, server_default=text("''"))
+    accession_number: Mapped[str] = mapped_column(LABEL, server_default=text("''"))
+    study_date: Mapped[str] = mapped_column(String(8), server_default=text("''"))
+    # NULL in a row that an earlier version wrote, whose four columns above are those of its study
+    issuer_of_patient_id: Mapped[str | None] = mapped_column(LABEL)
+    patient_birth_date: Mapped[str | None] = mapped_column(String(8))
+    turn: Mapped[int] = mapped_column(Integer, server_default="0")  # order in which copies came last
+    image_id: Mapped[int | None] = mapped_column(BigInteger)  # the first of these; NULL while it has no other
+
+
+class StudyProblem(Base):
+    """Why a study gets no report until a person has done something about it."""
+
+    __tablename__ = "study_problem"
+
+    study_id: Mapped[int] = mapped_column(ForeignKey(Study.id), primary_key=True, autoincrement=False)
+    problem: Mapped[str] = mapped_column(WORD)
+    found_at: Mapped[datetime]
+    dismissed_at: Mapped[datetime | None]  # when a person said that nothing more will be done
 
 
 class Model(Base):
@@ -284,6 +309,8 @@ def _partial(name: str, condition: str, *columns: Any) -> Index:
 
 
 _partial("ix_instance_held", "removed_at IS NULL", Instance.received_at)
+_partial("ix_instance_image", "image_id IS NOT NULL", Instance.image_id, Instance.turn)
+_partial("ix_instance_unread", "issuer_of_patient_id IS NULL", Instance.id)
 _partial("ix_score_probability", "probability IS NOT NULL", Score.probability, Score.instance_id)
 _partial("ix_delivery_sent", "sop_instance_uid IS NOT NULL", Delivery.sop_instance_uid)
 _partial("ix_job_ready", "state = 'ready'", Job.kind, Job.lane, Job.visible_at)

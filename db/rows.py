@@ -13,7 +13,7 @@ class Received(StrEnum):
 
     NEW = "new"
     AGAIN = "again"  # the same bytes came before
-    CONFLICT = "conflict"  # other bytes came under this SOP Instance UID before
+    COPY = "copy"  # other bytes came under this SOP Instance UID before: of the same image, or of another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,9 @@ class NewInstance:
 
     study_instance_uid: str
     patient_id: str
+    issuer_of_patient_id: str
     patient_name: str
+    patient_birth_date: str
     accession_number: str
     study_date: str
     sop_instance_uid: str
@@ -39,14 +41,30 @@ class NewInstance:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredInstance:
-    """One stored object with the newest score it has."""
+    """One stored object with the newest score it has.
+
+    Attributes
+    ----------
+    copy, turn, image_id
+        See `db.models.Instance`.
+    issuer_of_patient_id, patient_birth_date
+        ``None`` where an earlier version recorded the object: it did not keep them, and what is beside them
+        is of the first object of the study.
+    """
 
     id: int
+    study_id: int
     sop_instance_uid: str
     sop_class_uid: str
     series_instance_uid: str
     copy: int
+    turn: int
+    image_id: int | None
     digest: str
+    patient_id: str
+    issuer_of_patient_id: str | None
+    patient_name: str
+    patient_birth_date: str | None
     job_state: str | None
     score: StoredScore | None
 
@@ -95,7 +113,10 @@ class NewScore:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredReport:
-    """One revision of a report without its bytes; `images` are pairs of instance id and score id."""
+    """One revision of a report without its bytes; `images` are pairs of instance id and score id.
+
+    `earlier_uids` are the SOP Instance UIDs of this and all earlier revisions.
+    """
 
     id: int
     revision: int
@@ -103,6 +124,7 @@ class StoredReport:
     sop_instance_uid: str
     series_instance_uid: str
     images: frozenset[tuple[int, int | None]]
+    earlier_uids: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
