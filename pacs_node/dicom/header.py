@@ -334,6 +334,7 @@ class _Budgeted:
     def __init__(self, file: BinaryIO | BytesIO) -> None:
         self._file = file
         self._left = _MOST_READS
+        self.seek, self.tell = file.seek, file.tell  # asked for at each element
 
     def read(self, size: int = -1) -> bytes:
         """Read, as long as that is not done too often."""
