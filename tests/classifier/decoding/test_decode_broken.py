@@ -29,6 +29,7 @@ from pydicom.uid import (
 )
 
 from classifier.decoding.decode import Eligibility, decode, read
+from classifier.decoding.quiet import silence_warnings
 from classifier.errors import NotScorable, Reason
 from tests.conftest import code, pixels, radiograph, save
 from tests.helpers.decoding import CODESTREAMS, RAMP, compressed, encoded, image_of, lut, refused
@@ -224,6 +225,7 @@ def test_details_tell_nothing_of_the_patient() -> None:
 
 
 def test_warnings_stay_inside_also_with_threads(tmp_path: Path) -> None:
+    silence_warnings()  # for good, once
     before = list(warnings.filters)
     ds = image_of(RAMP)
     ds.PixelData += bytes(64)  # excess padding, of which pydicom warns
