@@ -225,11 +225,11 @@ def _mutate_fragments(ds: Dataset, random: _Random) -> None:
 
 
 def _mutate_tree(ds: Dataset, random: _Random) -> None:
-    """Add sequences that are deep, or have many items."""
+    """Add sequences within sequences, or with many items; pydicom writes no deep ones if anything fails."""
     inner = Dataset()
     inner.CodeValue = "1"
     if random.random() < 0.5:
-        for _ in range(random.integers(1, 400)):
+        for _ in range(random.integers(1, 6)):
             outer = Dataset()
             outer.ViewModifierCodeSequence = [inner]
             inner = outer
@@ -307,6 +307,8 @@ def _inflate(data: bytes, random: _Random) -> bytes:
             _long(8, 0x2218, b"SQ", b"\xfe\xff\x00\xe0\0\0\0\0" * int(random.integers(1, 200_000)), 2**32 - 1)
             + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0),
             _element(8, 0x70, b"LO", b"") * int(random.integers(1, 400_000)),
+            _long(8, 0x2218, b"SQ", b"\xfe\xff\x00\xe0\xff\xff\xff\xff", 2**32 - 1)
+            * int(random.integers(1, 2000)),
         ),
     )
     deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)

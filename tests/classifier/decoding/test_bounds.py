@@ -166,7 +166,7 @@ def test_a_frame_header_behind_a_marker_without_length(marker: bytes) -> None:
     header = JPEG[start : start + 19]
     hidden = header.replace(struct.pack(">HH", 128, 128), struct.pack(">HH", 13_000, 13_000))
     bomb = JPEG[:start] + marker + struct.pack(">H", 2 + len(hidden)) + hidden + JPEG[start:]
-    assert refusal(frame(bomb, JPEGBaseline8Bit)).reason == Reason.UNREADABLE
+    assert "does not start with a header" in refusal(frame(bomb, JPEGBaseline8Bit)).detail
 
 
 def test_a_header_in_another_box_of_a_jp2_file() -> None:
