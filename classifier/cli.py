@@ -27,7 +27,7 @@ from classifier.errors import ClassifierError
 from classifier.outcome import Decision, Prediction
 
 if TYPE_CHECKING:
-    from classifier.model.card import ModelCard
+    from classifier.model.card import Kind, ModelCard
     from classifier.scoring.predict import Predictor
 
 _BATCH = 16
@@ -147,8 +147,8 @@ def pack(
 
     parsed = parse_card(_read_text(card))
     tail(parsed.preprocessing)
-    state, novelty = load_weights(weights)
-    saved = save(out, state, parsed, novelty)
+    state, novelty, gate = load_weights(weights)
+    saved = save(out, state, parsed, novelty, gate)
     Console(stderr=True).print(f"Wrote {out}, SHA-256 {saved.sha256}", soft_wrap=True, markup=False)
 
 
@@ -237,6 +237,46 @@ def train(
         ),
     )
     run_training(data, out, chosen, options)
+
+
+@app.command(
+    epilog="Example:\n\nclassifier gate run/model.safetensors radiographs/ --strangers adult=adults.csv"
+    " --leave-out machine --out model.safetensors"
+)
+def gate(
+    model: ModelArgument,
+    data: DataArgument,
+    out: Annotated[Path, typer.Option(help="Where to write the model with its gate.")],
+    *,
+    strangers: Annotated[
+        list[str], typer.Option(metavar="KIND=PATH", help="Folder or manifest; the kind is adult or other.")
+    ] = [],  # noqa: B006 - typer copies it
+    too: Annotated[Path | None, typer.Option(help="Folder of pictures that shall pass as known.")] = None,
+    leave_out: Annotated[
+        list[str], typer.Option(help="Column of the adults' manifest; measure each value by a gate without it.")
+    ] = [],  # noqa: B006
+    share: Annotated[float, typer.Option(help="Share of the validation images that may be held back.")] = 0.01,
+    steps: Annotated[int, typer.Option(help="Of training.")] = 600,
+    val_share: Annotated[float, typer.Option(help="As in the training of the model.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="As in the training of the model.")] = 0,
+    workers: Annotated[int, typer.Option(help="Decoding processes; 0 = one a processor.")] = 0,
+    version: Annotated[str, typer.Option(help="Of the new model, for its card.")] = "",
+) -> None:
+    """Teach a model which images it does not know: adults, turned and inverted ones, other things."""
+    from classifier.commands import counting  # noqa: PLC0415
+    from classifier.training.gate import GateRecipe  # noqa: PLC0415
+    from classifier.training.gated import GateOptions, add_gate  # noqa: PLC0415
+
+    options = GateOptions(
+        *(_strangers(strangers), too, tuple(leave_out), share, val_share, seed, workers, version)
+    )
+    recipe = GateRecipe(steps=steps, seed=seed)
+    with counting("Training") as progress:
+        card = add_gate(_model_path(model), data, out, recipe, options, lambda _what, i, n, _l: progress(i, n))
+    for metric in card.metrics:
+        if metric.measured_by == "classifier gate":
+            sys.stdout.write(f"{metric.value:.1%} held back: {metric.images} images, {metric.data}\n")
+    Console(stderr=True).print(f"Wrote {out}, SHA-256 {card.sha256}", soft_wrap=True, markup=False)
 
 
 @app.command(epilog="Example:\n\nclassifier evaluate run/model.safetensors test/ --out result/")
@@ -359,6 +399,16 @@ def _print_json(content: Any) -> None:
     sys.stdout.write(json.dumps(content, indent=2) + "\n")
 
 
+def _strangers(given: Sequence[str]) -> dict[Kind, Path]:
+    found: dict[Kind, Path] = {}
+    for text in given:
+        kind, _, path = text.partition("=")
+        if kind not in ("adult", "other") or not path:
+            raise ClassifierError(f"--strangers {text!r} is not understood; write adult=PATH or other=PATH.")
+        found["adult" if kind == "adult" else "other"] = Path(path)
+    return found
+
+
 def _results_table(results: Sequence[tuple[Path, Prediction]]) -> Table:
     table = Table(Column("File", overflow="fold"), "View", "Probability", "Novelty", "Decision", "Reason")
     for file, prediction in results:
@@ -391,6 +441,8 @@ def _card_rows(card: ModelCard) -> Iterator[tuple[str, str]]:
         yield "Band", f"undetermined nearer than {card.band:g} to the threshold"
     calibration = f"(logit {card.offset:+g}) / {card.temperature:g}"
     yield "Calibration", f"sigmoid of {calibration} ({card.temperature_source})"
+    if card.gate is not None:
+        yield "Gate", f"{', '.join(card.gate.kinds)}; limit {card.gate.limit} ({card.gate.source})"
     yield "Novelty limit", f"{card.novelty_limit} ({card.novelty_source})" if card.novelty_limit else "none"
     yield "Ages", f"{card.ages[0]} to {card.ages[1]} years" if card.ages else "not stated"
     if card.recipe:

@@ -54,6 +54,7 @@ class Reason(StrEnum):
     NO_FINITE_SCORE = "NO_FINITE_SCORE"
     UNLIKE_TRAINING = "UNLIKE_TRAINING"
     OTHER_AGE = "OTHER_AGE"
+    TAGS_AND_IMAGE_DISAGREE = "TAGS_AND_IMAGE_DISAGREE"
     NEAR_THRESHOLD = "NEAR_THRESHOLD"
 
     @property
@@ -77,6 +78,7 @@ _MEANINGS = {
     Reason.NO_FINITE_SCORE: "Network gave no finite score",
     Reason.UNLIKE_TRAINING: "Image is unlike the training data",
     Reason.OTHER_AGE: "Age is outside the training population",
+    Reason.TAGS_AND_IMAGE_DISAGREE: "Tags and image contradict each other",
     Reason.NEAR_THRESHOLD: "Score is too near to the threshold",
 }
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from classifier.errors import ClassifierError
 from classifier.model.card import ModelCard
 from classifier.model.checkpoint import Checkpoint
+from classifier.model.gate import judge
 from classifier.model.transforms import tail
 
 OPSET = 18  # the first whose Resize smooths when it shrinks
@@ -42,7 +43,7 @@ class ExportedNetwork(nn.Module):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
-        self.network, self.card, self.novelty = checkpoint
+        self.network, self.card, self.novelty, self.gate = checkpoint
         _side(self.card)
         self.resize, *self.rest = tail(self.card.preprocessing).transforms
 
@@ -60,12 +61,18 @@ class ExportedNetwork(nn.Module):
             Calibrated probability, logit and, of a model that has the measure, novelty; (B,) each.
         """
         square = self.resize(image.squeeze(1)).unsqueeze(1)  # images are as independent as channels
-        features = self.network.embed(torch.vmap(self._prepared)(square))
+        prepared = torch.vmap(self._prepared)(square)
+        features = self.network.embed(prepared)
         logit = self.network.classifier(features).flatten()
         found = (torch.sigmoid((logit + self.card.offset) / self.card.temperature), logit)
-        if self.novelty is None or self.card.novelty_limit is None:
-            return found
-        return (*found, self.novelty(features) / self.card.novelty_limit)
+        novelties = list(self._novelties(prepared, features))
+        return (*found, torch.stack(novelties).amax(0)) if novelties else found
+
+    def _novelties(self, images: Tensor, features: Tensor) -> Iterator[Tensor]:
+        if self.novelty is not None and self.card.novelty_limit is not None:
+            yield self.novelty(features) / self.card.novelty_limit
+        if self.gate is not None and self.card.gate is not None:
+            yield judge(self.gate(images), self.card.gate.limit).novelties
 
     def _prepared(self, plane: Tensor) -> Tensor:
         for step in self.rest:

@@ -12,7 +12,9 @@ import torch
 from classifier.config import SHIPPED_MODEL, Eligibility
 from classifier.device import choose_device
 from classifier.errors import CheckpointError, NotScorable, Reason
+from classifier.model.card import Kind
 from classifier.model.checkpoint import Checkpoint, load
+from classifier.model.gate import judge
 from classifier.model.transforms import Chain, chain
 from classifier.outcome import Decision, Prediction
 from classifier.scoring.engine import EngineName, choose
@@ -23,13 +25,26 @@ __all__ = ["Decision", "Prediction", "Predictor", "choose_device"]
 _DEFAULT_RULES = Eligibility()
 _DECIMALS = 3  # of novelty and age
 _LARGEST_ERROR = 0.01  # of a probability
+_LOOKS: dict[Kind, str] = {
+    "adult": "It looks like the chest of an adult",
+    "turned": "It looks turned or upside down",
+    "inverted": "Its grey values look inverted",
+    "other": "It looks like no upright frontal chest radiograph",
+}
 
 
 class _Score(NamedTuple):
-    """What the network says of one image; a probability that is not finite is none."""
+    """What the networks say of one image; a probability that is not finite is none.
+
+    Attributes
+    ----------
+    looks_like
+        The kind of stranger, where the gate says that it is one.
+    """
 
     probability: float
     novelty: float | None
+    looks_like: Kind | None = None
 
 
 class Predictor:
@@ -49,6 +64,8 @@ class Predictor:
         What computes its features and logits.
     novelty
         Its measure of how unlike the training images an image is, if it has one.
+    gate
+        Its network that tells strangers, if it has one.
     """
 
     def __init__(
@@ -60,11 +77,12 @@ class Predictor:
         cautious: bool = True,
         engine: EngineName = "auto",
     ) -> None:
-        model, self.card, novelty = checkpoint
+        model, self.card, novelty, gate = checkpoint
         self.device = str(device)
         self.chain: Chain = chain(self.card.preprocessing, rules)
         self.model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         self.novelty = None if novelty is None else novelty.to(device)
+        self.gate = None if gate is None else gate.to(device)
         self._prepare = Preparation(self.chain, rules)
         self._cautious = cautious
         self._require_square_planes()
@@ -148,7 +166,17 @@ class Predictor:
         probabilities, novelties = self._measure(features, logits)
         probabilities[~torch.isfinite(logits)] = torch.nan  # the sigmoid of an overflow is 0 or 1
         known = [None] * len(batch) if novelties is None else novelties.tolist()
-        return list(map(_Score, probabilities.tolist(), known))
+        scores = map(_Score, probabilities.tolist(), known)
+        return [_stricter(score, *judged) for score, judged in zip(scores, self._judged(batch), strict=True)]
+
+    def _judged(self, batch: torch.Tensor) -> list[tuple[float | None, Kind | None]]:
+        """Return what the gate says of each image: novelty, and the kind of stranger it would be."""
+        card = self.card.gate
+        if self.gate is None or card is None:
+            return [(None, None)] * len(batch)
+        novelties, strangers = judge(self.gate(batch), card.limit)
+        kinds = [card.kinds[stranger] for stranger in strangers.tolist()]
+        return list(zip(novelties.tolist(), kinds, strict=True))
 
     def _measure(
         self, features: torch.Tensor, logits: torch.Tensor
@@ -179,24 +207,28 @@ class Predictor:
         novelty = _rounded(score.novelty)
         is_positive = probability >= self.card.threshold
         decision = Decision.POSITIVE if is_positive else Decision.NEGATIVE
-        reason, detail = self._doubt(probability, novelty, image.age)
+        reason, detail = self._doubt(probability, novelty, score.looks_like, image.age)
         if reason is not None:
             decision = Decision.UNDETERMINED
         return Prediction(probability, decision, reason, detail, image.view, novelty, _rounded(image.age))
 
     def _doubt(
-        self, probability: float, novelty: float | None, age: float | None
+        self, probability: float, novelty: float | None, looks_like: Kind | None, age: float | None
     ) -> tuple[Reason | None, str]:
         """Return why no decision can rest on the score, or nothing."""
         card = self.card
-        if self._cautious and novelty is not None and novelty > 1:
-            detail = f"Its distance from the training images is {novelty:g} times the limit"
-            return Reason.UNLIKE_TRAINING, detail
+        is_adult = looks_like == "adult" and age is not None and card.ages is not None
+        if self._cautious and novelty is not None and novelty > 1 and not is_adult:
+            far = f"Its distance from the training images is {novelty:g} times the limit"
+            return Reason.UNLIKE_TRAINING, far if looks_like is None else _LOOKS[looks_like]
         if self._cautious and age is not None and card.ages is not None:
             youngest, oldest = card.ages
             if not youngest <= int(age) <= oldest:
                 detail = f"The model was trained on patients of {youngest} to {oldest} years"
                 return Reason.OTHER_AGE, detail
+            if is_adult:
+                detail = f"{_LOOKS['adult']}, the tags tell {int(age)} years"
+                return Reason.TAGS_AND_IMAGE_DISAGREE, detail
         if abs(probability - card.threshold) < card.band:
             return Reason.NEAR_THRESHOLD, f"Nearer than {card.band:g} to the threshold {card.threshold:g}"
         return None, ""
@@ -219,6 +251,14 @@ class Predictor:
 
 def _refused(why: NotScorable) -> Prediction:
     return Prediction(None, Decision.NOT_SCORED, why.reason, why.detail, None)
+
+
+def _stricter(score: _Score, novelty: float | None, kind: Kind | None) -> _Score:
+    """Return the score with the larger of both novelties, and with the kind where the gate says stranger."""
+    if novelty is None:
+        return score
+    larger = novelty if score.novelty is None else max(score.novelty, novelty)
+    return score._replace(novelty=larger, looks_like=kind if novelty > 1 else None)
 
 
 def _rounded(value: float | None) -> float | None:
