@@ -158,8 +158,8 @@ def explore(
     out: Annotated[Path, typer.Option(help="Folder for page, pictures and findings.json.")],
 ) -> None:
     """Look at labelled images: counts, sizes, duplicates, and what a network could read instead of lungs."""
-    from classifier.commands import counting  # noqa: PLC0415
     from classifier.measuring.explore import explore as look  # noqa: PLC0415
+    from classifier.progress import counting  # noqa: PLC0415
 
     with counting("Looking") as progress:
         findings = look(data, out, progress)
@@ -215,28 +215,17 @@ def train(
     config: Annotated[Path | None, typer.Option(help="File with the section classifier.train.")] = None,
 ) -> None:
     """Train a model for the node. It can be stopped at any time; --resume goes on."""
-    from classifier.commands import run_training, settings  # noqa: PLC0415
-    from classifier.training.card import About, OperatingTarget  # noqa: PLC0415
-    from classifier.training.options import Options  # noqa: PLC0415
+    from classifier.commands import options, run_training, settings  # noqa: PLC0415
+    from classifier.training.card import About  # noqa: PLC0415
 
     given = {key: value for key, value in locals().items() if key in TrainSettings.model_fields}
     chosen = settings(config, given)
-    options = Options(
-        seed=chosen.seed,
-        val_share=chosen.val_share,
-        device=chosen.device,
-        precision=chosen.precision,
-        workers=chosen.workers,
-        resume=resume,
-        skip_bad=skip_bad,
-        wanted=OperatingTarget(chosen.sensitivity, chosen.band, chosen.unlike_share),
-        about=About(
-            *(_stated("--name", name), _stated("--version", version)),
-            *(_stated("--population", population), _stated("--licence", licence)),
-            *(description, _ages(ages)),
-        ),
+    about = About(
+        *(_stated("--name", name), _stated("--version", version)),
+        *(_stated("--population", population), _stated("--licence", licence)),
+        *(description, _ages(ages)),
     )
-    run_training(data, out, chosen, options)
+    run_training(data, out, chosen, options(chosen, about, resume=resume, skip_bad=skip_bad))
 
 
 @app.command(
@@ -253,9 +242,12 @@ def gate(
     ] = [],  # noqa: B006 - typer copies it
     too: Annotated[Path | None, typer.Option(help="Folder of pictures that shall pass as known.")] = None,
     leave_out: Annotated[
-        list[str], typer.Option(help="Column of the adults' manifest; measure each value by a gate without it.")
+        list[str],
+        typer.Option(help="Column of the adults' manifest; measure each value by a gate without it."),
     ] = [],  # noqa: B006
-    share: Annotated[float, typer.Option(help="Share of the validation images that may be held back.")] = 0.01,
+    share: Annotated[
+        float, typer.Option(help="Share of the validation images that may be held back.")
+    ] = 0.01,
     steps: Annotated[int, typer.Option(help="Of training.")] = 600,
     val_share: Annotated[float, typer.Option(help="As in the training of the model.")] = 0.1,
     seed: Annotated[int, typer.Option(help="As in the training of the model.")] = 0,
@@ -272,7 +264,9 @@ def gate(
     )
     recipe = GateRecipe(steps=steps, seed=seed)
     with counting("Training") as progress:
-        card = add_gate(_model_path(model), data, out, recipe, options, lambda _what, i, n, _l: progress(i, n))
+        card = add_gate(
+            _model_path(model), data, out, recipe, options, lambda _what, i, n, _l: progress(i, n)
+        )
     for metric in card.metrics:
         if metric.measured_by == "classifier gate":
             sys.stdout.write(f"{metric.value:.1%} held back: {metric.images} images, {metric.data}\n")
@@ -290,8 +284,8 @@ def evaluate(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable images.")] = False,
 ) -> None:
     """Measure a model on labelled images."""
-    from classifier.commands import counting  # noqa: PLC0415
     from classifier.measuring.evaluate import evaluate as measure  # noqa: PLC0415
+    from classifier.progress import counting  # noqa: PLC0415
     from classifier.scoring.predict import Predictor  # noqa: PLC0415
 
     predictor = Predictor.load(_model_path(model), device, None, cautious=False)

@@ -1,7 +1,7 @@
 """A model in the formats of others: an ONNX graph, or a MONAI bundle. Both give the same figures.
 
 What follows decoding travels along: both take the decoded grey image, of any size, and resize and normalise
-it as the node does. Decoding DICOM (windows, look-up tables, MONOCHROME1) stays with `classifier.decode`.
+it as the node does. Decoding DICOM (windows, look-up tables, MONOCHROME1) stays with `classifier.decoding`.
 """
 
 from __future__ import annotations
@@ -155,25 +155,19 @@ Pneumonia on frontal chest radiographs. Trained on: {card.population}
 
 scores the JPEG and 8-bit PNG files in FOLDER and writes `eval/predictions.csv`: file and probability. The
 decision is positive from {card.threshold} on. DICOM needs a decoder that applies windows, look-up tables and
-MONOCHROME1: with PACS Node installed, `classifier.transforms.DecodeRadiograph` takes the place of the first
-three transforms.
+MONOCHROME1: with PACS Node installed, `classifier.model.transforms.DecodeRadiograph` takes the place of
+the first three transforms.
 """
 
 
 def _metadata(card: ModelCard) -> dict[str, Any]:
     side = _side(card)
+    image = {**_IMAGE_FORMAT, "spatial_shape": [side, side]}
     return {
         "schema": _SCHEMA,
         "version": "0.1.0",
         "changelog": {"0.1.0": f"Exported from {card.name} {card.version}, SHA-256 {card.sha256}"},
-        "monai_version": version("monai"),
-        "pytorch_version": version("torch").partition("+")[0],
-        "numpy_version": version("numpy"),
-        "required_packages_version": {
-            "torchvision": version("torchvision").partition("+")[0],
-            "pytorch-ignite": "0.5.0",
-            "pillow": version("pillow"),
-        },
+        **_versions(),
         "task": "Pneumonia classification of frontal chest radiographs",
         "description": card.data,
         "authors": "PACS Node",
@@ -182,93 +176,115 @@ def _metadata(card: ModelCard) -> dict[str, Any]:
         "data_type": "JPEG or PNG",
         "intended_use": " ".join(card.limits),
         "eval_metrics": {metric.name: metric.value for metric in card.metrics},
-        "network_data_format": {
-            "inputs": {
-                "image": {
-                    "type": "image",
-                    "format": "magnitude",
-                    "modality": "CR",
-                    "num_channels": 3,
-                    "spatial_shape": [side, side],
-                    "dtype": "float32",
-                    "value_range": [],
-                    "is_patch_data": False,
-                    "channel_def": {"0": "grey", "1": "grey", "2": "grey"},
-                }
-            },
-            "outputs": {
-                "pred": {
-                    "type": "probabilities",
-                    "format": "classes",
-                    "num_channels": 1,
-                    "spatial_shape": [],
-                    "dtype": "float32",
-                    "value_range": [],
-                    "is_patch_data": False,
-                    "channel_def": {"0": "logit of pneumonia, before it is calibrated"},
-                }
-            },
+        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": _LOGIT_FORMAT}},
+    }
+
+
+def _versions() -> dict[str, Any]:
+    return {
+        "monai_version": version("monai"),
+        "pytorch_version": version("torch").partition("+")[0],
+        "numpy_version": version("numpy"),
+        "required_packages_version": {
+            "torchvision": version("torchvision").partition("+")[0],
+            "pytorch-ignite": "0.5.0",
+            "pillow": version("pillow"),
         },
     }
+
+
+_IMAGE_FORMAT: dict[str, Any] = {
+    "type": "image",
+    "format": "magnitude",
+    "modality": "CR",
+    "num_channels": 3,
+    "spatial_shape": [],
+    "dtype": "float32",
+    "value_range": [],
+    "is_patch_data": False,
+    "channel_def": {"0": "grey", "1": "grey", "2": "grey"},
+}
+_LOGIT_FORMAT: dict[str, Any] = {
+    "type": "probabilities",
+    "format": "classes",
+    "num_channels": 1,
+    "spatial_shape": [],
+    "dtype": "float32",
+    "value_range": [],
+    "is_patch_data": False,
+    "channel_def": {"0": "logit of pneumonia, before it is calibrated"},
+}
 
 
 def _inference(card: ModelCard) -> dict[str, Any]:
+    """Return the configuration that MONAI runs: its own parts, and the steps and calibration of the card."""
+    calibrated = f"$lambda logit: torch.sigmoid((logit + {card.offset!r}) / {card.temperature!r})"
     return {
-        "imports": ["$from pathlib import Path", "$from PIL import Image", "$from PIL import ImageOps"],
-        "bundle_root": ".",
-        "dataset_dir": ".",
-        "output_dir": "$@bundle_root + '/eval'",
-        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
-        "files": "$sorted(str(p) for p in Path(@dataset_dir).rglob('*')"
-        " if p.suffix.lower() in ('.jpg', '.jpeg', '.png'))",
-        "network_def": {
-            "_target_": "torchvision.models.DenseNet",
-            "growth_rate": 32,
-            "block_config": [6, 12, 24, 16],
-            "num_init_features": 64,
-            "num_classes": 1,
-        },
-        "network": "$@network_def.to(@device)",
+        **_PLACES,
+        **_NETWORK,
         "preprocessing": {"_target_": "Compose", "transforms": [*_LOADING, *_steps(card)]},
-        "dataset": {
-            "_target_": "Dataset",
-            "data": "$[{'image': file} for file in @files]",
-            "transform": "@preprocessing",
-        },
-        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 16, "num_workers": 0},
-        "inferer": {"_target_": "SimpleInferer"},
-        "postprocessing": {
-            "_target_": "Lambdad",
-            "keys": "pred",
-            "func": f"$lambda logit: torch.sigmoid((logit + {card.offset!r}) / {card.temperature!r})",
-        },
-        "handlers": [
-            {
-                "_target_": "CheckpointLoader",
-                "load_path": "$@bundle_root + '/models/model.pt'",
-                "load_dict": {"model": "@network"},
-                "map_location": "@device",
-                "strict": True,
-            },
-            {
-                "_target_": "ClassificationSaver",
-                "output_dir": "@output_dir",
-                "filename": "predictions.csv",
-                "batch_transform": "$lambda batch: [item['image'].meta for item in batch]",
-                "output_transform": "$lambda output: [item['pred'] for item in output]",
-            },
-        ],
-        "evaluator": {
-            "_target_": "SupervisedEvaluator",
-            "device": "@device",
-            "val_data_loader": "@dataloader",
-            "network": "@network",
-            "inferer": "@inferer",
-            "postprocessing": "@postprocessing",
-            "val_handlers": "@handlers",
-        },
-        "run": ["$@evaluator.run()"],
+        **_FEEDING,
+        "postprocessing": {"_target_": "Lambdad", "keys": "pred", "func": calibrated},
+        **_RUNNING,
     }
+
+
+_PLACES: dict[str, Any] = {
+    "imports": ["$from pathlib import Path", "$from PIL import Image", "$from PIL import ImageOps"],
+    "bundle_root": ".",
+    "dataset_dir": ".",
+    "output_dir": "$@bundle_root + '/eval'",
+    "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
+    "files": "$sorted(str(p) for p in Path(@dataset_dir).rglob('*')"
+    " if p.suffix.lower() in ('.jpg', '.jpeg', '.png'))",
+}
+_NETWORK: dict[str, Any] = {
+    "network_def": {
+        "_target_": "torchvision.models.DenseNet",
+        "growth_rate": 32,
+        "block_config": [6, 12, 24, 16],
+        "num_init_features": 64,
+        "num_classes": 1,
+    },
+    "network": "$@network_def.to(@device)",
+}
+_FEEDING: dict[str, Any] = {
+    "dataset": {
+        "_target_": "Dataset",
+        "data": "$[{'image': file} for file in @files]",
+        "transform": "@preprocessing",
+    },
+    "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 16, "num_workers": 0},
+    "inferer": {"_target_": "SimpleInferer"},
+}
+_RUNNING: dict[str, Any] = {
+    "handlers": [
+        {
+            "_target_": "CheckpointLoader",
+            "load_path": "$@bundle_root + '/models/model.pt'",
+            "load_dict": {"model": "@network"},
+            "map_location": "@device",
+            "strict": True,
+        },
+        {
+            "_target_": "ClassificationSaver",
+            "output_dir": "@output_dir",
+            "filename": "predictions.csv",
+            "batch_transform": "$lambda batch: [item['image'].meta for item in batch]",
+            "output_transform": "$lambda output: [item['pred'] for item in output]",
+        },
+    ],
+    "evaluator": {
+        "_target_": "SupervisedEvaluator",
+        "device": "@device",
+        "val_data_loader": "@dataloader",
+        "network": "@network",
+        "inferer": "@inferer",
+        "postprocessing": "@postprocessing",
+        "val_handlers": "@handlers",
+    },
+    "run": ["$@evaluator.run()"],
+}
 
 
 _LOADING: tuple[dict[str, Any], ...] = (
@@ -276,7 +292,7 @@ _LOADING: tuple[dict[str, Any], ...] = (
         "_target_": "LoadImaged",
         "keys": "image",
         "reader": "PILReader",
-        # Transparent pixels are black, as in `classifier.decode`
+        # Transparent pixels are black, as in `classifier.decoding.decode`
         "converter": "$lambda image: (lambda i: Image.alpha_composite(Image.new('RGBA', i.size, 'black'),"
         " i.convert('RGBA')) if i.has_transparency_data else i)(ImageOps.exif_transpose(image))"
         ".convert('RGB').convert('L')",

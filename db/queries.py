@@ -1,7 +1,7 @@
 """What the node records of its work, and reads to go on with it.
 
 All SQL of the node is in this package: here, in `queue`, `stock`, `commitments` and `inventory`, and, for
-what people ask, in `results` and `operations`. Nothing in them commits or reads the clock of the machine.
+what people ask, in `results` and `status`. Nothing in them commits or reads the clock of the machine.
 """
 
 from __future__ import annotations

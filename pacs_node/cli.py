@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +17,6 @@ import typer
 from rich.console import Console
 
 from pacs_node.network.peer import Peer
-from pacs_node.reconciling.findings import FETCHABLE
 from pacs_node.terminal.arguments import (
     CallingOption,
     ConfigOption,
@@ -173,14 +172,14 @@ def results(
     from db.results import results as ask  # noqa: PLC0415
     from pacs_node.terminal import tables  # noqa: PLC0415
 
-    now = datetime.now(UTC)
+    since_, until_ = _moments(since, until)
     wanted = Filter(
         patient=patient,
         accession=accession,
         study=study,
         study_dates=None if study_date is None else study_dates(study_date),
-        since=None if since is None else moment(since, now),
-        until=None if until is None else moment(until, now),
+        since=since_,
+        until=until_,
         decision=decision,
         min_probability=min_probability,
         limit=limit,
@@ -213,13 +212,13 @@ def ledger(
     from db.results import ledger as ask  # noqa: PLC0415
     from pacs_node.terminal import tables  # noqa: PLC0415
 
-    now = datetime.now(UTC)
+    since_, until_ = _moments(since, until)
     wanted = Filter(
         study=study,
         patient=patient,
         accession=accession,
-        since=None if since is None else moment(since, now),
-        until=None if until is None else moment(until, now),
+        since=since_,
+        until=until_,
         state=state,
         limit=limit,
     )
@@ -299,29 +298,14 @@ def reconcile(
     config: ConfigOption = None,
 ) -> None:
     """List chest radiographs of a PACS that were not received, scored or reported. Exit code 1 if any is."""
-    from rich.progress import track  # noqa: PLC0415
+    from pacs_node.reconciling.reconcile import period  # noqa: PLC0415
 
-    from pacs_node.network.peer import Peer  # noqa: PLC0415
-    from pacs_node.reconciling import query  # noqa: PLC0415
-    from pacs_node.reconciling import reconcile as task  # noqa: PLC0415
-    from pacs_node.storage.spool import Spool  # noqa: PLC0415
-
-    now, settings = datetime.now(UTC), _configured(config)
-    peer, database, spool = Peer.parse(against), _database(settings), Spool(settings.spool.path)
-    days = task.period(
-        None if since is None else moment(since, now), None if until is None else moment(until, now), now
-    )
-    ours = calling or settings.node.ae_title
+    settings = _configured(config)
+    days = period(*_moments(since, until), datetime.now(UTC))
     console = Console(stderr=True)
-    bar = partial(track, console=console, transient=True)
-    with query.open_finder(peer, ours) as finder:
-        found = task.compare(finder, database, spool, days, bar)
-    if fetch and any(finding.missing in FETCHABLE for finding in found.findings):
-        if by is Fetching.GET:
-            retrieve = partial(query.get, peer, ours, _keeping(settings, database, spool))
-        else:
-            retrieve = partial(query.move, peer, ours, settings.node.ae_title)
-        found = task.fetch(found, retrieve, database, spool, bar)
+    ours = calling or settings.node.ae_title
+    fetching = by if fetch else None
+    found = _reconciled(settings, Peer.parse(against), ours, days, fetching=fetching, console=console)
     _print_reconciliation(found, output, console)
     if found.failure is not None:
         raise found.failure
@@ -382,6 +366,43 @@ def _database(settings: Settings) -> Database:
     database = Database(settings.database.url)
     database.require_current()
     return database
+
+
+def _moments(since: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
+    """Return when a period begins and ends, both seen from the same now."""
+    now = datetime.now(UTC)
+    first, last = (None if text is None else moment(text, now) for text in (since, until))
+    return first, last
+
+
+def _reconciled(
+    settings: Settings,
+    peer: Peer,
+    ours: str,
+    days: tuple[date, date],
+    *,
+    fetching: Fetching | None,
+    console: Console,
+) -> Reconciliation:
+    """Compare a PACS with the database, and fetch what is missing if that is wanted."""
+    from rich.progress import track  # noqa: PLC0415
+
+    from pacs_node.reconciling import query  # noqa: PLC0415
+    from pacs_node.reconciling import reconcile as task  # noqa: PLC0415
+    from pacs_node.reconciling.findings import FETCHABLE  # noqa: PLC0415
+    from pacs_node.storage.spool import Spool  # noqa: PLC0415
+
+    database, spool = _database(settings), Spool(settings.spool.path)
+    bar = partial(track, console=console, transient=True)
+    with query.open_finder(peer, ours) as finder:
+        found = task.compare(finder, database, spool, days, bar)
+    if fetching is None or not any(finding.missing in FETCHABLE for finding in found.findings):
+        return found
+    if fetching is Fetching.GET:
+        retrieve = partial(query.get, peer, ours, _keeping(settings, database, spool))
+    else:
+        retrieve = partial(query.move, peer, ours, settings.node.ae_title)
+    return task.fetch(found, retrieve, database, spool, bar)
 
 
 def _keeping(settings: Settings, database: Database, spool: Spool) -> list[Any]:

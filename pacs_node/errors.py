@@ -16,7 +16,7 @@
     │   └── DestinationBusy      the peer answered C-STORE with a failure status that may pass
     ├── Terminal             trying again cannot help: the job fails, visibly
     │   └── DestinationRefused   the peer will not take any report class, or says the object is wrong
-    ├── NotAssociated        no association came about; `deliver` and `scu` say what that means to them
+    ├── NotAssociated        no association came about; the caller says what that means to it
     │   └── TakesNothing         the peer accepts none of the presentation contexts
     ├── Refused              a received SOP instance is refused, with the DIMSE status to answer
     ├── UnreadableHeader     an object does not parse

@@ -1,4 +1,4 @@
-"""When work is done: claim, lease, retry, stop. What is done is the business of the stages in `pipeline`.
+"""When work is done: claim, lease, retry, stop. What is done is the business of the stages of each wing.
 
 A worker holds the jobs of one claim under a token and a lease that it keeps renewing. If it dies, the lease
 ends and another worker takes over. If it only seemed dead, its token no longer counts and it writes nothing.

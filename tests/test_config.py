@@ -13,6 +13,7 @@ import pytest
 
 from pacs_node.config import ENVIRONMENT_PREFIX, Destination, Modality, Settings, load
 from pacs_node.errors import ConfigError
+from tests.helpers import configuration
 
 CONFIG = Path(__file__).resolve().parents[1] / "config.toml"
 TEXT = CONFIG.read_text(encoding="utf-8").partition("# One block for each PACS")[0]
@@ -287,3 +288,9 @@ def test_a_destination_is_named_by_its_ae_title_where_it_has_no_name(write: Writ
 def test_two_destinations_may_share_an_ae_title_under_two_names(write: Write) -> None:
     settings = load(write(DESTINATION + DESTINATION + 'name = "second"'))
     assert [one.name for one in settings.destinations] == ["ORTHANC", "second"]
+
+
+def test_the_page_on_configuration_is_the_one_that_settings_and_comments_make() -> None:
+    assert configuration.TARGET.read_text(encoding="utf-8") == configuration.page(), (
+        "run python -m tests.helpers.configuration"
+    )

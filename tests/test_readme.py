@@ -1,4 +1,4 @@
-"""What README.md promises holds: its commands exist, its settings are read, its queries run."""
+"""What README.md and docs/ promise: commands exist, settings are read, queries run, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ import pytest
 from sqlalchemy import text
 
 from classifier.errors import Reason
-from db.results import RESULT_COLUMNS
+from db.results import LEDGER_COLUMNS, RESULT_COLUMNS
 from db.session import Database
 from pacs_node.config import load
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
 def commands(program: str) -> list[list[str]]:
     """Return the arguments of each call of a program in the shell blocks."""
-    lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    called = re.findall(rf"(?:^|/|`){program} ([^`\n]+)", "\n".join(lines) + README, re.MULTILINE)
+    text = "\n".join(PAGES.values())
+    lines = [line.split("#")[0].strip() for block in blocks("sh", text) for line in block.splitlines()]
+    called = re.findall(rf"(?:^|/|`){program} ([^`\n]+)", "\n".join(lines) + text, re.MULTILINE)
     return [shlex.split(arguments.split("#")[0].split(";")[0]) for arguments in called]
 
 
@@ -57,15 +59,29 @@ def test_the_settings_it_shows_are_read(tmp_path: Path) -> None:
     assert load(tmp_path / "config.toml").destinations[0].port == 4242
 
 
-def test_its_queries_run_on_both_databases(database: Database) -> None:
-    (block,) = blocks("sql")
-    queries = [query for query in block.split(";") if query.strip()]
-    assert len(queries) >= 3
+def test_their_queries_run_on_both_databases(database: Database) -> None:
+    queries = [
+        query
+        for page in PAGES.values()
+        for block in blocks("sql", page)
+        for query in block.split(";")
+        if query.strip()
+    ]
+    assert len(queries) >= 8
     with database.read() as session:
         for query in queries:
             session.execute(text(query)).all()
 
 
-def test_it_names_every_column_of_the_view_and_every_reason() -> None:
-    for name in (*RESULT_COLUMNS, *Reason):
-        assert f"`{name}`" in README
+def test_every_column_of_the_views_and_every_reason_is_explained() -> None:
+    for name in (*RESULT_COLUMNS, *LEDGER_COLUMNS):
+        assert f"`{name}`" in PAGES["results-database.md"]
+    for reason in Reason:
+        assert f"`{reason}`" in README
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    folder = ROOT if page == "README.md" else ROOT / "docs"
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", PAGES[page]):
+        assert (folder / target).exists(), target

@@ -43,7 +43,7 @@ _SELF_DESCRIBED = {
 }  # precision and sign are in the codestream
 _CODESTREAMS = {*JPEGTransferSyntaxes, *_SELF_DESCRIBED}
 # One decoder per transfer syntax, so that an image has the same pixels on every machine and in every year:
-# these are for colour, those in `decoders` for grey images.
+# these are for colour, those in `codecs` for grey images.
 _PLUGINS: dict[str, str] = {
     **dict.fromkeys(JPEG2000TransferSyntaxes, "pylibjpeg"),
     **dict.fromkeys(JPEGLSTransferSyntaxes, "pyjpegls"),

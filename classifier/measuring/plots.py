@@ -96,7 +96,7 @@ def grid(images: Sequence[Numbers], titles: Sequence[str], columns: int = 4) -> 
 
 
 def curves(history: Sequence[Any], best: int) -> Figure:
-    """Draw losses and AUROC over epochs; `history` holds `classifier.options.Epoch`."""
+    """Draw losses and AUROC over epochs; `history` holds `classifier.training.options.Epoch`."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = [epoch.epoch for epoch in history]

@@ -75,7 +75,7 @@ class ModelCard(_Frozen):
     architecture
         A key of `ARCHITECTURES`.
     preprocessing
-        The tail of the transform chain; see `classifier.transforms`.
+        The tail of the transform chain; see `classifier.model.transforms`.
     recipe
         How it was trained, in one line.
     threshold, threshold_source
@@ -87,8 +87,8 @@ class ModelCard(_Frozen):
     ages
         Youngest and oldest of the training population in completed years, or none where that is not known.
     novelty_limit, novelty_source
-        Distance from the training images, as `classifier.novelty` measures it, beyond which the answer is
-        undetermined; none for a model without the measure. And how the limit was chosen.
+        Distance from the training images, as `novelty` measures it, beyond which the answer is undetermined;
+        none for a model without the measure. And how the limit was chosen.
     gate
         Of the network that tells strangers; none for a model without one.
     data, population, licence, metrics, limits

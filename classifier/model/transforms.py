@@ -35,7 +35,7 @@ Spec = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class DecodeRadiograph(Transform):  # type: ignore[misc]  # monai publishes no types
-    """Decode a file or data set to (1, rows, columns) float32 in 0..1; see `classifier.decode.decode`.
+    """Decode a file or data set to (1, rows, columns) float32 in 0..1; see `classifier.decoding.decode`.
 
     Attributes
     ----------

@@ -33,7 +33,7 @@ class Ready(NamedTuple):
     tensor
         What the network takes: (3, S, S) float32, normalised.
     view, age
-        What the tags tell; see `classifier.decode.Radiograph`.
+        What the tags tell; see `classifier.decoding.decode.Radiograph`.
     """
 
     tensor: torch.Tensor

@@ -1,107 +1,21 @@
-"""From the images of a run to its batches: shuffled, changed at random, mixed, in the form of the network."""
+"""The training images of a run in batches: shuffled, changed at random, mixed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from classifier.data import examples as data
-from classifier.data.examples import Example
-from classifier.data.images import decode_all, require_none
 from classifier.errors import TrainingError
-from classifier.model.transforms import Chain, tail
 from classifier.training.augment import Augment, Augmentation, Published
+from classifier.training.decoded_set import DecodedSet, with_margin
 from classifier.training.distributed import Group
-from classifier.training.options import Options, Watcher, counted
 from classifier.training.recipes import Recipe
-
-_CACHE_MARGIN = 7 / 6  # images are kept this much larger than the network sees them, for turns and zooms
-
-
-def with_margin(side: int) -> int:
-    """Return the side of an image before it is changed at random, from the one that the network sees."""
-    return round(side * _CACHE_MARGIN)
-
-
-@dataclass(frozen=True)
-class DecodedSet:
-    """What is trained and validated on, decoded.
-
-    Attributes
-    ----------
-    examples
-        All, those of training first.
-    train
-        (N, 1, S, S) uint8, larger than the network sees them.
-    val
-        (M, 1, S, S) uint8, as the network sees them.
-    skipped
-        Images that were left out, and why.
-    """
-
-    examples: Sequence[Example]
-    train: Tensor
-    val: Tensor
-    skipped: Mapping[Path, str] = field(default_factory=dict)
-
-    @classmethod
-    def decoded(cls, source: Path, recipe: Recipe, options: Options, watcher: Watcher) -> DecodedSet:
-        """Split the images by patient, and decode them.
-
-        Raises
-        ------
-        DataError
-        """
-        found = data.split(data.load(source), options.val_share, options.seed)
-        examples = [example for example in found if example.split != "test"]
-        decode = partial(
-            decode_all,
-            workers=options.workers,
-            skip_bad=True,
-            progress=counted(watcher.decoded, len(examples)),
-        )
-        parts = [[e for e in examples if e.split == name] for name in ("train", "val")]
-        train = decode(parts[0], with_margin(recipe.image_size))
-        val = decode(parts[1], recipe.image_size)
-        bad = train.bad | val.bad
-        if not options.skip_bad:
-            require_none(bad)
-        whole = [*train.examples, *val.examples]
-        data.require_both_classes(whole)  # --skip-bad may have left one out
-        return cls(whole, train.images, val.images, bad)
-
-    @property
-    def labels(self) -> tuple[Tensor, Tensor]:
-        """Of the training images (N,) and the validation images (M,): 0 or 1, float32."""
-        labels = torch.tensor([float(example.label) for example in self.examples])
-        return labels[: len(self.train)], labels[len(self.train) :]
-
-
-class Feed:
-    """Brings images into the form that the network takes, on its device."""
-
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
-        self._post = Chain(tail(recipe.preprocessing).transforms[1:])  # what follows Resize
-        self._size = 2 * recipe.batch_size  # without gradients, twice as many fit
-        self._device = device
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Prepare images of the right size: (B, 1, S, S) float32 in 0..1 to (B, 3, S, S)."""
-        prepared: Tensor = torch.vmap(self._post)(images)
-        return prepared.contiguous(memory_format=torch.channels_last)
-
-    def pieces(self, images: Tensor) -> Iterator[Tensor]:
-        """Yield images (N, 1, S, S) uint8 some at a time: (B, 1, S, S) float32 in 0..1, on the device."""
-        for at in range(0, len(images), self._size):
-            yield images[at : at + self._size].to(self._device).float() / 255
 
 
 @dataclass(frozen=True)

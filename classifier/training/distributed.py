@@ -96,7 +96,7 @@ def joined(device: str) -> Iterator[Group]:
     Parameters
     ----------
     device
-        As `classifier.predict.choose_device` takes it; on CUDA each process of a machine takes its own.
+        As `classifier.device.choose_device` takes it; on CUDA each process of a machine takes its own.
 
     Raises
     ------

@@ -15,8 +15,9 @@ from classifier.model.checkpoint import load, save
 from classifier.model.network import Network
 from classifier.model.novelty import fit
 from classifier.training.augment import Augment
-from classifier.training.batches import DecodedSet, Feed, with_margin
 from classifier.training.card import Validation, card
+from classifier.training.decoded_set import DecodedSet, with_margin
+from classifier.training.feed import Feed
 from classifier.training.options import Options, Watcher, counted
 from classifier.training.recipes import Recipe
 from classifier.training.run_folder import MODEL_FILE

@@ -118,9 +118,7 @@ def train_gate(
     torch.manual_seed(recipe.seed)
     network = _Trainable(len(material.kinds))
     optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=recipe.steps
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.steps)
     batches = _Batches(material, preprocessing, recipe)
     for step in range(1, recipe.steps + 1):
         images, targets = batches.draw()
@@ -213,15 +211,11 @@ class _Batches:
     def _known(self, count: int) -> Tensor:
         """Return training images and, one in twenty, one of those that shall pass too."""
         too = count // 20 if len(self._material.too) else 0
-        return torch.cat(
-            [self._some(self._material.known, count - too), self._some(self._material.too, too)]
-        )
+        return torch.cat([self._some(self._material.known, count - too), self._some(self._material.too, too)])
 
     def _adult(self, count: int) -> Tensor:
         assert self._adults is not None
-        return _floats(
-            self._adults.images[self._rng.choice(len(self._adults), count, p=self._chances)]
-        )
+        return _floats(self._adults.images[self._rng.choice(len(self._adults), count, p=self._chances)])
 
     def _chests(self, count: int) -> Tensor:
         """Return known ones and adults, half and half."""

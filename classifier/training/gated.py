@@ -71,7 +71,9 @@ class _Held:
     patients: int
 
 
-def add_gate(model: Path, source: Path, out: Path, recipe: GateRecipe, options: GateOptions, told: Told) -> ModelCard:
+def add_gate(
+    model: Path, source: Path, out: Path, recipe: GateRecipe, options: GateOptions, told: Told
+) -> ModelCard:
     """Train a gate for a model and write the model with it.
 
     Parameters
@@ -100,14 +102,18 @@ def add_gate(model: Path, source: Path, out: Path, recipe: GateRecipe, options: 
     made = checkpoint.card.model_copy(
         update={
             "version": options.version or checkpoint.card.version,
-            "gate": GateCard(kinds=material.kinds, limit=limit, source=_source(material, held, recipe, options)),
+            "gate": GateCard(
+                kinds=material.kinds, limit=limit, source=_source(material, held, recipe, options)
+            ),
             "metrics": (*checkpoint.card.metrics, *figures),
         }
     )
     return save(out, checkpoint.model.state_dict(), made, checkpoint.novelty, gate)
 
 
-def _train(what: str, material: Material, *, spec: Sequence[Mapping[str, object]], recipe: GateRecipe, told: Told) -> Gate:
+def _train(
+    what: str, material: Material, *, spec: Sequence[Mapping[str, object]], recipe: GateRecipe, told: Told
+) -> Gate:
     return train_gate(material, spec, recipe, lambda step, loss: told(what, step, recipe.steps, loss))
 
 
@@ -119,7 +125,9 @@ def _material(checkpoint: Checkpoint, source: Path, options: GateOptions) -> tup
     strangers = {kind: load_album(path, side, options.workers) for kind, path in options.strangers.items()}
     for name in options.leave_out:
         if "adult" not in strangers:
-            raise DataError(f"Only adults can be left out by {name!r}; name theirs with --strangers adult=PATH.")
+            raise DataError(
+                f"Only adults can be left out by {name!r}; name theirs with --strangers adult=PATH."
+            )
         strangers["adult"].groups([name])
     too = known[:0] if options.too is None else load_album(options.too, side, options.workers).images
     return Material(known, too, strangers), _Held(held, len({e.patient for e in val}))

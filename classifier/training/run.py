@@ -17,9 +17,11 @@ from classifier.errors import TrainingError
 from classifier.measuring.metrics import auroc
 from classifier.model.checkpoint import save
 from classifier.model.network import Network
-from classifier.training.batches import Batch, Batches, DecodedSet, Feed
+from classifier.training.batches import Batch, Batches
 from classifier.training.card import Validation, card
+from classifier.training.decoded_set import DecodedSet
 from classifier.training.distributed import Group, share_statistics
+from classifier.training.feed import Feed
 from classifier.training.optim import averaged, freeze_statistics, network, optimizer, schedule
 from classifier.training.options import Epoch, Options, Watcher
 from classifier.training.recipes import Recipe

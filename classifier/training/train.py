@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from classifier.errors import TrainingError
-from classifier.training.batches import DecodedSet
+from classifier.training.decoded_set import DecodedSet
 from classifier.training.distributed import joined
 from classifier.training.final_validation import measure
 from classifier.training.options import Options, Watcher

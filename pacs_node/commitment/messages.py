@@ -1,6 +1,6 @@
 """Storage Commitment Push Model (PS3.4 Annex J) as messages: what is asked for, and what is answered.
 
-Nothing here knows the database; `promises` does.
+Nothing here knows the database; `records` does.
 """
 
 from __future__ import annotations

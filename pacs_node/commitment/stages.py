@@ -26,8 +26,9 @@ from pacs_node.commitment.messages import (
     open_for_commitment,
     tell,
 )
-from pacs_node.config import DeliverSettings, Destination, Modality, Settings
+from pacs_node.config import Modality, Settings
 from pacs_node.errors import NotAssociated
+from pacs_node.lanes import DestinationStage
 from pacs_node.storage.spool import Spool
 from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled
 
@@ -39,7 +40,7 @@ _log = log.get(__name__)
 _LOOK_SECONDS = 0.1
 
 
-class CommitStage:
+class CommitStage(DestinationStage):
     """Ask one destination to promise that it keeps the reports that it took (PS3.4 Annex J).
 
     The answer comes when it comes, to the receiver or over the association of the request. Until then the
@@ -48,15 +49,6 @@ class CommitStage:
 
     kind = Kind.COMMIT
     batch_size = 256
-
-    def __init__(
-        self, database: Database, destination: Destination, ae_title: str, settings: DeliverSettings
-    ) -> None:
-        self.lane = destination.name
-        self._database = database
-        self._destination = destination
-        self._ae_title = ae_title
-        self._settings = settings
 
     def run(self, jobs: Sequence[Claimed], may_go_on: Callable[[], bool]) -> Iterator[Settled]:
         """Ask for all reports of the jobs at once."""
@@ -67,9 +59,6 @@ class CommitStage:
         why = self._ask(list(asked.values())) if may_go_on() else "Another worker may have taken over"
         left = {one.id for one in self._uncommitted(jobs)}
         yield [(job, self._later(asked[job.ref], why)) for job in jobs if job.ref in left]
-
-    def give_up(self, session: Session, ref: int) -> None:
-        """Nothing more to record: the report is delivered, and the job says the rest."""
 
     def _uncommitted(self, jobs: Sequence[Claimed]) -> list[Uncommitted]:
         with self._database.read() as session:

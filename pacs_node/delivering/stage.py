@@ -1,7 +1,4 @@
-"""What leaves the node: reports to destinations, whether they keep them, and answers to modalities.
-
-Each stage does what `worker` gives it, as those of `pipeline` do.
-"""
+"""Send reports to one destination: in order, with growing pauses, for days; what the DIMSE status means."""
 
 from __future__ import annotations
 
@@ -14,30 +11,20 @@ from sqlalchemy.orm import Session
 from db import queries
 from db.queue import Claimed, Kind
 from db.rows import PendingDelivery
-from db.session import Database
 from pacs_node import log
-from pacs_node.config import DeliverSettings, Destination
 from pacs_node.delivering.link import DeliveryResult, Link, open_link
 from pacs_node.errors import DestinationRefused, Retryable
+from pacs_node.lanes import DestinationStage
 from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled
 
 _log = log.get(__name__)
 
 
-class DeliverStage:
+class DeliverStage(DestinationStage):
     """Send reports to one destination, all that wait over one association."""
 
     kind = Kind.DELIVER
     batch_size = 16
-
-    def __init__(
-        self, database: Database, destination: Destination, ae_title: str, settings: DeliverSettings
-    ) -> None:
-        self.lane = destination.name
-        self._database = database
-        self._destination = destination
-        self._ae_title = ae_title
-        self._settings = settings
 
     def run(self, jobs: Sequence[Claimed], may_go_on: Callable[[], bool]) -> Iterator[Settled]:
         """Send the reports of the jobs, each study's revisions in their order; each is recorded when sent."""

@@ -1,7 +1,7 @@
-"""What is done with a study: score each image, report the study. `dispatch` sends what comes out.
+"""Make the report of each study that is quiet; `delivering` sends it.
 
-Each stage reads what it needs, works without a transaction, and returns what is to be written. When, how
-often and in whose name is the business of `worker`.
+It reads what it needs, works without a transaction, and returns what is to be written. When, how often and
+for whom is the business of `worker`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Score images in batches."""
+"""Score images in batches: from claimed jobs to score rows. What computes the scores is handed in."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _log = log.get(__name__)
 
 
 class Scorer(Protocol):
-    """What scores files; `classifier.predict.Predictor` does."""
+    """What scores files; `classifier.scoring.predict.Predictor` does."""
 
     def predict(self, sources: Sequence[Path]) -> list[Prediction]:
         """Return one prediction for each file; OSError when one cannot be read."""

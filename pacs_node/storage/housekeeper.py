@@ -1,7 +1,8 @@
-"""Whether database and spool agree, and what is done where they do not; and how files are let go.
+"""Mend what stored files and database rows do not agree on, and remove files by retention.
 
-A file without row was left by a crash, before its sender was answered: it is taken in. A row without file is
-a loss that a person must hear of. Nothing is removed but what retention let go of, after its row says so.
+A crash can leave a file without a row, before its sender was answered: that file is taken in. A row without a
+file is a loss, and a person must hear of it. Only files that retention released are removed, and only after
+their rows say so.
 """
 
 from __future__ import annotations

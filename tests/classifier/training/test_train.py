@@ -27,8 +27,8 @@ from classifier.measuring.explore import explore
 from classifier.model.checkpoint import load, save
 from classifier.model.transforms import Resize, tail
 from classifier.scoring.predict import Predictor
-from classifier.training.batches import DecodedSet
 from classifier.training.card import About, OperatingTarget
+from classifier.training.decoded_set import DecodedSet
 from classifier.training.distributed import Group
 from classifier.training.optim import network, optimizer, schedule
 from classifier.training.options import Epoch, Options, Watcher

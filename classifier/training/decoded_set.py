@@ -1,0 +1,78 @@
+"""The images of a run: split by patient, decoded once, kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from classifier.data import examples as data
+from classifier.data.examples import Example
+from classifier.data.images import decode_all, require_none
+from classifier.training.options import Options, Watcher, counted
+from classifier.training.recipes import Recipe
+
+_CACHE_MARGIN = 7 / 6  # images are kept this much larger than the network sees them, for turns and zooms
+
+
+def with_margin(side: int) -> int:
+    """Return the side of an image before it is changed at random, from the one that the network sees."""
+    return round(side * _CACHE_MARGIN)
+
+
+@dataclass(frozen=True)
+class DecodedSet:
+    """What is trained and validated on, decoded.
+
+    Attributes
+    ----------
+    examples
+        All, those of training first.
+    train
+        (N, 1, S, S) uint8, larger than the network sees them.
+    val
+        (M, 1, S, S) uint8, as the network sees them.
+    skipped
+        Images that were left out, and why.
+    """
+
+    examples: Sequence[Example]
+    train: Tensor
+    val: Tensor
+    skipped: Mapping[Path, str] = field(default_factory=dict)
+
+    @classmethod
+    def decoded(cls, source: Path, recipe: Recipe, options: Options, watcher: Watcher) -> DecodedSet:
+        """Split the images by patient, and decode them.
+
+        Raises
+        ------
+        DataError
+        """
+        found = data.split(data.load(source), options.val_share, options.seed)
+        examples = [example for example in found if example.split != "test"]
+        decode = partial(
+            decode_all,
+            workers=options.workers,
+            skip_bad=True,
+            progress=counted(watcher.decoded, len(examples)),
+        )
+        parts = [[e for e in examples if e.split == name] for name in ("train", "val")]
+        train = decode(parts[0], with_margin(recipe.image_size))
+        val = decode(parts[1], recipe.image_size)
+        bad = train.bad | val.bad
+        if not options.skip_bad:
+            require_none(bad)
+        whole = [*train.examples, *val.examples]
+        data.require_both_classes(whole)  # --skip-bad may have left one out
+        return cls(whole, train.images, val.images, bad)
+
+    @property
+    def labels(self) -> tuple[Tensor, Tensor]:
+        """Of the training images (N,) and the validation images (M,): 0 or 1, float32."""
+        labels = torch.tensor([float(example.label) for example in self.examples])
+        return labels[: len(self.train)], labels[len(self.train) :]
