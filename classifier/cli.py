@@ -243,7 +243,7 @@ def gate(
     too: Annotated[Path | None, typer.Option(help="Folder of pictures that shall pass as known.")] = None,
     leave_out: Annotated[
         list[str],
-        typer.Option(help="Column of the adults' manifest; measure each value by a gate without it."),
+        typer.Option(help="Column of the adults' manifest, to measure what was not trained on."),
     ] = [],  # noqa: B006
     share: Annotated[
         float, typer.Option(help="Share of the validation images that may be held back.")
@@ -255,20 +255,19 @@ def gate(
     version: Annotated[str, typer.Option(help="Of the new model, for its card.")] = "",
 ) -> None:
     """Teach a model which images it does not know: adults, turned and inverted ones, other things."""
-    from classifier.commands import counting  # noqa: PLC0415
+    from classifier.progress import counting  # noqa: PLC0415
     from classifier.training.gate import GateRecipe  # noqa: PLC0415
-    from classifier.training.gated import GateOptions, add_gate  # noqa: PLC0415
+    from classifier.training.gated import MEASURED_BY, GateOptions, add_gate  # noqa: PLC0415
 
-    options = GateOptions(
+    chosen = GateOptions(
         *(_strangers(strangers), too, tuple(leave_out), share, val_share, seed, workers, version)
     )
-    recipe = GateRecipe(steps=steps, seed=seed)
     with counting("Training") as progress:
         card = add_gate(
-            _model_path(model), data, out, recipe, options, lambda _what, i, n, _l: progress(i, n)
+            *(_model_path(model), data, out, GateRecipe(steps=steps, seed=seed), chosen), told=progress
         )
     for metric in card.metrics:
-        if metric.measured_by == "classifier gate":
+        if metric.measured_by == MEASURED_BY:
             sys.stdout.write(f"{metric.value:.1%} held back: {metric.images} images, {metric.data}\n")
     Console(stderr=True).print(f"Wrote {out}, SHA-256 {card.sha256}", soft_wrap=True, markup=False)
 

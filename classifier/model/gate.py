@@ -1,10 +1,10 @@
 """A small network that tells images like the training images from strangers, and what kind of stranger.
 
-The distance of features (`classifier.model.novelty`) finds hands, photographs and noise, but takes most adults
-for children: to a network that was trained to find pneumonia, one chest is like another. This one was shown
-strangers (outlier exposure, Hendrycks et al. 2019), so it can find those that differ in what the large network
-ignores. It looks at the same input, at 80 x 80 pixels: the proportions of a body are still seen at that size,
-while resolution, sharpness and compression, which differ between hospitals, are not.
+The distance of features (`classifier.model.novelty`) finds hands, photographs and noise, but takes most
+adults for children: to a network that was trained to find pneumonia, one chest is like another. This one was
+shown strangers (outlier exposure, Hendrycks et al. 2019), and finds those that differ in what the large
+network ignores. It looks at the same input, at 80 x 80 pixels: the proportions of a body are still seen at
+that size, while resolution, sharpness and compression, which differ between hospitals, are not.
 """
 
 from __future__ import annotations

@@ -27,12 +27,14 @@ from classifier.training.strangers import Album, heated, made_up
 STRENGTH = Strength(
     rotation=8,
     shear=4,
-    zoom=1.22,
+    zoom=1.3,
     stretch=1.25,
     shift=0.07,
     curve=0.15,
     brightness=0.1,
     blur=1.0,
+    border=0.1,
+    detail=3.0,
     noise=0.04,
     patches=1,
 )
@@ -40,6 +42,8 @@ _SHARES: dict[Kind, float] = {"known": 0.44, "adult": 0.27, "turned": 0.14, "inv
 _MADE_UP = 400  # pictures, beside those at hand
 _UNCHANGED = 0.12  # share of a batch
 _REGREYED = 0.4  # share of a batch whose grey levels come from another image
+_FRAMED = 0.2  # share of a batch that gets the outer ring of another image
+_WIDEST_FRAME = 10  # pixels of 80
 _MIRRORED = 0.15  # a mirrored chest is no stranger
 _SMOOTHING = 0.02  # of the labels
 _AT_ONCE = 256
@@ -237,8 +241,10 @@ class _Batches:
     def _changed(self, images: Tensor) -> Tensor:
         """Change most of the images: (B, 1, S, S) to (B, 1, 80, 80)."""
         changed = self._augment(images, self._generator, len(images), slice(None))
-        changed = self._regreyed(changed)
-        return torch.where(self._chosen(len(images), _UNCHANGED), shrunk(images), changed)
+        changed = self._framed(self._regreyed(changed))
+        kept = self._chosen(len(images), _UNCHANGED).flatten()
+        changed[kept] = shrunk(images[kept])
+        return changed
 
     def _regreyed(self, images: Tensor) -> Tensor:
         """Move the grey levels of some images towards those of another image, known or an adult."""
@@ -250,6 +256,16 @@ class _Batches:
         images = images.clone()
         images[at] = torch.lerp(flat, matched, weight).view(-1, *images.shape[1:])
         return images
+
+    def _framed(self, images: Tensor) -> Tensor:
+        """Give some images the outer ring of another one: collimation and markers are the hospital's."""
+        count = len(images)
+        widths = torch.randint(1, _WIDEST_FRAME + 1, (count, 1, 1, 1), generator=self._generator)
+        place = torch.arange(SIDE)
+        edge = torch.minimum(place, SIDE - 1 - place)
+        ring = torch.minimum(edge[:, None], edge[None]) < widths  # (B, 1, 80, 80)
+        others = images[torch.randperm(count, generator=self._generator)]
+        return torch.where(ring & self._chosen(count, _FRAMED), others, images)
 
     def _sorted_greys(self) -> Tensor:
         """Return the grey levels of some images in their order, (N, 80 * 80)."""
