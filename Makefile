@@ -13,6 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := dcmtk orthanc dicom3tools postgresql faketime
 TESTS ?= tests
+WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))  # one waits for a network or a disk
 
 .PHONY: demo test faults bench run lint peers clean
 
@@ -23,7 +24,7 @@ run: $(VENV)/.installed
 	@$(BIN)/pacs-node serve
 
 test: $(VENV)/.installed-dev peers lint
-	$(BIN)/pytest -n auto --dist loadfile $(TESTS)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 faults: $(VENV)/.installed-dev peers
 	$(BIN)/python -m tests.faults

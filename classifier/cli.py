@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 from rich.text import Text
 
+from classifier import terminal
 from classifier.config import SHIPPED_MODEL, Eligibility, TrainSettings, Unknown
 from classifier.data.files import candidates, printable
-from classifier.errors import ClassifierError
+from classifier.errors import ClassifierError, Reason
 from classifier.outcome import Decision, Prediction
+from classifier.untrusted import json_text
+from classifier.untrusted import printable as readable
 
 if TYPE_CHECKING:
     from classifier.model.card import Kind, ModelCard
@@ -71,6 +73,14 @@ class Doubt(StrEnum):
     DECIDE = "decide"
 
 
+class AgeRule(StrEnum):
+    """What to do with an image whose tags do not tell the age."""
+
+    UNDETERMINED = "undetermined"
+    LOOK = "look"
+    DECIDE = "decide"
+
+
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help='Checkpoint file, or "default" for the model that ships.')
 ]
@@ -105,6 +115,10 @@ def predict(
     unlike_training: Annotated[
         Doubt, typer.Option(help="Images unlike the training images, or of patients of another age.")
     ] = Doubt.UNDETERMINED,
+    unknown_age: Annotated[
+        AgeRule,
+        typer.Option(help="Pictures, and images whose tags tell no age, if the model is for some ages."),
+    ] = AgeRule.UNDETERMINED,
 ) -> None:
     """Score images for pneumonia."""
     found = list(_find(files))
@@ -112,12 +126,15 @@ def predict(
 
     rules = Eligibility(_unknown(unknown_body_part), _unknown(unknown_view))
     cautious = unlike_training is Doubt.UNDETERMINED
-    predictor = Predictor.load(_model_path(model), device, rules, cautious=cautious)
+    predictor = Predictor.load(
+        _model_path(model), device, rules, cautious=cautious, unknown_age=unknown_age.value
+    )
     results = list(zip(found, _predict_in_batches(predictor, found), strict=True))
     if output is PredictionFormat.JSON:
         _print_json([{"file": str(file), **asdict(prediction)} for file, prediction in results])
     else:
-        Console().print(_results_table(results))
+        terminal.console().print(_results_table(results))
+    _tell_of_ages(predictor, [prediction for _, prediction in results])
 
 
 @app.command(epilog="Example:\n\nclassifier show default")
@@ -129,7 +146,7 @@ def show(model: ModelArgument, output: FormatOption = PredictionFormat.TABLE) ->
     if output is PredictionFormat.JSON:
         _print_json(card.model_dump(mode="json"))
     else:
-        Console().print(_card_table(card))
+        terminal.console().print(_card_table(card))
 
 
 @app.command(
@@ -149,7 +166,7 @@ def pack(
     tail(parsed.preprocessing)
     state, novelty, gate = load_weights(weights)
     saved = save(out, state, parsed, novelty, gate)
-    Console(stderr=True).print(f"Wrote {out}, SHA-256 {saved.sha256}", soft_wrap=True, markup=False)
+    terminal.console(stderr=True).print(f"Wrote {out}, SHA-256 {saved.sha256}", soft_wrap=True, markup=False)
 
 
 @app.command(epilog="Example:\n\nclassifier explore radiographs/ --out look/")
@@ -163,13 +180,14 @@ def explore(
 
     with counting("Looking") as progress:
         findings = look(data, out, progress)
-    console = Console(highlight=False)
+    console = terminal.console(highlight=False)
     for name, number in sorted(findings.classes.items()):
         console.print(f"{name:<10} {number:>6} images, {findings.shares[name]:.1%}")
     console.print(
         f"{findings.patients} patients; {len(findings.unreadable)} unreadable,"
         f" {len(findings.exact_duplicates)} exact and {len(findings.near_duplicates)} near duplicates."
     )
+    console.print(f"Patients are told apart {findings.patients_told_apart}.", markup=False, soft_wrap=True)
     console.print(f"Page: {out / 'index.html'}", soft_wrap=True)
 
 
@@ -269,7 +287,7 @@ def gate(
     for metric in card.metrics:
         if metric.measured_by == MEASURED_BY:
             sys.stdout.write(f"{metric.value:.1%} held back: {metric.images} images, {metric.data}\n")
-    Console(stderr=True).print(f"Wrote {out}, SHA-256 {card.sha256}", soft_wrap=True, markup=False)
+    terminal.console(stderr=True).print(f"Wrote {out}, SHA-256 {card.sha256}", soft_wrap=True, markup=False)
 
 
 @app.command(epilog="Example:\n\nclassifier evaluate run/model.safetensors test/ --out result/")
@@ -311,7 +329,7 @@ def export(
 
     write = to_onnx if output is Exchange.ONNX else to_bundle
     write(load(_model_path(model)), out)
-    Console(stderr=True).print(f"Wrote {out}", soft_wrap=True, markup=False)
+    terminal.console(stderr=True).print(f"Wrote {out}", soft_wrap=True, markup=False)
 
 
 def main() -> None:
@@ -320,7 +338,7 @@ def main() -> None:
         app()
     except (ClassifierError, OSError) as error:
         told = f"classifier: {_sentence(error)}"
-        Console(stderr=True, soft_wrap=True).print(told, style="red", markup=False, emoji=False)
+        terminal.console(stderr=True, soft_wrap=True).print(told, style="red", markup=False, emoji=False)
         sys.exit(2)
 
 
@@ -384,12 +402,26 @@ def _find_in(folder: Path) -> Iterator[Path]:
 def _predict_in_batches(predictor: Predictor, files: Sequence[Path]) -> Iterator[Prediction]:
     batches = [files[i : i + _BATCH] for i in range(0, len(files), _BATCH)]
     is_quiet = len(batches) < 2
-    for batch in track(batches, "Scoring", console=Console(stderr=True), transient=True, disable=is_quiet):
+    for batch in track(
+        batches, "Scoring", console=terminal.console(stderr=True), transient=True, disable=is_quiet
+    ):
         yield from predictor.predict(batch)
 
 
+def _tell_of_ages(predictor: Predictor, predictions: Sequence[Prediction]) -> None:
+    """Say what to do where images have no decision for want of an age."""
+    number = sum(prediction.reason is Reason.UNKNOWN_AGE for prediction in predictions)
+    if number and predictor.card.ages is not None:
+        youngest, oldest = predictor.card.ages
+        what = "Of 1 image the age is" if number == 1 else f"Of {number} images the age is"
+        terminal.console(stderr=True, highlight=False).print(
+            f"{what} not known, and the model is for {youngest} to {oldest} years. If all patients are of"
+            " these ages, add --unknown-age decide."
+        )
+
+
 def _print_json(content: Any) -> None:
-    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+    sys.stdout.write(json_text(json.dumps(content, indent=2)) + "\n")
 
 
 def _strangers(given: Sequence[str]) -> dict[Kind, Path]:
@@ -405,7 +437,9 @@ def _strangers(given: Sequence[str]) -> dict[Kind, Path]:
 def _results_table(results: Sequence[tuple[Path, Prediction]]) -> Table:
     table = Table(Column("File", overflow="fold"), "View", "Probability", "Novelty", "Decision", "Reason")
     for file, prediction in results:
-        cells = map(Text, (printable(file), *_cells(prediction)))  # Text: brackets are no markup here
+        cells = map(
+            Text, (readable(printable(file)), *_cells(prediction))
+        )  # Text: brackets are no markup here
         table.add_row(*cells, style=_COLOURS.get(prediction.decision, "dim"))
     return table
 
@@ -414,7 +448,8 @@ def _cells(prediction: Prediction) -> tuple[str, ...]:
     probability = "" if prediction.probability is None else f"{prediction.probability:.4f}"
     novelty = "" if prediction.novelty is None else f"{prediction.novelty:.2f}"
     reason = f"{prediction.reason.meaning}. {prediction.detail}" if prediction.reason else prediction.detail
-    return prediction.view or "", probability, novelty, prediction.decision.replace("_", " "), reason
+    decision = prediction.decision.replace("_", " ")
+    return prediction.view or "", probability, novelty, decision, readable(reason)
 
 
 def _card_table(card: ModelCard) -> Table:

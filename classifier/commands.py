@@ -8,8 +8,8 @@ import tomllib
 from pathlib import Path
 
 from pydantic import ValidationError
-from rich.console import Console
 
+from classifier import terminal
 from classifier.config import TrainSettings
 from classifier.errors import ClassifierError
 from classifier.progress import TrainingProgress, bars
@@ -73,7 +73,7 @@ def run_training(source: Path, out: Path, chosen: TrainSettings, options: Option
     given = {name: getattr(chosen, name) for name in _FIELDS_OF_RECIPE}
     recipe = changed(RECIPES[chosen.recipe], **given)
     is_first = rank() == 0
-    console = Console(stderr=True, highlight=False, quiet=not is_first)
+    console = terminal.console(stderr=True, highlight=False, quiet=not is_first)
     started = time.monotonic()
     with bars(console) as progress:
         shown = TrainingProgress(progress, console, recipe.epochs, out / "curves.png" if is_first else None)

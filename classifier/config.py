@@ -19,8 +19,12 @@ from pydicom.uid import (
 )
 
 Unknown = Literal["refuse", "score"]
+UnknownAge = Literal["undetermined", "look", "decide"]
 
 SHIPPED_MODEL = Path(__file__).parent / "weights" / "densenet121-kermany.safetensors"
+
+OWN_EQUIPMENT = ("PACS Node", "PACS Node")
+"""Manufacturer and Manufacturer's Model Name of what this program makes."""
 
 SECONDARY_CAPTURES: frozenset[str] = frozenset(
     {
@@ -46,14 +50,31 @@ class Eligibility:
     Attributes
     ----------
     unknown_body_part, unknown_view
-        ``"refuse"`` an image whose tags do not tell its body part or view, or ``"score"`` it all the same.
+        ``"refuse"`` an image whose tags do not tell its body part or view, or ``"score"`` it all the same. A
+        value that is there and not understood is refused in both cases.
     max_pixels
-        Largest Rows x Columns that is decoded.
+        Largest Rows x Columns x Samples per Pixel that is decoded.
     """
 
     unknown_body_part: Unknown = "refuse"
     unknown_view: Unknown = "refuse"
     max_pixels: int = 100_000_000
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What decoding one image may take before its process is ended.
+
+    Attributes
+    ----------
+    seconds
+        From when its file has been read.
+    mebibytes
+        Beyond what the process has already. Only Linux keeps to it.
+    """
+
+    seconds: float = 30.0
+    mebibytes: int = 2048
 
 
 class TrainSettings(BaseModel):

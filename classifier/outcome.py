@@ -48,3 +48,8 @@ class Prediction:
     view: str | None
     novelty: float | None = None
     age: float | None = None
+
+
+@dataclass(frozen=True)
+class StillDecoding:
+    """There is no prediction yet: decoding takes long, and goes on. The image is to be asked for again."""

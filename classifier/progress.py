@@ -17,7 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from classifier.data.examples import Example
+from classifier import terminal
+from classifier.data.examples import Example, told_apart
 from classifier.measuring import plots
 from classifier.training.options import Epoch, Watcher
 from classifier.training.run_folder import SKIPPED_FILE
@@ -83,6 +84,7 @@ def _described(examples: Sequence[Example], skipped: Mapping[Path, str]) -> Iter
     for name, what in (("train", "training"), ("val", "validation")):
         images = [example for example in examples if example.split == name]
         yield f"{len(images)} images of {len({e.patient for e in images})} patients for {what}"
+    yield f"Patients are told apart {told_apart(examples)}"
     if len({example.patient for example in examples}) == len(examples):
         yield "Each image counts as another patient's; if not so, name patients by folders or in a manifest."
     for path, why in list(skipped.items())[:_MOST_NAMED]:
@@ -94,7 +96,7 @@ def _described(examples: Sequence[Example], skipped: Mapping[Path, str]) -> Iter
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     """Return a function that shows how many of all are done."""
-    with bars(Console(stderr=True)) as progress:
+    with bars(terminal.console(stderr=True)) as progress:
         task = progress.add_task(what)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

@@ -92,18 +92,27 @@ def known(session: Session, sop_instance_uids: Collection[str]) -> dict[str, Kno
     }
 
 
-def reported(session: Session, study_instance_uid: str, sop_classes: Collection[str]) -> Reported | None:
+def reported(
+    session: Session,
+    study_instance_uid: str,
+    sop_classes: Collection[str],
+    uncounted: Collection[str] = (),
+) -> Reported | None:
     """Return what became of a study; ``None`` where none of its images was received.
 
     Parameters
     ----------
     sop_classes
         Of the images for which a report is made; others do not count.
+    uncounted
+        Reasons of objects that do not count either, such as the heat maps of other programs.
     """
     study_id = session.scalars(
         select(Study.id).where(Study.study_instance_uid == study_instance_uid)
     ).one_or_none()
     mine = (Instance.study_id == study_id) & Instance.sop_class_uid.in_(sop_classes)
+    if uncounted:
+        mine &= ~exists().where(Score.instance_id == Instance.id, Score.reason.in_(uncounted))
     images = set(session.scalars(select(Instance.id).where(mine)))
     if study_id is None or not images:
         return None

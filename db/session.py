@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote, quote_plus
 
 from alembic import command
 from alembic.config import Config
@@ -85,6 +88,7 @@ class Database:
         self.name = public.render_as_string(hide_password=True)
         if self.is_sqlite:
             self._engine = create_engine(self._url, module=sqlite, connect_args={"timeout": _BUSY_SECONDS})
+            event.listen(self._engine, "do_connect", self._make_file)
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
             self._reader = self._engine
@@ -126,8 +130,23 @@ class Database:
         DatabaseDown
         """
         self._require_file()
-        with _translated(self.name), self._engine.connect() as connection:
+        with _translated(self.name, self._url), self._engine.connect() as connection:
             yield connection
+
+    def _make_file(self, *_dialect: object) -> None:
+        """Make the file of an SQLite database before SQLite does, readable by this user alone.
+
+        SQLite gives what lies beside it, the log of changes and its index, the rights of the file.
+        """
+        if self.file is not None and self.file.parent.is_dir():
+            with suppress(FileExistsError):
+                os.close(os.open(self.file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+    def _keep_private(self) -> None:
+        """Take the rights of others from files that an older version made."""
+        for end in ("", "-wal", "-shm", "-journal"):
+            with suppress(FileNotFoundError, PermissionError):
+                Path(f"{self.file}{end}").chmod(0o600)
 
     def _require_file(self) -> None:
         if self.file is not None and not self.file.exists():
@@ -185,7 +204,7 @@ class Database:
         ------
         DatabaseDown, SchemaMismatch
         """
-        with _translated(self.name), self._writer.begin() as connection:
+        with _translated(self.name, self._url), self._writer.begin() as connection:
             if not self.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _UPGRADE_LOCK})
             current = _revision(connection)
@@ -193,6 +212,8 @@ class Database:
             if current is None and "study" in inspect(connection).get_table_names():
                 raise SchemaMismatch(f"{self.name} holds tables of another program; choose another database.")
             command.upgrade(_alembic(connection), "head")
+        if self.is_sqlite:
+            self._keep_private()
 
     def require_current(self) -> None:
         """Check that the schema is the one of this program, and change nothing.
@@ -203,7 +224,7 @@ class Database:
         """
         if self.file is not None and not self.file.exists():
             raise DatabaseDown(f"There is no database at {self.file}; `pacs-node serve` makes it.")
-        with _translated(self.name), self._engine.connect() as connection:
+        with _translated(self.name, self._url), self._engine.connect() as connection:
             current = _revision(connection)
         _require_known(current, self.name)
         if current != _scripts().get_current_head():
@@ -216,7 +237,7 @@ class Database:
 
 def _parsed(url: str) -> URL:
     try:
-        parsed = make_url(url)
+        parsed = make_url(_encoded(url))
     except (ArgumentError, ValueError) as error:  # ValueError: the port is no number
         raise DatabaseError("The database URL is none; write it like sqlite:///pacs_node.sqlite.") from error
     if parsed.drivername not in _DRIVERS:
@@ -224,22 +245,52 @@ def _parsed(url: str) -> URL:
     return parsed.set(drivername=_DRIVERS[parsed.drivername])
 
 
+def _encoded(url: str) -> str:
+    """Return a URL whose user and password may be read up to the first @: another one is of the password."""
+    scheme, separator, rest = url.partition("://")
+    user, at, host = rest.partition("?")[0].rpartition("@")
+    if at and "/" in host:
+        host += rest[len(user) + 1 + len(host) :]  # the query, in which an @ is none of the password's
+    else:
+        user, at, host = rest.rpartition("@")
+    if not at or scheme.startswith("sqlite"):
+        return url
+    return f"{scheme}{separator}{user.replace('@', '%40')}@{host}"
+
+
+def _secrets(url: URL) -> list[str]:
+    """Return each password in the URL, as it is and as it may be written, the longest form first."""
+    values = [url.password, *(url.query.get(key) for key in ("password", "sslpassword"))]
+    plain = {one for value in values if value for one in ((value,) if isinstance(value, str) else value)}
+    forms = {form(one) for one in plain for form in (str, quote, quote_plus, partial(quote, safe=""))}
+    return sorted(forms, key=len, reverse=True)
+
+
+def _hidden(text: str, url: URL) -> str:
+    """Return a message of a driver without passwords."""
+    for secret in _secrets(url):
+        text = text.replace(secret, "***")
+    return text
+
+
 @contextmanager
 def _transaction(engine: Engine, name: str) -> Iterator[Session]:
-    with _translated(name), Session(engine, expire_on_commit=False) as session, session.begin():
+    with _translated(name, engine.url), Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
 
 
 @contextmanager
-def _translated(name: str) -> Iterator[None]:
+def _translated(name: str, url: URL) -> Iterator[None]:
     try:
         yield
     except IntegrityError as error:
         raise WriteConflict(f"Another transaction on {name} came first.") from error
     except (OperationalError, InterfaceError, InternalError, PoolTimeout) as error:
-        raise DatabaseDown(f"The database {name} does not work: {_cause(error)}.") from error
+        cause = _hidden(_cause(error), url)
+        raise DatabaseDown(f"The database {name} does not work: {cause}.") from error
     except DBAPIError as error:
-        raise DatabaseError(f"The database {name} refused a statement: {_cause(error)}.") from error
+        cause = _hidden(_cause(error), url)
+        raise DatabaseError(f"The database {name} refused a statement: {cause}.") from error
 
 
 def _cause(error: SQLAlchemyError) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from classifier import terminal
 from pacs_node.network.peer import Peer
 from pacs_node.terminal.arguments import (
     CallingOption,
@@ -32,6 +33,7 @@ from pacs_node.terminal.arguments import (
 if TYPE_CHECKING:
     from db.session import Database
     from pacs_node.config import Settings
+    from pacs_node.network.dimse import Services
     from pacs_node.reconciling.findings import Reconciliation
     from pacs_node.storage.spool import Spool
 
@@ -113,7 +115,7 @@ def send(
 
     files = scu.files_in(paths)
     peer = Peer.parse(to)
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     answers = []
     for answer in track(
         scu.send(files, peer, calling), "Sending", len(files), console=console, transient=True
@@ -137,7 +139,7 @@ def echo(
     from pacs_node.network import scu  # noqa: PLC0415
 
     scu.echo(Peer.parse(peer), calling)
-    Console().print(f"{peer} is there.", highlight=False)
+    terminal.console().print(f"{peer} is there.", highlight=False)
 
 
 @app.command(
@@ -246,7 +248,7 @@ def status(
     if output is StatusFormat.JSON:
         tables.write_json(tables.status_values(found), sys.stdout)
     else:
-        tables.print_status(found, Console())
+        tables.print_status(found, terminal.console())
     sys.exit(1 if found.problems else 0)
 
 
@@ -270,7 +272,9 @@ def retry(
         if study_uid is not None and not asked.study_exists(session, study_uid):
             raise UserError(f"There is no study {study_uid}; `pacs-node results --format csv` names them.")
         number = asked.retry(session, study_uid, give_up_at)
-    Console().print(f"{number} {'job' if number == 1 else 'jobs'} will be tried again.", highlight=False)
+    terminal.console().print(
+        f"{number} {'job' if number == 1 else 'jobs'} will be tried again.", highlight=False
+    )
 
 
 @app.command(
@@ -302,7 +306,7 @@ def reconcile(
 
     settings = _configured(config)
     days = period(*_moments(since, until), datetime.now(UTC))
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     ours = calling or settings.node.ae_title
     fetching = by if fetch else None
     found = _reconciled(settings, Peer.parse(against), ours, days, fetching=fetching, console=console)
@@ -328,7 +332,7 @@ def abandon(
         )
     with _database(settings).write() as session:
         number = asked.abandon(session, destination, datetime.now(UTC))
-    Console().print(f"{number} {'report' if number == 1 else 'reports'} abandoned.", highlight=False)
+    terminal.console().print(f"{number} {'report' if number == 1 else 'reports'} abandoned.", highlight=False)
 
 
 @app.command()
@@ -336,7 +340,7 @@ def version() -> None:
     """Print the version."""
     from pacs_node import __version__  # noqa: PLC0415
 
-    Console().print(f"pacs-node {__version__}", highlight=False)
+    terminal.console().print(f"pacs-node {__version__}", highlight=False)
 
 
 def main() -> None:
@@ -347,7 +351,7 @@ def main() -> None:
     try:
         app()
     except (UserError, DatabaseError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"pacs-node: {error}", style="red", markup=False)
+        terminal.console(stderr=True, soft_wrap=True).print(f"pacs-node: {error}", style="red", markup=False)
         sys.exit(USER_ERROR)
 
 
@@ -405,13 +409,13 @@ def _reconciled(
     return task.fetch(found, retrieve, database, spool, bar)
 
 
-def _keeping(settings: Settings, database: Database, spool: Spool) -> list[Any]:
-    """Return pynetdicom's handlers that keep what comes by C-GET, as the node keeps what is sent to it."""
+def _keeping(settings: Settings, database: Database, spool: Spool) -> Services:
+    """Return what keeps the objects that come by C-GET, as the node keeps what is sent to it."""
     from pacs_node.receiving.receiver import Receiver  # noqa: PLC0415
     from pacs_node.reconciling.reconcile import prepare  # noqa: PLC0415
 
     prepare(spool, database)
-    return Receiver(settings, database, spool).storage_handlers()
+    return Receiver(settings, database, spool).storage_services()
 
 
 def _print_rows(
@@ -423,7 +427,7 @@ def _print_rows(
     from pacs_node.terminal import tables  # noqa: PLC0415
 
     if output is OutputFormat.TABLE:
-        print_table(rows, Console())
+        print_table(rows, terminal.console())
     elif output is OutputFormat.CSV:
         tables.write_csv(rows, columns, sys.stdout)
     else:
@@ -435,7 +439,7 @@ def _print_reconciliation(found: Reconciliation, output: OutputFormat, console: 
     from pacs_node.terminal import tables  # noqa: PLC0415
 
     if output is OutputFormat.TABLE:
-        tables.print_reconciliation(found, Console())
+        tables.print_reconciliation(found, terminal.console())
     elif output is OutputFormat.CSV:
         tables.write_findings_csv(found, sys.stdout)
     else:

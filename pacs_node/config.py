@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from classifier.config import TrainSettings
+from classifier.config import TrainSettings, UnknownAge
 from db.queue import LONGEST_WAIT_SECONDS
 from pacs_node.errors import ConfigError
 
@@ -64,6 +64,8 @@ class ReceiveSettings(_Section):
     processes: Annotated[int, Field(ge=0, le=64)] = 0
     max_associations: Annotated[int, Field(ge=1, le=10_000)] = 64
     max_pdu_bytes: Annotated[int, Field(ge=4096, le=2**26)] = 262_144
+    address_share: Annotated[float, Field(gt=0, le=1)] = 0.75
+    request_seconds: Seconds = 10
     idle_seconds: Seconds = 60
     other_sop_classes: Literal["store", "refuse"] = "store"
     min_free_mebibytes: Annotated[int, Field(ge=0)] = 1024
@@ -109,7 +111,10 @@ class ClassifierSettings(_Section):
     unknown_body_part: Literal["refuse", "score"] = "refuse"
     unknown_view: Literal["refuse", "score"] = "refuse"
     unlike_training: Literal["undetermined", "decide"] = "undetermined"
+    unknown_age: UnknownAge = "undetermined"
     max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
+    decode_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
+    decode_mebibytes: Annotated[int, Field(ge=64)] = 2048
     train: TrainSettings = TrainSettings()
 
     @property
@@ -128,6 +133,7 @@ class WorkSettings(_Section):
 
     poll_seconds: Annotated[float, Field(gt=0, le=10)] = 0.05
     lease_seconds: Annotated[float, Field(ge=1, le=LONGEST_WAIT_SECONDS)] = 60
+    silent_seconds: Annotated[float, Field(ge=3, le=3600)] = 60
 
 
 class DeliverSettings(_Section):
@@ -271,6 +277,8 @@ def _sentence(error: Mapping[str, Any]) -> str:
     if error["type"] == "value_error":
         return f"{where}: {error['ctx']['error']}"
     message = str(error["msg"])
+    if error["loc"][:1] == ("database",):
+        return f"{where}: {message[0].lower()}{message[1:]}"  # the value may hold a password
     return f"{where}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
 
 

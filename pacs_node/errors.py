@@ -20,7 +20,7 @@
     │   └── TakesNothing         the peer accepts none of the presentation contexts
     ├── Refused              a received SOP instance is refused, with the DIMSE status to answer
     ├── UnreadableHeader     an object does not parse
-    ├── OutOfOrder           a message came in the middle of a data set: the association is aborted
+    ├── ProtocolError        a peer sent what breaks PS3.7 or PS3.8: the association is aborted
     └── InvalidReport        no report can be built from this input
 """
 
@@ -124,8 +124,19 @@ class UnreadableHeader(PacsNodeError):
     """The object does not parse; the message says where, without patient data."""
 
 
-class OutOfOrder(PacsNodeError):
-    """A command or another context came in the middle of a data set (PS3.8 E.2)."""
+class ProtocolError(PacsNodeError):
+    """A peer sent what breaks PS3.7 or PS3.8; ``str()`` says what, for the log.
+
+    Parameters
+    ----------
+    source, reason
+        Of the A-ABORT that answers it (PS3.8 9.3.8): by default, of the service-user.
+    """
+
+    def __init__(self, message: str, source: int = 0, reason: int = 0) -> None:
+        super().__init__(message)
+        self.source = source
+        self.reason = reason
 
 
 class InvalidReport(PacsNodeError):

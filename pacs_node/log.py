@@ -1,6 +1,7 @@
 """One line for each event: its name, then what it is about, as text or JSON.
 
-Patient names and IDs are never logged; studies and objects are named by their UIDs.
+Patient names and IDs are never logged; studies and objects are named by their UIDs. Whatever else a peer
+sent is printable before it is written.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any
 
 import structlog
 
+from classifier.untrusted import printable, printable_lines
 from pacs_node.config import LogSettings
 
 Log = structlog.stdlib.BoundLogger
 
+_TRACES = ("exception", "traceback", "stack")
 _QUIET = ("pynetdicom", "pydicom", "alembic", "sqlalchemy", "PIL", "monai", "matplotlib")
 
 
@@ -51,6 +54,7 @@ def configure(settings: LogSettings) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _made_printable,
                 _renderer(settings.format),
             ],
         )
@@ -71,6 +75,26 @@ def _on_crash(kind: type[BaseException], _error: BaseException, where: types.Tra
     """Log an exception that nobody expected, without its message, which may hold patient data."""
     frames = "".join(traceback.format_tb(where))
     get(__name__).critical("crashed", exception=kind.__name__, traceback=frames)
+
+
+def _made_printable(_logger: Any, _method: str, event: Any) -> Any:
+    """Make every key and value of an event printable; a trace keeps its lines, indented behind the first."""
+    return {
+        printable(str(key)): _indented(str(value)) if key in _TRACES else _printable(value)
+        for key, value in event.items()
+    }
+
+
+def _indented(trace: str) -> str:
+    return printable_lines(trace).replace("\n", "\n  ")  # so that none of them looks like an event
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {printable(str(key)): _printable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_printable(inner) for inner in value]
+    return value if value is None or isinstance(value, bool | int | float) else printable(str(value))
 
 
 def _renderer(form: str) -> Any:

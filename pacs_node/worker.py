@@ -6,7 +6,6 @@ ends and another worker takes over. If it only seemed dead, its token no longer 
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
@@ -21,11 +20,12 @@ from db.errors import DatabaseDown, DatabaseError
 from db.queue import Claimed, Kind
 from db.session import Database
 from pacs_node import log
+from pacs_node.progress import Progress
 
 _log = log.get(__name__)
 
 _MOST_BACK_OFF = 10.0  # seconds, while the database is away
-_HUNG_SECONDS = 3600.0  # longer than any stage may take for what it settles together
+_HUNG_SECONDS = 900.0  # longer than any stage may take for what it settles together
 _SETTLE_TRIES, _SETTLE_PAUSE = 5, 2.0  # seconds; after `stop`
 
 Write = Callable[[Session], None]
@@ -105,9 +105,24 @@ class Worker:
         How often to look for work when there is none.
     lease_seconds
         How long others wait before they take this worker for dead.
+    hung_seconds
+        Longer than the stage may take for what it settles together.
+
+    Attributes
+    ----------
+    progress
+        Whether it gets on.
     """
 
-    def __init__(self, database: Database, stage: Stage, poll_seconds: float, lease_seconds: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        stage: Stage,
+        poll_seconds: float,
+        lease_seconds: float,
+        hung_seconds: float = _HUNG_SECONDS,
+    ) -> None:
+        self.progress = Progress(hung_seconds)
         self._database = database
         self._stage = stage
         self._poll = poll_seconds
@@ -122,6 +137,7 @@ class Worker:
         """Work until `stop`."""
         failures = 0
         while not self._stopped.is_set():
+            self.progress.step()
             try:
                 worked = self.work_once()
                 failures = 0
@@ -133,6 +149,7 @@ class Worker:
                     self._stopped.wait(self._poll)
 
     def _back_off(self, failures: int, error: DatabaseError) -> None:
+        self.progress.step()
         _log.error("database failed", kind=self._stage.kind.value, lane=self._stage.lane, cause=str(error))
         self._stopped.wait(min(_MOST_BACK_OFF, 0.1 * 2**failures) * random.uniform(0.5, 1))
 
@@ -166,11 +183,11 @@ class Worker:
 
     def _work(self, token: str, jobs: Sequence[Claimed]) -> None:
         left = {job.id for job in jobs}
-        with _Heartbeat(self._database, token, self._lease) as heartbeat:
+        with _Lease(self._database, token, self._lease):
             for settled in self._stage.run(jobs, lambda: self._may_go_on(token, len(left))):
                 if settled:
                     self._settle(token, settled)
-                    heartbeat.postpone_alarm()
+                    self.progress.step()
                     left.difference_update(job.id for job, _ in settled)
 
     def _may_go_on(self, token: str, number: int) -> bool:
@@ -222,11 +239,11 @@ def _finish(session: Session, token: str, job: Claimed, outcome: Outcome) -> boo
     )
 
 
-class _Heartbeat:
+class _Lease:
     """Renews a lease while a stage is at work; stops with the process, which is the point.
 
-    A stage that hangs, in a decoder or a driver, would keep its jobs for ever. So the whole process ends when
-    nothing was settled for an hour: it is started again, and the jobs have one attempt less.
+    A stage that hangs would keep its jobs for ever. So a process whose work makes no progress gives no
+    heartbeat, and is ended from outside: it is started again, and the jobs have one attempt less.
     """
 
     def __init__(self, database: Database, token: str, lease_seconds: float) -> None:
@@ -234,14 +251,9 @@ class _Heartbeat:
         self._token = token
         self._lease = lease_seconds
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-        self.postpone_alarm()
+        self._thread = threading.Thread(target=self._renew, daemon=True)
 
-    def postpone_alarm(self) -> None:
-        """Take note that the stage gets on."""
-        self._alarm_at = time.monotonic() + _HUNG_SECONDS
-
-    def __enter__(self) -> _Heartbeat:
+    def __enter__(self) -> _Lease:
         self._thread.start()
         return self
 
@@ -249,11 +261,8 @@ class _Heartbeat:
         self._ended.set()
         self._thread.join()
 
-    def _beat(self) -> None:
+    def _renew(self) -> None:
         while not self._ended.wait(self._lease / 3):
-            if time.monotonic() > self._alarm_at:
-                _log.critical("stage hangs", seconds=_HUNG_SECONDS)
-                os._exit(1)
             try:
                 with self._database.write() as session:
                     if not queue.renew(session, self._token, self._lease):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import pickle
 import shutil
+import socket
+import socketserver
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests run beside each other: threads would only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,9 +28,16 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     SecondaryCaptureImageStorage,
 )
+from pynetdicom.transport import AssociationServer, AssociationSocket
 
 from db.session import Database
+from tests.harness.workers import shared_folder
 from tests.helpers.postgres import Server, running_server
+
+if TYPE_CHECKING:
+    from pacs_node.demo.samples import Sample
+
+pytest_plugins = ["tests.harness.plugin"]
 
 SOP_CLASSES = {
     "CR": ComputedRadiographyImageStorage,
@@ -148,6 +160,25 @@ def save(ds: Dataset, path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _pynetdicom_closes_at_once() -> Iterator[None]:
+    """Close what pynetdicom leaves to the garbage collector; let servers stop half a second earlier."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AssociationSocket, "_shutdown_socket", _shut_down)
+        patch.setattr(
+            AssociationServer, "serve_forever", lambda self: socketserver.TCPServer.serve_forever(self, 0.05)
+        )
+        yield
+
+
+def _shut_down(connection: AssociationSocket) -> None:
+    """Close a connection; pynetdicom does not where the peer has gone, for it cannot shut it down before."""
+    if connection.socket is not None:
+        with suppress(OSError):
+            connection.socket.shutdown(socket.SHUT_RDWR)
+        connection.socket.close()
+
+
 @pytest.fixture
 def shared() -> Path:
     """The folder of real images and first weights that developers may have; absent elsewhere."""
@@ -165,6 +196,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def drawn_studies(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    """The studies of the demonstration, drawn once for all workers; nobody writes to them."""
+    from pacs_node.demo.samples import write_samples  # most tests need none of it
+
+    of_the_run = shared_folder(tmp_path_factory)
+    with (of_the_run / "drawn.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        listed = of_the_run / "drawn.pickle"
+        if not listed.exists():
+            listed.write_bytes(pickle.dumps(write_samples(of_the_run / "drawn")))
+        studies: list[Sample] = pickle.loads(listed.read_bytes())
+        return studies
 
 
 @pytest.fixture(scope="session")

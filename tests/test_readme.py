@@ -77,7 +77,7 @@ def test_every_column_of_the_views_and_every_reason_is_explained() -> None:
     for name in (*RESULT_COLUMNS, *LEDGER_COLUMNS):
         assert f"`{name}`" in PAGES["results-database.md"]
     for reason in Reason:
-        assert f"`{reason}`" in README
+        assert f"`{reason}`" in PAGES["reasons.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -139,7 +139,7 @@ def test_a_worker_that_was_taken_for_dead_writes_nothing(
         return outcome
 
     put_in(database, 1)
-    assert worker(line.database, Stage(freeze), lease_seconds=0.4).work_once()
+    assert worker(line.database, Stage(freeze), lease_seconds=2).work_once()
     assert held == [True, False]
     assert written(database) == [(1, "other")]
     assert (job(database).state, job(database).error) == ("done", None)
@@ -164,14 +164,14 @@ def test_a_job_longer_than_its_lease_is_not_taken_over(database: Database) -> No
     other = Stage(done)
 
     def long_work(claimed: Claimed, is_mine: IsMine) -> Outcome:
-        end = time.monotonic() + 2.2
+        end = time.monotonic() + 6
         while time.monotonic() < end:
             assert not worker(database, other).work_once()
             time.sleep(0.05)
         return Done(result(1, "slow"))
 
     put_in(database, 1)
-    assert worker(database, Stage(long_work), lease_seconds=1.5).work_once()
+    assert worker(database, Stage(long_work), lease_seconds=4).work_once()
     assert written(database) == [(1, "slow")]
     assert other.claims == []
 
@@ -188,7 +188,7 @@ def test_the_lease_is_renewed_again_once_the_database_is_back(
         return Done(result(1))
 
     put_in(database, 1)
-    assert worker(line.database, Stage(work), lease_seconds=0.9).work_once()
+    assert worker(line.database, Stage(work), lease_seconds=3).work_once()
     assert written(database) == [(1, "worker")]
 
 
@@ -198,7 +198,7 @@ def test_nothing_is_locked_while_a_stage_works(database: Database) -> None:
         start = time.monotonic()
         with database.write() as session:
             session.execute(update(Job).values(error="Another writer was here"))
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 60
         return Done(result(1))
 
     put_in(database, 1)
@@ -239,12 +239,12 @@ def test_the_job_of_a_dead_worker_waits_for_its_lease_and_no_longer(database: Da
 
     put_in(database, 1)
     with pytest.raises(Crash):
-        worker(database, Stage(crash), lease_seconds=1.5).work_once()
+        worker(database, Stage(crash), lease_seconds=4).work_once()
     died = time.monotonic()
     other = worker(database, Stage(done))
     assert not other.work_once()
     until(other.work_once)
-    assert 0.5 < time.monotonic() - died < 10
+    assert 1 < time.monotonic() - died < 60
     assert written(database) == [(1, "worker")]
 
 
@@ -383,18 +383,19 @@ def test_a_worker_that_is_told_to_stop_ends_although_the_database_stays_away(
     assert written(database) == []
 
 
-def test_a_process_whose_stage_hangs_ends_so_that_others_get_its_jobs(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ended: list[int] = []
-    monkeypatch.setattr(worker_module, "_HUNG_SECONDS", 0.3)
-    monkeypatch.setattr("os._exit", ended.append)
+def test_a_worker_whose_stage_hangs_makes_no_progress(database: Database) -> None:
+    may_end = threading.Event()
 
     def hang(claimed: Claimed, may_go_on: IsMine) -> Outcome:
-        while not ended:
-            time.sleep(0.01)
+        assert may_end.wait(60)
         return done(claimed, may_go_on)
 
-    put_in(database, 1)
-    assert Worker(database, Stage(hang), 0.01, 0.3).work_once()
-    assert ended[0] == 1
+    at_work = Worker(database, Stage(hang), 0.01, 60, hung_seconds=1)
+    with running(at_work):
+        time.sleep(1.5)
+        until(lambda: not at_work.progress.is_stuck)  # for want of work
+        put_in(database, 1)
+        until(lambda: at_work.progress.is_stuck)
+        may_end.set()
+        until(lambda: not at_work.progress.is_stuck)
+    assert job(database).state == "done"

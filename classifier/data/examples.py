@@ -13,7 +13,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,7 @@ from pydicom.errors import InvalidDicomError
 from classifier.data.files import PICTURES, candidates, is_dicom, printable
 from classifier.decoding.tags import quiet, text
 from classifier.errors import DataError
+from classifier.untrusted import cell, unquoted
 
 Split = Literal["train", "val", "test", ""]
 
@@ -32,6 +33,15 @@ CLASSES = {
 }
 """Names of class folders and labels of a manifest, in lower case."""
 
+Rule = Literal["manifest", "DICOM", "folder", "known name", "file name"]
+
+_RULES: dict[Rule, str] = {
+    "manifest": "by the manifest",
+    "DICOM": "by Patient ID in DICOM",
+    "folder": "by a folder for each patient",
+    "known name": "by file names of a public set, such as person12_virus_3",
+    "file name": "each file name a patient of its own",
+}
 _SPLITS: dict[str, Split] = {
     "train": "train",
     "training": "train",
@@ -44,17 +54,22 @@ _SPLITS: dict[str, Split] = {
 # Kermany et al. name files person<ID>_<bacteria|virus>_<n> and [NORMAL2-]IM-<ID>-<n>; Wang et al. (NIH
 # ChestX-ray14) <ID>_<n>, both with leading zeros.
 _PATIENT = re.compile(r"^(person\d+|(?:NORMAL2-)?IM-\d+|\d{8}(?=_\d{3}\.))[_-]")
+_IN_MANIFEST: Rule = "manifest"
 _COLUMNS = ("path", "label", "patient", "split")
 
 
 @dataclass(frozen=True)
 class Example:
-    """One image with its label, 1 for pneumonia; `split` is empty where none is fixed."""
+    """One image with its label, 1 for pneumonia; `split` is empty where none is fixed.
+
+    `rule` is what told its patient.
+    """
 
     path: Path
     label: int
     patient: str
     split: Split = ""
+    rule: Rule = field(default="manifest", compare=False)
 
 
 def load(data: Path) -> list[Example]:
@@ -65,8 +80,8 @@ def load(data: Path) -> list[Example]:
     data
         A folder of two class folders, such as ``NORMAL`` and ``PNEUMONIA``, maybe below ``train``, ``val``
         and ``test``; or a CSV manifest with the columns path, label and, where known, patient and split.
-        Paths in it are relative to its folder. A folder below a class folder is one patient's, unless the
-        names of its files tell theirs.
+        Paths in it are relative to its folder. A folder below a class folder is one patient's, whatever the
+        names of its files.
 
     Raises
     ------
@@ -92,7 +107,15 @@ def write_manifest(path: Path, examples: Iterable[Example]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_COLUMNS)
-        writer.writerows((e.path.absolute(), e.label, e.patient, e.split) for e in examples)
+        writer.writerows((e.path.absolute(), e.label, cell(e.patient), e.split) for e in examples)
+
+
+def told_apart(examples: Iterable[Example]) -> str:
+    """Say by what patients are told apart, with the number of images where there are several rules."""
+    counts = Counter(example.rule for example in examples)
+    if len(counts) == 1:
+        return _RULES[next(iter(counts))]
+    return "; ".join(f"{_RULES[rule]} ({number} images)" for rule, number in counts.most_common())
 
 
 def split(examples: Sequence[Example], share: float, seed: int) -> list[Example]:
@@ -177,7 +200,8 @@ def _from_folder(data: Path) -> Iterator[Example]:
             raise DataError(f"The folder {folder} is no class; name the classes NORMAL and PNEUMONIA.")
         for path in candidates(folder):
             if path.suffix.lower() in PICTURES or is_dicom(path):
-                yield Example(path, label, patient_of(path, folder))
+                patient, rule = _told(path, folder)
+                yield Example(path, label, patient, rule=rule)
 
 
 def _from_manifest(path: Path) -> list[Example]:
@@ -201,22 +225,30 @@ def _row(row: dict[str, str | None], manifest: Path, number: int) -> Example:
         raise DataError(
             f"Line {number} of {manifest} has the {what} {row[what]!r}, which is none; correct it."
         )
-    return Example(place, label, (row.get("patient") or "").strip() or patient_of(place), fixed)
+    named = unquoted((row.get("patient") or "").strip())
+    patient, rule = (named, _IN_MANIFEST) if named else _told(place)
+    return Example(place, label, patient, fixed, rule)
 
 
 def patient_of(path: Path, class_folder: Path | None = None) -> str:
     """Return the patient of a file.
 
-    That is its Patient ID in DICOM, else what its name tells, else the folder that it lies in below the class
-    folder, else its name.
+    That is its Patient ID in DICOM, else the folder that it lies in below the class folder, else what its
+    name tells in the public sets that are known, else its name.
     """
+    return _told(path, class_folder)[0]
+
+
+def _told(path: Path, class_folder: Path | None = None) -> tuple[str, Rule]:
+    """Return the patient of a file, and what told it."""
     if path.suffix.lower() not in PICTURES and (known := _patient_id(path)):
-        return known
-    named = _PATIENT.match(path.name)
-    if named:
-        return named[1].removeprefix("NORMAL2-")
+        return known, "DICOM"
     below = () if class_folder is None else path.relative_to(class_folder).parts[:-1]
-    return below[0] if below else path.stem
+    if below:
+        return below[0], "folder"
+    # IM-<n> is a patient in one public set, and a series in the exports of OsiriX and Horos
+    named = _PATIENT.match(path.name)
+    return (named[1].removeprefix("NORMAL2-"), "known name") if named else (path.stem, "file name")
 
 
 def _patient_id(path: Path) -> str | None:

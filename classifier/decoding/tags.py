@@ -5,21 +5,24 @@ Nothing here raises for the content of a data set; what cannot be read counts as
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
+from pydicom.tag import BaseTag, Tag
 
 from classifier.decoding.quiet import silence_warnings
 
-_YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
-_OLDEST = 130  # years; what is beyond is a mistake in the tags
+_SHORT = 64  # characters of a text that is kept to be looked up
+_PIXEL_DATA = 0x7FE00010
+_LONG, _LONGEST = 2**14, 2**21  # bytes of a value; a lookup table has 2**17
+_MOST_ITEMS = 1000
 
 
 class Code(NamedTuple):
@@ -58,9 +61,24 @@ def text(ds: Dataset, keyword: str) -> str:
 def plain(value: object) -> str:
     """Return a value as upper-case text without padding, control characters and accents."""
     raw = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    return _plain(raw) if len(raw) <= _SHORT else _plain.__wrapped__(raw)
+
+
+@lru_cache(maxsize=4096)  # the images of a site say the same words again and again
+def _plain(raw: str) -> str:
+    if raw.isascii() and raw.isprintable():
+        return " ".join(raw.upper().split())
     decomposed = unicodedata.normalize("NFKD", raw)
     kept = "".join(c if c.isprintable() else " " for c in decomposed if not unicodedata.combining(c))
     return " ".join(unicodedata.normalize("NFC", kept).upper().split())
+
+
+def number_or_text(value: object) -> float | str:
+    """Return a value as a number where it is one, else as `plain` does."""
+    try:
+        return float(str(value))
+    except ValueError:
+        return plain(value)
 
 
 def numbers(ds: Dataset, keyword: str) -> list[float]:
@@ -75,34 +93,9 @@ def numbers(ds: Dataset, keyword: str) -> list[float]:
 
 
 def integer(ds: Dataset, keyword: str) -> int | None:
-    """Return the first value of an attribute when it is an integer, else ``None``."""
+    """Return the first value of an attribute when it is an integer of at most 32 bits, else ``None``."""
     number = next(iter(numbers(ds, keyword)), None)
-    return int(number) if number is not None and number.is_integer() else None
-
-
-def age(ds: Dataset) -> float | None:
-    """Return the patient's age in years at the time of the study.
-
-    Patient's Age (0010,1010); where it is missing or malformed, the time from Patient's Birth Date to Study
-    Date; where that makes no sense either, ``None``.
-    """
-    stated = re.fullmatch(r"(\d{3})([DWMY])", text(ds, "PatientAge"))
-    if stated and (years := int(stated[1]) * _YEARS[stated[2]]) <= _OLDEST:
-        return years
-    born, studied = (_date(text(ds, keyword)) for keyword in ("PatientBirthDate", "StudyDate"))
-    if born is None or studied is None:
-        return None
-    had_birthday = (studied.month, studied.day) >= (born.month, born.day)
-    whole = studied.year - born.year - (not had_birthday)
-    since = (studied - born).days - whole * 365.25  # days since the last birthday, but for leap years
-    return whole + min(max(since / 365.25, 0), 0.99) if 0 <= whole <= _OLDEST else None
-
-
-def _date(value: str) -> date | None:
-    try:
-        return date(int(value[:4]), int(value[4:6]), int(value[6:8])) if len(value) == 8 else None
-    except ValueError:
-        return None
+    return int(number) if number is not None and number.is_integer() and abs(number) < 2**32 else None
 
 
 def items(ds: Dataset, keyword: str) -> list[Dataset]:
@@ -128,8 +121,42 @@ def quote(value: object) -> str:
     return f'"{plain(value)[:40]}"'
 
 
+@cache
+def _tag(keyword: str) -> BaseTag:
+    return Tag(keyword)
+
+
+def parsed(ds: Dataset, keyword: str) -> Any:
+    """Return the value of an attribute as pydicom parses it, ``None`` when it is missing.
+
+    Raises
+    ------
+    ValueError
+        When it is longer than any that this package asks for; parsing it could take minutes.
+    Exception
+        Of nearly any kind, for bytes that make no value.
+    """
+    tag = _tag(keyword)
+    if tag not in ds:
+        return None
+    if tag != _PIXEL_DATA:
+        _bound(ds.get_item(tag))
+    return ds[tag].value
+
+
+def _bound(element: Any) -> None:
+    raw = element.value if isinstance(element, RawDataElement) else None
+    if raw is not None and len(raw) > _LONG and (len(raw) > _LONGEST or _count_items(raw) > _MOST_ITEMS):
+        raise ValueError(f"{len(raw)} bytes")
+
+
+def _count_items(raw: bytes) -> int:
+    """Count what looks like an item tag (FFFE,E000), in either byte order."""
+    return raw.count(b"\xfe\xff\x00\xe0") + raw.count(b"\xff\xfe\xe0\x00")
+
+
 def _parsed(ds: Dataset, keyword: str) -> Any:
     try:
-        return ds.get(keyword)
+        return parsed(ds, keyword)
     except Exception:  # noqa: BLE001 - pydicom parses an element here, and raises nearly anything for bad bytes
         return None

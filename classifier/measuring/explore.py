@@ -35,6 +35,7 @@ class Findings:
 
     images: int
     patients: int
+    patients_told_apart: str
     classes: dict[str, int]
     shares: dict[str, float]
     splits: dict[str, dict[str, int]]
@@ -112,6 +113,7 @@ def _findings(examples: Sequence[Example], looks: Sequence[_Look]) -> Findings:
     return Findings(
         images=len(examples),
         patients=len(per_patient),
+        patients_told_apart=data.told_apart(examples),
         classes=dict(classes),
         shares={name: round(number / len(examples), 4) for name, number in classes.items()},
         splits={name: dict(counts) for name, counts in splits.items()},
@@ -182,6 +184,7 @@ def _write_page(
 
 def _rows(findings: Findings) -> dict[str, str]:
     rows = {"Images": str(findings.images), "Patients": str(findings.patients)}
+    rows["Patients are told apart"] = findings.patients_told_apart
     for name, number in sorted(findings.classes.items()):
         rows[name] = f"{number} ({findings.shares[name]:.1%})"
     spread = findings.images_per_patient

@@ -9,28 +9,24 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from classifier.config import SHIPPED_MODEL, Eligibility
+from classifier.config import SHIPPED_MODEL, DecodeLimits, Eligibility, UnknownAge
 from classifier.device import choose_device
 from classifier.errors import CheckpointError, NotScorable, Reason
 from classifier.model.card import Kind
 from classifier.model.checkpoint import Checkpoint, load
 from classifier.model.gate import judge
 from classifier.model.transforms import Chain, chain
-from classifier.outcome import Decision, Prediction
+from classifier.outcome import Decision, Prediction, StillDecoding
+from classifier.scoring.doubt import Doubts
 from classifier.scoring.engine import EngineName, choose
 from classifier.scoring.prepare import Preparation, Ready
 
 __all__ = ["Decision", "Prediction", "Predictor", "choose_device"]
 
-_DEFAULT_RULES = Eligibility()
+_DEFAULT_RULES, _DEFAULT_LIMITS = Eligibility(), DecodeLimits()
+_PATIENCE_SECONDS = 2.0  # in which no image gets decoded, before the rest is for later
 _DECIMALS = 3  # of novelty and age
 _LARGEST_ERROR = 0.01  # of a probability
-_LOOKS: dict[Kind, str] = {
-    "adult": "It looks like the chest of an adult",
-    "turned": "It looks turned or upside down",
-    "inverted": "Its grey values look inverted",
-    "other": "It looks like no upright frontal chest radiograph",
-}
 
 
 class _Score(NamedTuple):
@@ -76,6 +72,8 @@ class Predictor:
         *,
         cautious: bool = True,
         engine: EngineName = "auto",
+        unknown_age: UnknownAge = "undetermined",
+        limits: DecodeLimits = _DEFAULT_LIMITS,
     ) -> None:
         model, self.card, novelty, gate = checkpoint
         self.device = str(device)
@@ -83,8 +81,8 @@ class Predictor:
         self.model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         self.novelty = None if novelty is None else novelty.to(device)
         self.gate = None if gate is None else gate.to(device)
-        self._prepare = Preparation(self.chain, rules)
-        self._cautious = cautious
+        self._prepare = Preparation(self.chain, rules, limits)
+        self._doubts = Doubts(self.card, cautious, unknown_age)
         self._require_square_planes()
         planes = 1 if self.card.preprocessing[-1].get("name") == "RepeatChannel" else 3
         self.engines = choose(self.model, planes, self._probe(), self._measure, engine)
@@ -98,6 +96,8 @@ class Predictor:
         *,
         cautious: bool = True,
         engine: EngineName = "auto",
+        unknown_age: UnknownAge = "undetermined",
+        limits: DecodeLimits = _DEFAULT_LIMITS,
     ) -> Predictor:
         """Load a checkpoint.
 
@@ -115,6 +115,11 @@ class Predictor:
         engine
             What computes on a processor: ``"auto"`` (OpenVINO where it is installed), ``"openvino"``, or
             ``"torch"``, always in float32.
+        unknown_age
+            What becomes of an image whose tags do not tell the age, where the model is for some ages only and
+            `cautious` is set.
+        limits
+            What decoding one image may take.
 
         Raises
         ------
@@ -124,7 +129,15 @@ class Predictor:
             When the device does not exist, or the engine is not there or not for it.
         """
         chosen = choose_device(device)
-        return cls(load(path or SHIPPED_MODEL), chosen, rules, cautious=cautious, engine=engine)
+        return cls(
+            load(path or SHIPPED_MODEL),
+            chosen,
+            rules,
+            cautious=cautious,
+            engine=engine,
+            unknown_age=unknown_age,
+            limits=limits,
+        )
 
     @property
     def engine(self) -> str:
@@ -149,9 +162,33 @@ class Predictor:
         OSError
             When a file cannot be opened or read: that says nothing about the image, and may pass.
         """
-        prepared = self._prepare(sources)
+        found = self._answers(self._prepare(sources))
+        for one in found:
+            if isinstance(one, OSError):
+                raise one
+        return [one for one in found if isinstance(one, Prediction)]
+
+    def attempt(self, sources: Sequence[Path]) -> list[Prediction | OSError | StillDecoding]:
+        """Score files in one batch as `predict` does, but each alone: one that fails stops no other.
+
+        Returns
+        -------
+        list of Prediction, OSError or StillDecoding
+            In the order of `sources`; `StillDecoding` is to be asked for again.
+        """
+        return self._answers(self._prepare(sources, _PATIENCE_SECONDS))
+
+    def start(self) -> None:
+        """Start the processes that decode, before there is work for them."""
+        self._prepare.start()
+
+    def _answers(
+        self, prepared: Sequence[Ready | NotScorable | OSError | StillDecoding]
+    ) -> list[Prediction | OSError | StillDecoding]:
         scores = iter(self._score([image.tensor for image in prepared if isinstance(image, Ready)]))
-        return [self._decide(next(scores), p) if isinstance(p, Ready) else _refused(p) for p in prepared]
+        return [
+            self._decide(next(scores), one) if isinstance(one, Ready) else _other(one) for one in prepared
+        ]
 
     @torch.inference_mode()
     def _score(self, tensors: Sequence[torch.Tensor]) -> list[_Score]:
@@ -202,36 +239,17 @@ class Predictor:
         if not np.isfinite(score.probability):
             detail = "The network overflows on this image"
             refused = Decision.NOT_SCORED, Reason.NO_FINITE_SCORE
-            return Prediction(None, *refused, detail, image.view, None, _rounded(image.age))
+            return Prediction(None, *refused, detail, image.view, None, _rounded(image.age.years))
         probability = round(score.probability, 4)
         novelty = _rounded(score.novelty)
         is_positive = probability >= self.card.threshold
         decision = Decision.POSITIVE if is_positive else Decision.NEGATIVE
-        reason, detail = self._doubt(probability, novelty, score.looks_like, image.age)
-        if reason is not None:
+        doubt = self._doubts(probability, novelty, score.looks_like, image.age)
+        reason, detail = doubt or (None, "")
+        if doubt is not None:
             decision = Decision.UNDETERMINED
-        return Prediction(probability, decision, reason, detail, image.view, novelty, _rounded(image.age))
-
-    def _doubt(
-        self, probability: float, novelty: float | None, looks_like: Kind | None, age: float | None
-    ) -> tuple[Reason | None, str]:
-        """Return why no decision can rest on the score, or nothing."""
-        card = self.card
-        is_adult = looks_like == "adult" and age is not None and card.ages is not None
-        if self._cautious and novelty is not None and novelty > 1 and not is_adult:
-            far = f"Its distance from the training images is {novelty:g} times the limit"
-            return Reason.UNLIKE_TRAINING, far if looks_like is None else _LOOKS[looks_like]
-        if self._cautious and age is not None and card.ages is not None:
-            youngest, oldest = card.ages
-            if not youngest <= int(age) <= oldest:
-                detail = f"The model was trained on patients of {youngest} to {oldest} years"
-                return Reason.OTHER_AGE, detail
-            if is_adult:
-                detail = f"{_LOOKS['adult']}, the tags tell {int(age)} years"
-                return Reason.TAGS_AND_IMAGE_DISAGREE, detail
-        if abs(probability - card.threshold) < card.band:
-            return Reason.NEAR_THRESHOLD, f"Nearer than {card.band:g} to the threshold {card.threshold:g}"
-        return None, ""
+        age = _rounded(image.age.years)
+        return Prediction(probability, decision, reason, detail, image.view, novelty, age)
 
     def _probe(self) -> torch.Tensor:
         """Return images to try engines on: (5, 3, S, S) float32, smooth noise from dark to bright."""
@@ -249,6 +267,12 @@ class Predictor:
             )
 
 
+def _other(found: NotScorable | OSError | StillDecoding) -> Prediction | OSError | StillDecoding:
+    if isinstance(found, NotScorable):
+        return _refused(found)
+    return found
+
+
 def _refused(why: NotScorable) -> Prediction:
     return Prediction(None, Decision.NOT_SCORED, why.reason, why.detail, None)
 
@@ -258,7 +282,7 @@ def _stricter(score: _Score, novelty: float | None, kind: Kind | None) -> _Score
     if novelty is None:
         return score
     larger = novelty if score.novelty is None else max(score.novelty, novelty)
-    return score._replace(novelty=larger, looks_like=kind if novelty > 1 else None)
+    return score._replace(novelty=larger, looks_like=kind if round(novelty, _DECIMALS) > 1 else None)
 
 
 def _rounded(value: float | None) -> float | None:

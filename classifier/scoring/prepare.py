@@ -1,28 +1,22 @@
-"""From files to what the network takes, several at a time.
-
-The decoders and numpy let other threads run, so threads keep all processors busy. A decoder that ends its
-process thereby ends the one that asked, and the job queue sees a worker die, as it must.
-"""
+"""From files to what the network takes: decoded in processes of their own, transformed here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
-from threading import Lock
 from typing import NamedTuple
 
 import torch
 
-from classifier.config import Eligibility
-from classifier.decoding.decode import Radiograph, read
+from classifier.config import DecodeLimits, Eligibility
+from classifier.decoding.ages import Age
+from classifier.decoding.decoders import Decoders, Outcome, Request
 from classifier.errors import NotScorable
 from classifier.model.transforms import Chain
+from classifier.outcome import StillDecoding
 
-_LARGE = 32 * 2**20  # bytes of a file: of such, one at a time bounds the memory
-_MOST_THREADS = 16
+_DEFAULT_LIMITS = DecodeLimits()
+_MOST_PROCESSES = 16
 
 
 class Ready(NamedTuple):
@@ -38,7 +32,7 @@ class Ready(NamedTuple):
 
     tensor: torch.Tensor
     view: str | None
-    age: float | None
+    age: Age
 
 
 class Preparation:
@@ -50,53 +44,48 @@ class Preparation:
         The whole conversion.
     rules
         Which DICOM objects are wanted; ``None`` decodes any.
+    limits
+        What decoding one image may take.
     """
 
-    def __init__(self, chain: Chain, rules: Eligibility | None) -> None:
+    def __init__(
+        self, chain: Chain, rules: Eligibility | None, limits: DecodeLimits = _DEFAULT_LIMITS
+    ) -> None:
         self._chain = chain
         self._rules = rules
-        self._threads = min(torch.get_num_threads(), _MOST_THREADS)
-        self._large = Lock()
+        self._limits = limits
+        self._decoders = Decoders.shared(min(torch.get_num_threads(), _MOST_PROCESSES))
 
-    def __call__(self, sources: Sequence[Path]) -> list[Ready | NotScorable]:
+    def start(self) -> None:
+        """Start the processes that decode, which takes a second, before there is work for them."""
+        self._decoders.start()
+
+    def __call__(
+        self, sources: Sequence[Path], patience: float | None = None
+    ) -> list[Ready | NotScorable | OSError | StillDecoding]:
         """Prepare files.
 
         Parameters
         ----------
         sources
             DICOM, JPEG or PNG files.
+        patience
+            Seconds in which none gets decoded before those left are for later; ``None`` waits for all.
 
         Returns
         -------
-        list of Ready or NotScorable
-            In the order of `sources`; an image that is refused is its refusal.
-
-        Raises
-        ------
-        OSError
-            When a file cannot be opened or read.
+        list of Ready, NotScorable, OSError or StillDecoding
+            In the order of `sources`: an image that is refused is its refusal, a file that cannot be read is
+            the error, and an image that takes long is to be asked for again.
         """
-        outcomes = list(self._read_all(sources))  # all of them: torch's threads would be in the way
+        size = self._chain.transforms[0].size
+        requests = [Request(source, self._rules, size, self._limits) for source in sources]
+        outcomes = self._decoders.decode(requests, patience)
         return [self._transformed(outcome) for outcome in outcomes]
 
-    def _read_all(self, sources: Sequence[Path]) -> Iterator[Radiograph | NotScorable]:
-        if len(sources) < 2 or self._threads < 2:
-            return map(self._read, sources)
-        return self._pool.map(self._read, sources)
-
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
-
-    def _read(self, source: Path) -> Radiograph | NotScorable:
-        size = self._chain.transforms[0].size
-        try:
-            with self._large if source.stat().st_size > _LARGE else nullcontext():
-                return read(source, self._rules, size)
-        except NotScorable as refused:
-            return refused
-
-    def _transformed(self, outcome: Radiograph | NotScorable) -> Ready | NotScorable:
-        if isinstance(outcome, NotScorable):
+    def _transformed(self, outcome: Outcome | None) -> Ready | NotScorable | OSError | StillDecoding:
+        if outcome is None:
+            return StillDecoding()
+        if isinstance(outcome, NotScorable | OSError):
             return outcome
         return Ready(self._chain(outcome.pixels, start=1), outcome.view, outcome.age)

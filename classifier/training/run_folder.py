@@ -24,6 +24,7 @@ from classifier.data.examples import Example
 from classifier.errors import TrainingError
 from classifier.training.options import Epoch, Options
 from classifier.training.recipes import Recipe
+from classifier.untrusted import cell
 
 MODEL_FILE, LAST_FILE, HISTORY_FILE = "model.safetensors", "last.pt", "history.csv"
 SKIPPED_FILE = "skipped.csv"
@@ -36,7 +37,9 @@ def write_settings(
     data.write_manifest(out / "split.csv", examples)
     if skipped:
         with (out / SKIPPED_FILE).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([("path", "reason"), *skipped.items()])
+            csv.writer(file, lineterminator="\n").writerows(
+                [("path", "reason"), *((cell(str(path)), cell(why)) for path, why in skipped.items())]
+            )
     _write_json(out / "config.json", {"recipe": asdict(recipe), "options": asdict(options)})
     environment = {
         "python": platform.python_version(),

@@ -10,15 +10,22 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
 from typing import Any
 
 from pydicom.dataset import Dataset
 from pynetdicom import build_role, evt
 from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import N_ACTION, N_EVENT_REPORT
 from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr-defined]  # made at import
 
-from pacs_node.errors import NotAssociated, Refused
-from pacs_node.network.association import application_entity, associate
+from pacs_node.commitment import references
+from pacs_node.commitment.references import Reference, References, TooLarge
+from pacs_node.errors import Refused
+from pacs_node.network.association import application_entity, associate, send_normalized
+from pacs_node.network.command_set import N_EVENT_REPORT_RQ
+from pacs_node.network.dimse import LARGEST_DATA_SET, Services
 from pacs_node.network.traffic import Traffic
 
 COMMITMENT = str(StorageCommitmentPushModel)
@@ -35,9 +42,6 @@ CLASS_NOT_SUPPORTED, DUPLICATE_TRANSACTION, RESOURCE_LIMITATION = 0x0122, 0x0131
 NO_SUCH_EVENT, INVALID_ARGUMENT, NO_SUCH_ACTION = 0x0113, 0x0115, 0x0123
 
 _ANSWERING_SECONDS = 1.0  # at most, before a release
-
-Reference = tuple[str, str]
-"""SOP Class UID and SOP Instance UID."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,12 @@ def read_request(event: evt.Event) -> CommitmentRequest:
     request: Any = event.request
     if request.RequestedSOPInstanceUID != _INSTANCE:
         raise Refused(NO_SUCH_INSTANCE, "The SOP Instance is another than the well-known one")
-    found = _read(lambda: event.action_information)
-    references = _references(found, "ReferencedSOPSequence")
-    if not references:
+    found = _read(event, request.ActionInformation)
+    if not found.referenced:
         raise Refused(INVALID_ARGUMENT, "No SOP Instance is referenced")
-    return CommitmentRequest(_uid(found, "TransactionUID"), references)
+    if len(found.referenced) > _MOST_REFERENCES:
+        raise Refused(RESOURCE_LIMITATION, f"More than {_MOST_REFERENCES} SOP Instances are referenced")
+    return CommitmentRequest(found.transaction_uid, found.referenced)
 
 
 def read_answer(event: evt.Event) -> CommitmentResult:
@@ -92,14 +97,12 @@ def read_answer(event: evt.Event) -> CommitmentResult:
     """
     if event.event_type not in (_ALL_KEPT, _SOME_NOT):
         raise Refused(NO_SUCH_EVENT, "Only event types 1 and 2 are known")
-    found = _read(lambda: event.event_information)
-    refused = []
-    for item in found.get("FailedSOPSequence", None) or []:
-        reason = item.get("FailureReason", PROCESSING_FAILURE)
-        reference = (_uid(item, "ReferencedSOPClassUID"), _uid(item, "ReferencedSOPInstanceUID"))
-        refused.append((reference, reason if isinstance(reason, int) else PROCESSING_FAILURE))
-    kept = _references(found, "ReferencedSOPSequence")
-    return CommitmentResult(_uid(found, "TransactionUID"), kept, refused)
+    request: Any = event.request
+    found = _read(event, request.EventInformation)
+    refused = [
+        (reference, PROCESSING_FAILURE if reason is None else reason) for reference, reason in found.failed
+    ]
+    return CommitmentResult(found.transaction_uid, found.referenced, refused)
 
 
 def ask(association: Association, request: CommitmentRequest) -> int | None:
@@ -110,14 +113,11 @@ def ask(association: Association, request: CommitmentRequest) -> int | None:
     NotAssociated
         When the association has ended before.
     """
-    information = Dataset()
-    information.TransactionUID = request.transaction_uid
-    information.ReferencedSOPSequence = [_item(reference) for reference in request.references]
-    try:
-        status, _reply = association.send_n_action(information, _REQUEST, COMMITMENT, _INSTANCE)
-    except (RuntimeError, ValueError) as error:
-        raise NotAssociated("ended the association, or offers no storage commitment") from error
-    return int(status.Status) if "Status" in status else None
+    primitive = N_ACTION()
+    primitive.ActionTypeID = _REQUEST
+    primitive.RequestedSOPClassUID, primitive.RequestedSOPInstanceUID = COMMITMENT, _INSTANCE
+    content = References(request.transaction_uid, request.references)
+    return send_normalized(association, primitive, "ActionInformation", partial(references.write, content))
 
 
 def tell(association: Association, answer: CommitmentResult) -> int | None:
@@ -128,18 +128,12 @@ def tell(association: Association, answer: CommitmentResult) -> int | None:
     NotAssociated
         When the association has ended before.
     """
-    information = Dataset()
-    information.TransactionUID = answer.transaction_uid
-    if answer.kept:
-        information.ReferencedSOPSequence = [_item(reference) for reference in answer.kept]
-    if answer.refused:
-        information.FailedSOPSequence = [_item(reference, reason) for reference, reason in answer.refused]
-    event_type = _SOME_NOT if answer.refused else _ALL_KEPT
-    try:
-        status, _reply = association.send_n_event_report(information, event_type, COMMITMENT, _INSTANCE)
-    except (RuntimeError, ValueError) as error:
-        raise NotAssociated("ended the association, or takes no N-EVENT-REPORT") from error
-    return int(status.Status) if "Status" in status else None
+    primitive = N_EVENT_REPORT()
+    primitive.EventTypeID = _SOME_NOT if answer.refused else _ALL_KEPT
+    primitive.AffectedSOPClassUID, primitive.AffectedSOPInstanceUID = COMMITMENT, _INSTANCE
+    content = References(answer.transaction_uid, answer.kept, answer.refused)
+    write = partial(references.write, content)
+    return send_normalized(association, primitive, "EventInformation", write, as_provider=True)
 
 
 def failure(status: int, comment: str) -> Dataset:
@@ -182,7 +176,10 @@ def open_for_commitment(
     handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, on_answer)] if on_answer is not None else []
     traffic = Traffic()
     handlers += traffic.handlers()
-    association = associate(ae, host, port, called_ae_title, roles=roles, handlers=handlers)
+    requests = {COMMITMENT: frozenset({N_EVENT_REPORT_RQ})} if on_answer is not None else {}
+    association = associate(
+        ae, host, port, called_ae_title, roles=roles, handlers=handlers, services=Services(requests)
+    )
     try:
         yield association
     finally:
@@ -192,30 +189,21 @@ def open_for_commitment(
             association.release()
 
 
-def _item(reference: Reference, reason: int | None = None) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = reference
-    if reason is not None:
-        item.FailureReason = reason
-    return item
-
-
-def _read(decode: Callable[[], Any]) -> Any:
+def _read(event: evt.Event, information: BytesIO | None) -> References:
+    content = b"" if information is None else information.getvalue()
     try:
-        return decode()
-    except Exception as error:  # parsing hostile bytes raises nearly anything
+        found = references.read(content, str(event.context.transfer_syntax), LARGEST_DATA_SET)
+    except TooLarge as error:
+        raise Refused(RESOURCE_LIMITATION, f"It inflates to over {LARGEST_DATA_SET} bytes") from error
+    except ValueError as error:
         raise Refused(INVALID_ARGUMENT, "The data set does not parse") from error
+    _require_uid(found.transaction_uid, "TransactionUID")
+    for sop_class, instance in (*found.referenced, *(reference for reference, _ in found.failed)):
+        _require_uid(sop_class, "ReferencedSOPClassUID")
+        _require_uid(instance, "ReferencedSOPInstanceUID")
+    return found
 
 
-def _references(found: Dataset, keyword: str) -> list[Reference]:
-    items = _read(lambda: found.get(keyword, None) or [])
-    if len(items) > _MOST_REFERENCES:
-        raise Refused(RESOURCE_LIMITATION, f"More than {_MOST_REFERENCES} SOP Instances are referenced")
-    return [(_uid(item, "ReferencedSOPClassUID"), _uid(item, "ReferencedSOPInstanceUID")) for item in items]
-
-
-def _uid(found: Dataset, keyword: str) -> str:
-    value = _read(lambda: found.get(keyword, None))
-    if not isinstance(value, str) or not _UID.fullmatch(value):
+def _require_uid(value: str, keyword: str) -> None:
+    if not _UID.fullmatch(value):
         raise Refused(INVALID_ARGUMENT, f"{keyword} is missing or no UID")
-    return str(value)

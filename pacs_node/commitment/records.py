@@ -25,10 +25,10 @@ from pacs_node.commitment.messages import (
     PROCESSING_FAILURE,
     CommitmentRequest,
     CommitmentResult,
-    Reference,
     failure,
     read_answer,
 )
+from pacs_node.commitment.references import Reference
 from pacs_node.config import DeliverSettings
 from pacs_node.errors import Refused
 from pacs_node.storage.spool import Spool

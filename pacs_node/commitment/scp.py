@@ -29,6 +29,7 @@ from pacs_node.commitment.messages import (
 )
 from pacs_node.config import Settings
 from pacs_node.errors import NotAssociated, Refused
+from pacs_node.network.command_set import N_ACTION_RQ, N_EVENT_REPORT_RQ
 from pacs_node.network.traffic import Traffic
 from pacs_node.storage.spool import Spool
 
@@ -46,6 +47,11 @@ class Provider:
         self._spool = spool
         self._addresses = {modality.ae_title for modality in settings.modalities}
         self.traffic = Traffic()
+
+    @property
+    def requests(self) -> dict[str, frozenset[int]]:
+        """The Command Fields of what is served, by abstract syntax."""
+        return {COMMITMENT: frozenset({N_ACTION_RQ, N_EVENT_REPORT_RQ})}
 
     def support(self, ae: AE) -> None:
         """Let an application entity accept storage commitment, with either side in the role of the SCU."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import _config
 from pynetdicom.association import Association
 
 from pacs_node.commitment.messages import COMMITMENT
@@ -148,7 +147,6 @@ def open_link(destination: Destination, calling_ae_title: str, settings: Deliver
 
 
 def _associate(destination: Destination, calling_ae_title: str, settings: DeliverSettings) -> Association:
-    _config.STORE_SEND_CHUNKED_DATASET = True  # the bytes of the file as they are
     ae = application_entity(calling_ae_title)
     ae.connection_timeout = ae.acse_timeout = settings.connect_seconds
     ae.dimse_timeout = ae.network_timeout = settings.answer_seconds

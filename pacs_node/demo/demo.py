@@ -27,6 +27,7 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
+from classifier import terminal
 from db.errors import DatabaseError
 from db.results import Filter, results
 from db.session import Database
@@ -57,6 +58,9 @@ quiet_seconds = {quiet}
 
 [deliver]
 retry_seconds = 1
+
+[classifier]
+unknown_age = "{unknown_age}"
 
 [log]
 format = "json"
@@ -113,12 +117,19 @@ def run(images: Path | None, into: Path) -> int:
     UserError
         When there are no images, or the node does not start.
     """
-    console = Console(highlight=False)
+    console = terminal.console(highlight=False)
     folder = _new_folder(into)
     samples = _samples(images, folder, console)
     node_port, pacs_port = free_port(), free_port()
     config = folder / "config.toml"
-    config.write_text(_CONFIG.format(node_port=node_port, pacs_port=pacs_port, quiet=_QUIET_SECONDS))
+    config.write_text(
+        _CONFIG.format(
+            node_port=node_port,
+            pacs_port=pacs_port,
+            quiet=_QUIET_SECONDS,
+            unknown_age="undetermined" if images is None else "decide",
+        )
+    )
     peer = Peer("PACS_NODE", "127.0.0.1", node_port)
     _introduce(console, samples, peer, pacs_port, drawn=images is None)
     with DemoPacs(folder / "pacs", pacs_port) as pacs, _progress(console) as progress:
@@ -165,6 +176,10 @@ def _introduce(
     console.print(f"  Node      {peer} keeps, scores and reports them")
     console.print(f"  PACS      DEMO_PACS@127.0.0.1:{pacs_port} gets the reports; it refuses the")
     console.print("            first one once, on purpose, with 0xA700 (out of resources)")
+    if not drawn:
+        console.print(
+            '  Ages      Images that tell no age are answered too: unknown_age = "decide" in its config'
+        )
 
 
 def _progress(console: Console) -> Progress:

@@ -86,6 +86,15 @@ def padded(text: str, padding: str) -> bytes:
     return (text + padding * (len(text) % 2)).encode("ascii", "replace")
 
 
+def first_group(file: BinaryIO) -> bytes:
+    """Return the first two bytes of the data set of an open file; none where its group length is missing."""
+    head = file.read(_AFTER_GROUP_LENGTH)
+    if head[len(PREAMBLE) :].startswith(b"\x02\0\0\0UL"):
+        seek_data_set(file)
+        return file.read(2)
+    return b""
+
+
 @lru_cache(maxsize=1)
 def _implementation() -> bytes:
     return _element(0x12, "UI", IMPLEMENTATION_CLASS_UID) + _element(0x13, "SH", IMPLEMENTATION_VERSION_NAME)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,14 @@ from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pacs_node.dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node.errors import NotAssociated, TakesNothing, UserError
 from pacs_node.network.bounds import bounded
+from pacs_node.network.dimse import Services
+from pacs_node.network.ends import noted_cause
+from pacs_node.network.pynetdicom_internals import (
+    ApplicationEntity,
+    paused,
+    send_files_as_they_are,
+    silence_details,
+)
 from pacs_node.network.upper_layer import tuned_requestor
 
 _LOOK_SECONDS = 0.05
@@ -32,7 +42,7 @@ def application_entity(ae_title: str) -> AE:
         When the AE title is none.
     """
     try:
-        ae = AE(ae_title)
+        ae = ApplicationEntity(ae_title)
     except ValueError as error:
         raise UserError(f"{ae_title!r} is no AE title; it has 1 to 16 characters.") from error
     ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
@@ -48,6 +58,7 @@ def associate(
     *,
     roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
     handlers: Sequence[Any] = (),
+    services: Services | None = None,
 ) -> Association:
     """Open an association with the contexts and timeouts of `ae`.
 
@@ -57,21 +68,24 @@ def associate(
         For contexts in which the requestor is not only SCU (PS3.7 D.3.3.4).
     handlers
         For what the peer asks meanwhile, as pynetdicom takes them.
+    services
+        What may be asked meanwhile; nothing by default.
 
     Raises
     ------
     TakesNothing
-        When the peer accepts none of the presentation contexts.
+        When the peer rejects each of the presentation contexts.
     NotAssociated
-        When there is no connection, or the peer rejects the association.
+        When there is no connection, the peer rejects the association, or its answer cannot be read.
     """
+    silence_details()
     try:
         association = ae.associate(
             host,
             port,
             ae_title=called_ae_title,
             ext_neg=list(roles),
-            evt_handlers=[bounded(), tuned_requestor(), *handlers],
+            evt_handlers=[bounded(), tuned_requestor(services or Services()), *handlers],
         )
     except (OSError, UnicodeError) as error:  # what looking up the host's name raises
         raise NotAssociated(f"cannot be reached: {error}") from error
@@ -81,7 +95,10 @@ def associate(
     answer: Any = association.acceptor.primitive or association.dul.peek_next_pdu()
     if getattr(answer, "result", None) in _REJECTED:
         raise NotAssociated(f"rejected the association: {_rejection(answer, association.requestor.ae_title)}")
-    if association.rejected_contexts and not association.accepted_contexts:
+    broken = noted_cause(association)
+    if broken is not None:
+        raise NotAssociated(f"answered the request for an association wrongly: {broken}")
+    if _rejects_all(association, answer):
         raise TakesNothing("accepts none of the presentation contexts")
     raise NotAssociated("cannot be reached; check host, port and that it is running")
 
@@ -102,12 +119,92 @@ def store(association: Association, path: Path) -> Dataset:
     Raises
     ------
     NotAssociated
-        When the association has ended before.
+        When the association has ended before, or what came is not the answer to this request.
     """
+    send_files_as_they_are()
     try:
-        return association.send_c_store(path)
+        answer = association.send_c_store(path, msg_id=next_message_id(association))
     except RuntimeError as error:  # pynetdicom's
         raise NotAssociated("ended the association") from error
+    require_proper_end(association, answer)
+    return answer
+
+
+def require_proper_end(association: Association, answer: Dataset) -> None:
+    """Check that no answer came for no other reason than that the peer is silent or gone.
+
+    Raises
+    ------
+    NotAssociated
+        When it sent something that is not the answer.
+    """
+    broken = noted_cause(association)
+    if "Status" not in answer and broken is not None:
+        raise NotAssociated(f"did not answer the request: {broken}")
+
+
+def send_normalized(
+    association: Association,
+    request: Any,
+    keyword: str,
+    encode: Callable[[str], bytes],
+    *,
+    as_provider: bool = False,
+) -> int | None:
+    """Send a DIMSE-N request; return the status, or none where the association broke or none came in time.
+
+    Parameters
+    ----------
+    request
+        A primitive of pynetdicom, without Message ID.
+    keyword, encode
+        Where its data set goes, and what returns that in a transfer syntax.
+    as_provider
+        In the role of the SCP.
+
+    Raises
+    ------
+    NotAssociated
+        When the association has ended before, offers no context for it, or what came is not the answer.
+    """
+    sop_class = getattr(request, "RequestedSOPClassUID", None) or request.AffectedSOPClassUID
+    context = next(
+        (
+            one
+            for one in association.accepted_contexts
+            if one.abstract_syntax == sop_class and (one.as_scp if as_provider else one.as_scu)
+        ),
+        None,
+    )
+    if context is None:
+        raise NotAssociated("accepts no presentation context for the request")
+    request.MessageID = next_message_id(association)
+    setattr(request, keyword, BytesIO(encode(str(context.transfer_syntax[0]))))
+    with paused(association):
+        association.dimse.send_msg(request, context.context_id or 0)
+        response: Any = association.dimse.get_msg(block=True)[1]
+    if response is not None and response.is_valid_response:
+        return int(response.Status)
+    if association.is_established:
+        association.abort()
+    require_proper_end(association, Dataset())
+    return None
+
+
+_last_message_ids: weakref.WeakKeyDictionary[Association, int] = weakref.WeakKeyDictionary()
+
+
+def next_message_id(association: Association) -> int:
+    """Return a Message ID that no request over an association had, or none for long (PS3.7 9.1.1.1.1)."""
+    _last_message_ids[association] = number = _last_message_ids.get(association, 0) % 65_535 + 1
+    return number
+
+
+def _rejects_all(association: Association, answer: Any) -> bool:
+    """Tell whether a peer rejected each presentation context, and left none without an answer."""
+    answered = {one.context_id for one in getattr(answer, "presentation_context_definition_results_list", ())}
+    proposed = {one.context_id for one in association.requestor.requested_contexts}
+    return answered == proposed and not association.accepted_contexts
 
 
 def _rejection(answer: Any, ae_title: str) -> str:

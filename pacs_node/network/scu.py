@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pynetdicom import _config
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import
 
@@ -64,7 +63,6 @@ def send(paths: Iterable[Path], peer: Peer, calling_ae_title: str) -> Iterator[S
     PeerError
         When there is no association with the peer.
     """
-    _config.STORE_SEND_CHUNKED_DATASET = True
     batch: list[_File] = []
     contexts: set[tuple[str, str]] = set()
     for path in paths:

@@ -7,24 +7,30 @@ while one of them starts anew waits for it.
 from __future__ import annotations
 
 import errno
+import gc
 import socket
-import threading
-import time
 from collections.abc import Callable
-from socketserver import BaseServer
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
-from pacs_node.errors import PortInUse
-from pacs_node.network.upper_layer import StoreRequests, tune_acceptor
+from pacs_node.errors import PortInUse, ProtocolError
+from pacs_node.network.admission import Places, Refusal, Rules
+from pacs_node.network.associate_pdu import AssociationRequest, read_request
+from pacs_node.network.bounds import bounded
+from pacs_node.network.dimse import Services
+from pacs_node.network.lobby import Lobby
+from pacs_node.network.primitives import indication
+from pacs_node.network.pynetdicom_internals import begin_with_request, silence_details
+from pacs_node.network.upper_layer import tune_acceptor
 
 _BACKLOG = 128
-_COURTESY_SECONDS = 0.002  # for each association that a process has already, that another one takes the next
-_MOST_COURTESY = 10
+_COLLECT_AFTER = 60  # associations: they are cycles of objects, with buffers
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -53,19 +59,38 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
+@dataclass(frozen=True)
+class Observer:
+    """Who is told what a server did not grant, or could not go on with.
+
+    Attributes
+    ----------
+    on_rejected
+        Told address, calling and called AE title (empty where they did not come) and the rule.
+    on_silent
+        Told an address, and how many of its connections were closed for they asked for nothing in time.
+    on_crash
+        Told the name of an exception that ended an association.
+    """
+
+    on_rejected: Callable[[str, str, str, str], None]
+    on_silent: Callable[[str, int], None]
+    on_crash: Callable[[Association, str], None]
+
+
 class Server:
     """Accepts associations from a listening socket, until `stop`.
 
     Parameters
     ----------
     ae
-        With the contexts and limits that count.
+        With the contexts and timeouts that count.
     listening
         The socket; other processes may accept from it too.
     handlers
         Event handlers, as pynetdicom takes them.
-    storing
-        What takes the C-STORE requests of an association.
+    rules, services, observer
+        Who may associate, what is served, and who is told.
     """
 
     def __init__(
@@ -73,29 +98,84 @@ class Server:
         ae: AE,
         listening: socket.socket,
         handlers: list[Any],
-        storing: Callable[[Association], StoreRequests],
+        *,
+        rules: Rules,
+        services: Services,
+        observer: Observer,
     ) -> None:
-        # Of several processes that were woken, all but one find nothing to accept
-        listening.settimeout(0)
+        silence_details()
+        self._rules = rules
+        self._services = services
+        self._observer = observer
+        self._places = Places(rules)
+        self._admitted = 0
+        self._ae = ae
+        ae.maximum_associations = 2**31  # these places count, not pynetdicom's
+        self.port = int(listening.getsockname()[1])
         self._server = ae.make_server(
             listening.getsockname(),
             contexts=_NeverCopied(ae.supported_contexts),
-            evt_handlers=handlers,
+            evt_handlers=[bounded(), *handlers],
             server_class=_Server,
-            request_handler=_Handler,
             listening=listening,
-            storing=storing,
         )
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    @property
-    def port(self) -> int:
-        """The TCP port."""
-        return int(self._server.server_address[1])
+        self._lobby = Lobby(
+            listening,
+            self._admit,
+            lambda: self._places.taken,
+            request_seconds=rules.request_seconds,
+            on_refused=lambda address, rule: observer.on_rejected(address, "", "", rule),
+            on_silent=observer.on_silent,
+        )
+        self.progress = self._lobby.progress
+        self._lobby.start()
 
     def stop(self) -> None:
         """Accept no more associations; those that are open go on."""
-        self._server.shutdown()
+        self._lobby.stop()
+
+    def _admit(self, connection: socket.socket, address: tuple[str, int], body: bytes) -> Refusal | None:
+        """Open the association that was asked for, or say why not."""
+        try:
+            request = read_request(body)
+        except ProtocolError as error:
+            return Refusal.aborted(error)
+        refusal = self._rules.refusal(request) or self._places.take(address[0])
+        if refusal is not None:
+            self._observer.on_rejected(
+                address[0], request.calling_ae_title, request.called_ae_title, refusal.rule
+            )
+            return Refusal(refusal.pdu, "")
+        try:
+            self._open(connection, address, request)
+        except BaseException:
+            self._places.free(address[0])
+            raise
+        self._admitted += 1
+        if self._admitted % _COLLECT_AFTER == 0:
+            gc.collect()
+        return None
+
+    def _open(self, connection: socket.socket, address: tuple[str, int], request: AssociationRequest) -> None:
+        connection.setblocking(True)
+        handler = _Handler(connection, address, self._server)
+        association = handler.association
+        tune_acceptor(association, self._services, self._observer.on_crash)
+        begin_with_request(association, indication(request))
+        thread: Any = association
+        thread.run = partial(self._run, association, thread.run, address[0])
+        evt.trigger(association, evt.EVT_CONN_OPEN, {"address": address})
+        association.start()
+
+    def _run(self, association: Association, run: Callable[[], None], address: str) -> None:
+        """Run an association; whatever ends it, its connection is closed and its place is free."""
+        try:
+            run()
+        except Exception as error:  # noqa: BLE001 - whatever it is, one line says so
+            self._observer.on_crash(association, type(error).__name__)
+        finally:
+            association.dul.kill_dul()  # which closes the connection
+            self._places.free(address)
 
 
 class _NeverCopied(list[PresentationContext]):
@@ -106,17 +186,10 @@ class _NeverCopied(list[PresentationContext]):
 
 
 class _Server(ThreadedAssociationServer):
-    """pynetdicom's server on a socket that is there already."""
+    """What pynetdicom's associations ask of their server; nothing is accepted by it."""
 
-    def __init__(
-        self,
-        *arguments: Any,
-        listening: socket.socket,
-        storing: Callable[[Association], StoreRequests],
-        **named: Any,
-    ) -> None:
+    def __init__(self, *arguments: Any, listening: socket.socket, **named: Any) -> None:
         self._listening = listening
-        self.storing = storing
         super().__init__(*arguments, **named)
 
     def server_bind(self) -> None:
@@ -133,22 +206,12 @@ class _Server(ThreadedAssociationServer):
         if self.socket is not None:
             self.socket.close()
 
-    def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
-        """Accept, and let a process with fewer associations be the first."""
-        time.sleep(_COURTESY_SECONDS * min(len(self.active_associations), _MOST_COURTESY))
-        return super().get_request()
-
-    def shutdown(self) -> None:
-        """Accept no more."""
-        BaseServer.shutdown(self)
-        self.server_close()
-
 
 class _Handler(RequestHandler):
-    """Makes associations that lose no time."""
+    """Makes an association, and does not start it."""
 
-    def _create_association(self) -> Association:
-        association = super()._create_association()
-        server: Any = self.server
-        tune_acceptor(association, server.storing(association))
-        return association
+    association: Association
+
+    def handle(self) -> None:
+        """Make it."""
+        self.association = self._create_association()

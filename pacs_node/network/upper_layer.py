@@ -1,9 +1,9 @@
-"""pynetdicom's upper layer (PS3.8) without its pauses and, where objects come, without its copies.
+"""pynetdicom's upper layer (PS3.8) without its pauses, its copies, and its trust in what comes.
 
 Its two threads per association look for news once a millisecond, which delays each PDU and wears the
-processor out while nothing comes: here they wait for news. It copies what comes half a dozen times, in pieces
-that the system has to find memory for each time: here P-DATA-TF PDUs are read into one buffer, and their
-fragments written from it. All else is left to it, and so is a PDU larger than was agreed on, up to a limit.
+processor out while nothing comes: here they wait for news. It copies what comes half a dozen times, and reads
+whatever length a PDU says it has: here PDUs are read into one buffer, with limits. A thread that fails closes
+its connection. The state machine, and what is sent, is left to pynetdicom.
 """
 
 from __future__ import annotations
@@ -13,200 +13,87 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from queue import Queue
-from typing import Any, Protocol
+from queue import Empty, Queue
+from typing import Any
 
 from pynetdicom import evt
 from pynetdicom.association import Association
-from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.fsm import TRANSITION_TABLE
+from pynetdicom.pdu import A_ABORT_RQ
+from pynetdicom.pdu_primitives import A_P_ABORT
 
-from pacs_node.errors import OutOfOrder
-from pacs_node.network.bounds import LARGEST_PDU, receive_into
+from pacs_node.errors import ProtocolError
+from pacs_node.network.dimse import Messages, Services
+from pacs_node.network.ends import note_cause, noted_cause
+from pacs_node.network.reader import Reader
 
-_PART_SECONDS = 0.005  # between looks for the rest of a header
 _PAUSE_SECONDS = 0.001  # between looks whether a thread without a connection may end
 _POLL_SECONDS = 0.1  # for what comes without a call: timers, the end of a thread
-_DATA_TRANSFER, _CLOSING = "Sta6", "Sta13"  # PS3.8 9.2.1
-_CLOSED, _INVALID_PDU = "Evt17", "Evt19"  # PS3.8 9.2.2
-_P_DATA_TF = 0x04  # PS3.8 9.3.5
-_HEADER, _ITEM = struct.Struct(">BxL"), struct.Struct(">LB")
+_CLOSING_SECONDS = 1.0  # for the peer to close a connection over which nothing more is to be said
+_MOST_DISCARDED = 2**24  # bytes, meanwhile
+_CLOSING = "Sta13"  # PS3.8 9.2.1
+_OF_USER = ("Evt7", "Evt8", "Evt9", "Evt11", "Evt14", "Evt15")  # events with a primitive (PS3.8 9.2.2)
+_ABORT = struct.pack(">BxLxxBB", 7, 4, 2, 0)  # by the provider, no reason given (PS3.8 9.3.8)
 
 
-class StoreRequests(Protocol):
-    """What takes the C-STORE requests of one association; `receiving.c_store.Storing` does."""
+def tune(
+    association: Association, services: Services, on_crash: Callable[[Association, str], None]
+) -> Callable[[], None]:
+    """Do all that for an association over which nothing came yet; return what frees the means for it.
 
-    @property
-    def is_coming(self) -> bool:
-        """Whether a data set has begun and not ended."""
-        ...
-
-    def take(self, context_id: int, value: memoryview) -> bool:
-        """Take a presentation data value that belongs to a C-STORE request; tell whether it does."""
-        ...
-
-    def discard(self) -> None:
-        """Remove what came of a data set that will not come to its end."""
-        ...
-
-
-def wait_for_news(association: Association) -> Callable[[], None]:
-    """Let an association over which nothing came yet wait for news, and not look for it.
-
-    Returns
-    -------
-    callable
-        What frees the means for that, once the connection is closed.
+    Parameters
+    ----------
+    services
+        What is served over it.
+    on_crash
+        Told the name of an exception that ended a thread of it; the connection is closed by then.
     """
+    messages = Messages(association, services)
+    messages.install()
     bell = _Bell()
     # What the peer sent, for the thread of the association
     news, dul = threading.Event(), association.dul
     dimse: Any = association.dimse
     dimse.msg_queue, dul.to_user_queue = _Heard(news.set), _Heard(news.set)
     association._reactor_checkpoint = checkpoint = _Checkpoint(news.set)
-    dimse.get_msg = partial(_message, news, checkpoint, dimse, dimse.get_msg)
+    blocking = partial(_awaited_message, association, messages, dimse.get_msg)
+    dimse.get_msg = partial(_message, news, checkpoint, dimse, dimse.get_msg, blocking=blocking)
     # What is to be sent, and what comes, for the thread of the upper layer
     dul.to_provider_queue = _Heard(bell.ring)
     dul._run_loop_delay = 0
     upper_layer: Any = dul
-    upper_layer._is_transport_event = partial(_transport_event, dul, bell, dul._is_transport_event)
-    return bell.close
+    read = Reader(association, messages).read
+    crashed = partial(_crash, association, on_crash)
+    upper_layer._read_pdu_data = read
+    upper_layer._is_transport_event = partial(_transport_event, dul, bell, read, crashed)
+    upper_layer._send = partial(_send, association, dul._send)
+    upper_layer.state_machine.do_action = partial(_act, dul, dul.state_machine.do_action, crashed)
+    return partial(_end, association, messages, bell)
 
 
-def tune_acceptor(association: Association, storing: StoreRequests) -> None:
-    """Do the same for an acceptor that has not started yet, and let it copy nothing that it need not.
-
-    Parameters
-    ----------
-    storing
-        What takes the C-STORE requests.
-    """
-    dul: Any = association.dul
-    dul.run = partial(_run, dul.run, storing, wait_for_news(association))
-    dul._read_pdu_data = _Reader(association, storing, dul._read_pdu_data).read
+def tune_acceptor(
+    association: Association, services: Services, on_crash: Callable[[Association, str], None]
+) -> None:
+    """Do it for an acceptor that has not started yet."""
+    upper_layer: Any = association.dul
+    upper_layer.run = partial(_run, upper_layer.run, tune(association, services, on_crash))
 
 
-def tuned_requestor() -> Any:
+def tuned_requestor(services: Services) -> Any:
     """Return the handler that does it for an association that is requested."""
-    return evt.EVT_CONN_OPEN, _tune_requestor
+    return evt.EVT_CONN_OPEN, partial(_tune_requestor, services)
 
 
-def _tune_requestor(event: evt.Event) -> None:
-    free = wait_for_news(event.assoc)
-    event.assoc.bind(evt.EVT_CONN_CLOSE, lambda _event: free())
+def _tune_requestor(services: Services, event: evt.Event) -> None:
+    end = tune(event.assoc, services, _unsaid)
+    event.assoc.bind(evt.EVT_CONN_CLOSE, lambda _event: end())
 
 
-class _Reader:
-    """Reads PDUs: those with data itself, others as pynetdicom does.
-
-    Parameters
-    ----------
-    storing
-        What takes the C-STORE requests.
-    others
-        What reads a PDU of any kind.
-    """
-
-    def __init__(self, association: Association, storing: StoreRequests, others: Callable[[], None]) -> None:
-        self._association = association
-        self._storing = storing
-        self._others = others
-        self._view = memoryview(bytearray())
-
-    def read(self) -> None:
-        """Read a PDU, and let what is in it be done; then others that are here, while an object comes."""
-        dul = self._association.dul
-        connection: Any = dul.socket and dul.socket.socket
-        if connection is None or dul.state_machine.current_state != _DATA_TRANSFER:
-            self._others()
-            return
-        length = self._length(connection)
-        if length is None:
-            self._others()
-        while length is not None:
-            is_read = self._read_data(connection, length)
-            is_alone = dul.event_queue.empty() and dul.to_provider_queue.empty() and not dul._kill_thread
-            if not (is_read and is_alone and self._storing.is_coming):
-                return
-            dul._idle_timer.restart()
-            length = self._length(connection, may_wait=False)
-
-    def _length(self, connection: socket.socket, *, may_wait: bool = True) -> int | None:
-        """Return the length of the PDU that comes; ``None`` where it is not for this reader, or not here."""
-        deadline = self._deadline()
-        flags = socket.MSG_PEEK | (0 if may_wait else socket.MSG_DONTWAIT)
-        while True:
-            try:
-                header = connection.recv(_HEADER.size, flags)
-            except OSError:
-                return None
-            if not header or header[0] != _P_DATA_TF or (len(header) < _HEADER.size and not may_wait):
-                return None
-            if len(header) == _HEADER.size:
-                break
-            if time.monotonic() > deadline:
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-                return None
-            time.sleep(_PART_SECONDS)
-        length = _HEADER.size + int(_HEADER.unpack(header)[1])
-        # What goes on with an object is read here, even far beyond the agreed size: others lack its beginning
-        most = self._association.acceptor.maximum_length or 0
-        return length if self._storing.is_coming or length <= _HEADER.size + most else None
-
-    def _read_data(self, connection: socket.socket, length: int) -> bool:
-        """Read a P-DATA-TF PDU and let it be done; tell whether that went well."""
-        dul = self._association.dul
-        if length - _HEADER.size > LARGEST_PDU:
-            dul.event_queue.put(_INVALID_PDU)
-            return False
-        pdu = self._buffer(length)
-        if receive_into(connection, pdu, self._deadline()) < length:
-            dul.event_queue.put(_CLOSED)
-            return False
-        try:
-            others = [one for one in list(_fragments(pdu)) if not self._storing.take(*one)]
-        except (ValueError, OutOfOrder):
-            dul.event_queue.put(_INVALID_PDU)
-            return False
-        if others:
-            indication = P_DATA()
-            indication.presentation_data_value_list = []
-            indication.presentation_data_value_list.extend(others)  # type: ignore[arg-type]
-            # Action DT-2 (PS3.8 9.2.2), after which the state is the same
-            self._association.dimse.receive_primitive(indication)
-        return True
-
-    def _buffer(self, length: int) -> memoryview:
-        if len(self._view) < length:
-            self._view = memoryview(bytearray(length))
-        return self._view[:length]
-
-    def _deadline(self) -> float:
-        seconds = self._association.network_timeout
-        return time.monotonic() + (float("inf") if seconds is None else seconds)
-
-
-def _fragments(pdu: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield presentation context ID and value of each item of a P-DATA-TF PDU, uncopied (PS3.8 9.3.5.1).
-
-    Raises
-    ------
-    ValueError
-        When lengths do not add up, or a value has no message control header.
-    """
-    at = _HEADER.size
-    while at < len(pdu):
-        if len(pdu) < at + _ITEM.size:
-            raise ValueError("The PDU ends in the header of an item")
-        length, context_id = _ITEM.unpack_from(pdu, at)
-        end = at + 4 + length
-        if length < 2 or end > len(pdu):
-            raise ValueError("The length of an item is not possible")
-        yield context_id, pdu[at + _ITEM.size : end]
-        at = end
+def _unsaid(_association: Association, _exception: str) -> None:
+    """Say nothing: who requested the association says that it broke."""
 
 
 class _Heard(Queue[Any]):
@@ -275,9 +162,11 @@ def _message(
     dimse: Any,
     look: Callable[[bool], Any],
     block: bool = False,
+    *,
+    blocking: Callable[[], Any],
 ) -> Any:
     if block:
-        return look(True)
+        return blocking()
     news.wait(_POLL_SECONDS)
     news.clear()  # before looking: what comes from now on is heard
     with checkpoint.lock:
@@ -287,30 +176,119 @@ def _message(
     return found
 
 
-def _transport_event(dul: Any, bell: _Bell, look: Callable[[], bool]) -> bool:
+def _awaited_message(association: Association, messages: Messages, look: Callable[[bool], Any]) -> Any:
+    """Wait for a message; what is stored meanwhile, as after C-GET, prolongs the time for it."""
+    seconds = association.dimse_timeout
+    while True:
+        since = time.monotonic()
+        found = look(True)
+        is_late = found == (None, None) and seconds is not None and time.monotonic() - since >= seconds
+        if not is_late or not (messages.is_storing or messages.quiet_seconds < (seconds or 0)):
+            return found
+
+
+def _transport_event(
+    dul: Any, bell: _Bell, read: Callable[[], None], crashed: Callable[[Exception], None]
+) -> bool:
     """Wait for what comes or is to be sent, and read PDUs as long as more of them are there."""
+    try:
+        return _waited(dul, bell, read)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the connection is closed
+        crashed(error)
+        return False
+
+
+def _waited(dul: Any, bell: _Bell, read: Callable[[], None]) -> bool:
     is_read = False
     while True:
         connection = dul.socket and dul.socket.socket
         is_idle = dul.event_queue.empty() and dul.to_provider_queue.empty() and not dul._kill_thread
-        if connection is None or not is_idle or dul.state_machine.current_state == _CLOSING:
+        if connection is None or not is_idle:
             if connection is None and is_idle:
                 time.sleep(_PAUSE_SECONDS)
-            return is_read or look()
+            return is_read
+        if dul.state_machine.current_state == _CLOSING:
+            _close(dul, connection)
+            return True
         poll = select.poll()
         for waited_for in (connection, bell.heard):
             poll.register(waited_for, select.POLLIN)
-        poll.poll(0 if is_read else 1000 * _POLL_SECONDS)
+        ready = dict(poll.poll(0 if is_read else 1000 * _POLL_SECONDS))
         bell.drain()
-        if not look():
+        if connection.fileno() not in ready:
             return is_read
+        read()
         is_read = True
         dul._idle_timer.restart()
 
 
-def _run(run: Callable[[], None], storing: StoreRequests, free: Callable[[], None]) -> None:
+def _close(dul: Any, connection: socket.socket) -> None:
+    """Let the peer read what was said last, and close: what it still sends is discarded."""
+    deadline, discarded = time.monotonic() + _CLOSING_SECONDS, 0
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+        while discarded < _MOST_DISCARDED and (left := deadline - time.monotonic()) > 0:
+            content = connection.recv(2**16) if poll.poll(1000 * left) else b""
+            if not content:
+                break
+            discarded += len(content)
+    dul.socket.close()
+    connection.close()  # which the line before leaves undone where the peer was faster
+
+
+def _send(association: Association, send: Callable[[Any], None], pdu: Any) -> None:
+    """Send a PDU; an A-ABORT with the source and the reason that were noted."""
+    cause = noted_cause(association)
+    if isinstance(pdu, A_ABORT_RQ) and cause is not None:
+        pdu.source, pdu.reason_diagnostic = cause.source, cause.reason
+    send(pdu)
+    if isinstance(pdu, A_ABORT_RQ):
+        association.dimse.msg_queue.put((None, None))  # who waits for a response need not any more
+
+
+def _act(dul: Any, act: Callable[[str], None], crashed: Callable[[Exception], None], event: str) -> None:
+    """Do what an event asks for; one that came too late for its state asks for nothing."""
+    if (event, dul.state_machine.current_state) not in TRANSITION_TABLE:
+        if event in _OF_USER:
+            with suppress(Empty):
+                dul.to_provider_queue.get_nowait()
+        return
+    try:
+        act(event)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the connection is closed
+        crashed(error)
+
+
+def _crash(association: Association, on_crash: Callable[[Association, str], None], error: Exception) -> None:
+    """Close the connection of an association whose upper layer failed, and let its thread know."""
+    note_cause(association, ProtocolError("a fault of the node, see the line before", 2, 0))
+    dul = association.dul
+    connection: Any = dul.socket and dul.socket.socket
+    if connection is not None:
+        with suppress(OSError):
+            connection.send(_ABORT, socket.MSG_DONTWAIT)
+            connection.shutdown(socket.SHUT_RDWR)
+    on_crash(association, type(error).__name__)
+    dul.to_user_queue.put(A_P_ABORT())
+    association.dimse.msg_queue.put((None, None))
+    dul.kill_dul()
+
+
+def _end(association: Association, messages: Messages, bell: _Bell) -> None:
+    """Leave nothing behind: no half object, no connection, no descriptor."""
+    messages.discard()
+    bell.close()
+    connection: Any = association.dul.socket and association.dul.socket.socket
+    if connection is not None:
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+        connection.close()
+
+
+def _run(run: Callable[[], None], end: Callable[[], None]) -> None:
     try:
         run()
     finally:
-        storing.discard()
-        free()
+        end()

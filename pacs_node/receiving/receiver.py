@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import socket
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any, cast
+from typing import Any
 
-from pydicom.dataset import Dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -29,12 +28,9 @@ from pynetdicom import (
     AE,
     ALL_TRANSFER_SYNTAXES,
     AllStoragePresentationContexts,
-    _config,
-    dimse_messages,
     evt,
 )
 from pynetdicom.association import Association
-from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import
 
 from classifier.config import PROJECTION_RADIOGRAPHS
@@ -47,10 +43,14 @@ from pacs_node.commitment.scp import Provider
 from pacs_node.config import Settings
 from pacs_node.dicom.header import Identity, identity, read_header, scan
 from pacs_node.errors import Refused, UnreadableHeader
+from pacs_node.network.admission import Rules, share
 from pacs_node.network.association import application_entity, let_end
-from pacs_node.network.bounds import bounded
-from pacs_node.network.server import Server, listen
-from pacs_node.receiving.c_store import UNABLE_TO_PROCESS, StoreProvider, StoreRequest, StoreResponse
+from pacs_node.network.command_set import C_ECHO_RQ
+from pacs_node.network.dimse import Services, StoreRequest, StoreResponse
+from pacs_node.network.ends import why_aborted
+from pacs_node.network.server import Observer, Server, listen
+from pacs_node.progress import Progress
+from pacs_node.receiving.c_store import UNABLE_TO_PROCESS, StoreProvider
 from pacs_node.storage.arriving import Arriving
 from pacs_node.storage.intake import OUT_OF_RESOURCES, described, record
 from pacs_node.storage.spool import Spool
@@ -76,6 +76,7 @@ READABLE_SYNTAXES = (
 sender can offer it in one of these."""
 
 _DRAIN_SECONDS = 10
+_ABORT_SECONDS = 3
 
 
 class Receiver:
@@ -99,9 +100,9 @@ class Receiver:
         self._database = database
         self._spool = spool
         self._provider = Provider(settings, database, spool)
-        receivers = 1 if listening is None else settings.receive.process_count
+        self._receivers = 1 if listening is None else settings.receive.process_count
         self._flushing = ThreadPoolExecutor(settings.receive.max_associations, "flush")
-        self._ae = _application_entity(settings, receivers)
+        self._ae = _application_entity(settings)
         self._provider.support(self._ae)
         self._server: Server
 
@@ -115,56 +116,45 @@ class Receiver:
         """
         node = self._settings.node
         listening = self._listening or listen(node.host, node.port)
-        self._server = Server(self._ae, listening, self._handlers(), self._storing)
+        services = Services(
+            requests={str(Verification): frozenset({C_ECHO_RQ}), **self._provider.requests},
+            storing=self._storing,
+            count=self._provider.traffic.count,
+            on_refused=_on_refused,
+        )
+        observer = Observer(_on_rejected, _on_silent, _on_crash)
+        rules = _rules(self._settings, self._receivers)
+        self._server = Server(
+            self._ae, listening, self._handlers(), rules=rules, services=services, observer=observer
+        )
         return self._server.port
+
+    @property
+    def progress(self) -> Progress:
+        """Whether it goes on to accept associations."""
+        return self._server.progress
 
     def stop(self) -> None:
         """Accept no more associations, let those that are open end, and abort what is left after 10 s."""
         self._server.stop()
         let_end(self._ae, _DRAIN_SECONDS)
         for association in self._ae.active_associations:
-            association.abort()
+            association.abort(block=False)  # each may take a moment to close its connection
+        let_end(self._ae, _ABORT_SECONDS)
 
-    def storage_handlers(self) -> list[Any]:
-        """Return the handlers of an association over which objects come to be kept, as after C-GET.
-
-        From now on, what this process receives goes into the spool.
-        """
-        # The encoded data set goes straight to a file, which `Spool.keep` can rename into its place.
-        _config.STORE_RECV_CHUNKED_DATASET = True
-        dimse_messages.NamedTemporaryFile = lambda **_: self._spool.arriving()  # type: ignore  # not exported
+    def storage_services(self) -> Services:
+        """Return what takes the objects that come over associations of this node, as after C-GET."""
         silence_warnings()
-        return [(evt.EVT_C_STORE, self._on_c_store), (evt.EVT_ABORTED, _on_aborted)]
+        return Services(storing=self._storing, on_refused=_on_refused)
 
     def _handlers(self) -> list[Any]:
-        handlers = [bounded(), *self.storage_handlers(), *self._provider.handlers()]
-        return [*handlers, (evt.EVT_ACCEPTED, _on_accepted), (evt.EVT_REJECTED, _on_rejected)]
+        silence_warnings()
+        handlers = self._provider.handlers()
+        return [*handlers, (evt.EVT_ACCEPTED, _on_accepted), (evt.EVT_ABORTED, _on_aborted)]
 
-    def _storing(self, association: Association) -> StoreProvider:
-        return StoreProvider(association, self._spool, self._answer, self._provider.traffic.count)
-
-    def _on_c_store(self, event: evt.Event) -> Dataset:
-        """Answer C-STORE over an association that this node opened."""
-        wanted = cast(C_STORE, event.request)
-        request = StoreRequest(
-            message_id=wanted.MessageID or 0,
-            sop_class_uid=str(wanted.AffectedSOPClassUID),
-            sop_instance_uid=str(wanted.AffectedSOPInstanceUID),
-            transfer_syntax_uid=str(event.context.transfer_syntax),
-            calling_ae_title=str(event.assoc.acceptor.ae_title),  # it was called
-        )
-        arriving: Any = wanted._dataset_file
-        if isinstance(arriving, Arriving):
-            arriving.close()
-            found = self._answer(request, arriving)
-            arriving.discard()
-        else:
-            found = StoreResponse(CANNOT_UNDERSTAND, "The request has no data set")
-        answer = Dataset()
-        answer.Status = found.status
-        if found.comment:
-            answer.ErrorComment = found.comment
-        return answer
+    def _storing(self, _association: Association) -> StoreProvider:
+        least_free = self._settings.receive.min_free_mebibytes * 2**20
+        return StoreProvider(self._spool, self._answer, least_free)
 
     def _answer(self, request: StoreRequest, arriving: Arriving) -> StoreResponse:
         """Keep an object that came, and say what to answer."""
@@ -215,14 +205,25 @@ class Receiver:
             raise Refused(OUT_OF_RESOURCES, f"Spool almost full: {free // 2**20} MiB free")
 
 
-def _application_entity(settings: Settings, receivers: int) -> AE:
+def _rules(settings: Settings, receivers: int) -> Rules:
+    """Return who may associate with one of so many receivers."""
+    receive = settings.receive
+    most = math.ceil(receive.max_associations / receivers)
+    return Rules(
+        ae_title=settings.node.ae_title,
+        require_called_ae_title=receive.require_called_ae_title,
+        calling_ae_titles=frozenset(receive.calling_ae_titles),
+        most_associations=most,
+        most_per_address=share(most, receive.address_share),
+        request_seconds=receive.request_seconds,
+    )
+
+
+def _application_entity(settings: Settings) -> AE:
     ae = application_entity(settings.node.ae_title)
     receive = settings.receive
-    ae.maximum_associations = math.ceil(receive.max_associations / receivers)
     ae.maximum_pdu_size = receive.max_pdu_bytes
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = receive.idle_seconds
-    ae.require_calling_aet = list(receive.calling_ae_titles)
-    ae.require_called_aet = receive.require_called_ae_title
     ae.add_supported_context(Verification)
     for sop_class in sorted(PROJECTION_RADIOGRAPHS):
         ae.add_supported_context(sop_class, list(READABLE_SYNTAXES))
@@ -255,41 +256,50 @@ def _failure(status: int, comment: str, who: dict[str, str], **details: str) -> 
 def _on_accepted(event: evt.Event) -> None:
     _log.info("association accepted", **_peer(event))
     for context in event.assoc.rejected_contexts:
-        syntaxes = [str(syntax) for syntax in context.transfer_syntax]
+        syntaxes = [_printable(syntax) for syntax in context.transfer_syntax]
         _log.warning(
             "presentation context rejected",
-            abstract_syntax=str(context.abstract_syntax),
+            abstract_syntax=_printable(str(context.abstract_syntax)),
             transfer_syntaxes=syntaxes,
             **_peer(event),
         )
 
 
-def _on_rejected(event: evt.Event) -> None:
-    _log.warning("association rejected", **_peer(event))
+def _on_rejected(address: str, calling_ae_title: str, called_ae_title: str, rule: str) -> None:
+    titles = {"calling_ae": calling_ae_title, "called_ae": called_ae_title} if calling_ae_title else {}
+    _log.warning("association rejected", **titles, address=address, cause=rule)
+
+
+def _on_silent(address: str, connections: int) -> None:
+    cause = "asked for no association in time ([receive] request_seconds)"
+    _log.info("connections closed", address=address, connections=connections, cause=cause)
+
+
+def _on_refused(association: Association, status: int, comment: str) -> None:
+    _log.warning("request refused", status=f"0x{status:04X}", comment=comment, **_peer_of(association))
+
+
+def _on_crash(association: Association, exception: str) -> None:
+    _log.error("association failed", exception=exception, **_peer_of(association))
 
 
 def _on_aborted(event: evt.Event) -> None:
-    _log.warning("association aborted", **_peer(event))
-    half_received = event.assoc.dimse.message
-    arriving: Any = half_received and half_received._data_set_file
-    if isinstance(arriving, Arriving):
-        arriving.discard()
+    _log.warning("association aborted", **_peer(event), cause=why_aborted(event.assoc))
 
 
 def _peer(event: evt.Event) -> dict[str, Any]:
-    requestor, acceptor = event.assoc.requestor, event.assoc.acceptor
+    return _peer_of(event.assoc)
+
+
+def _peer_of(association: Association) -> dict[str, Any]:
+    requestor, acceptor = association.requestor, association.acceptor
     called = requestor.primitive.called_ae_title if requestor.primitive else acceptor.ae_title
+    calling = acceptor if association.is_requestor else requestor  # it was called, where this node asks
     return {
-        "calling_ae": _calling_ae(event),
+        "calling_ae": _printable(str(calling.ae_title).strip()),
         "called_ae": _printable(str(called).strip()),
         "address": requestor.address,
     }
-
-
-def _calling_ae(event: evt.Event) -> str:
-    """Return the AE title of the other side: the one that was called where this node asked by C-GET."""
-    peer = event.assoc.acceptor if event.assoc.is_requestor else event.assoc.requestor
-    return _printable(str(peer.ae_title).strip())
 
 
 def _printable(text: str) -> str:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
-from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.uid import (
@@ -32,20 +31,23 @@ from pydicom.uid import (
     JPEGLSNearLossless,
     RLELossless,
 )
-from pynetdicom import _config, build_role
+from pynetdicom import build_role
 from pynetdicom.association import Association
 
 from classifier.config import PROJECTION_RADIOGRAPHS
 from classifier.decoding.quiet import silence_warnings
 from classifier.decoding.tags import values
-from pacs_node.dicom.header import text
+from pacs_node.dicom.header import date_text, readable, text
 from pacs_node.errors import CutShort, NotAssociated, PeerError, TakesNothing
 from pacs_node.network.association import application_entity, associate
+from pacs_node.network.dimse import Services
 from pacs_node.network.peer import Peer
+from pacs_node.network.pynetdicom_internals import log_no_identifiers
 
 MOST_ANSWERS = 100_000
 """So many answers to one query are believed; more come only from a PACS that never stops."""
 
+_TEXTS = (0x00080050, 0x00081030, 0x0008103E, 0x00100010, 0x00100020)  # what is asked for, SH, LO and PN
 _FIND, _MOVE, _GET = (f"1.2.840.10008.5.1.4.1.2.2.{number}" for number in (1, 2, 3))  # PS3.4 C.6.2.3
 
 _ASK_SECONDS = 60.0  # for each answer to C-FIND
@@ -160,7 +162,7 @@ class Finder:
         return [
             ListedStudy(
                 study_instance_uid=uid,
-                study_date=text(answer, "StudyDate", 8),
+                study_date=date_text(text(answer, "StudyDate", 64)),
                 patient_id=text(answer, "PatientID", 64),
                 patient_name=text(answer, "PatientName", 324),
                 accession_number=text(answer, "AccessionNumber", 64),
@@ -206,7 +208,7 @@ class Finder:
             if identifier is None or not uid:
                 self.unreadable = True
             else:
-                yield uid, identifier
+                yield uid, readable(identifier, _TEXTS)
 
     def _answers(self, ask: _Ask) -> Iterator[Dataset | None]:
         number = 0
@@ -236,8 +238,7 @@ def open_finder(peer: Peer, calling_ae_title: str) -> Iterator[Finder]:
     PeerError
         When there is no connection, it is rejected, or the peer does not offer C-FIND.
     """
-    # Identifiers hold names of patients; and logging one parses all of it, whatever it holds
-    _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
+    log_no_identifiers()
     refusal = f"{peer} does not offer C-FIND (Study Root); enable it there, or ask the PACS that does."
     with _associated(peer, calling_ae_title, _FIND, refusal) as association:
         yield Finder(association, peer, calling_ae_title)
@@ -262,14 +263,14 @@ def move(peer: Peer, calling_ae_title: str, to: str, wanted: Sequence[RetrieveKe
 
 
 def get(
-    peer: Peer, calling_ae_title: str, handlers: Sequence[Any], wanted: Sequence[RetrieveKeys]
+    peer: Peer, calling_ae_title: str, services: Services, wanted: Sequence[RetrieveKeys]
 ) -> Iterator[str]:
     """Let a PACS send images over the association that asks; yield what went wrong with each request, or "".
 
     Parameters
     ----------
-    handlers
-        Of pynetdicom, that keep what arrives by C-STORE.
+    services
+        With what keeps the objects that arrive by C-STORE.
 
     Raises
     ------
@@ -277,7 +278,7 @@ def get(
         When it does not offer C-GET, or breaks off.
     """
     refusal = f"{peer} does not offer C-GET (Study Root); enable it there, or use --by move."
-    with _associated(peer, calling_ae_title, _GET, refusal, handlers) as association:
+    with _associated(peer, calling_ae_title, _GET, refusal, services) as association:
         if not any(context.abstract_syntax == _GET for context in association.accepted_contexts):
             raise PeerError(refusal)
         for one in wanted:
@@ -288,19 +289,19 @@ def get(
 
 @contextmanager
 def _associated(
-    peer: Peer, calling_ae_title: str, model: str, refusal: str, handlers: Sequence[Any] = ()
+    peer: Peer, calling_ae_title: str, model: str, refusal: str, services: Services | None = None
 ) -> Iterator[Association]:
-    """Open an association for an information model; with handlers, radiographs may come over it."""
+    """Open an association for an information model; with services, radiographs may come over it."""
     ae = application_entity(calling_ae_title)
     ae.connection_timeout = ae.acse_timeout = _ASK_SECONDS
     ae.dimse_timeout = ae.network_timeout = _ASK_SECONDS if model == _FIND else _FETCH_SECONDS
     ae.add_requested_context(model, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
-    classes = sorted(PROJECTION_RADIOGRAPHS) if handlers else []
+    classes = sorted(PROJECTION_RADIOGRAPHS) if services else []
     for sop_class, syntax in itertools.product(classes, _SYNTAXES):
         ae.add_requested_context(sop_class, syntax)
     roles = [build_role(sop_class, scp_role=True) for sop_class in classes]
     try:
-        association = associate(ae, peer.host, peer.port, peer.ae_title, roles=roles, handlers=handlers)
+        association = associate(ae, peer.host, peer.port, peer.ae_title, roles=roles, services=services)
     except TakesNothing as error:
         raise PeerError(refusal) from error
     except NotAssociated as error:

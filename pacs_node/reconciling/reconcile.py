@@ -18,7 +18,7 @@ from pydicom.uid import ComputedRadiographyImageStorage
 from classifier.config import PROJECTION_RADIOGRAPHS, Eligibility
 from classifier.decoding import eligibility
 from classifier.decoding.quiet import silence_warnings
-from classifier.errors import NotScorable, Reason
+from classifier.errors import RESULTS, NotScorable, Reason
 from db import inventory, queries
 from db.session import Database
 from pacs_node.errors import CutShort, PeerError, SpoolUnusable, UserError
@@ -43,6 +43,8 @@ _SETTLE_SECONDS = 10.0  # some PACS answer C-MOVE before they have sent
 _LOOK_SECONDS = 0.2
 _LEFT_SECONDS = 3600.0  # nothing arrives for so long: what is older was left by a fetch that was killed
 _ANY = Eligibility(unknown_body_part="score", unknown_view="score")
+
+_UNCOUNTED = [reason.value for reason in RESULTS]
 
 _T = TypeVar("_T")
 Retrieve = Callable[[Sequence[RetrieveKeys]], Iterator[str]]
@@ -103,7 +105,8 @@ def compare(
         images += len(listed.images)
         with database.read() as session:
             known = inventory.known(session, listed.images)
-            reported = inventory.reported(session, study.study_instance_uid, PROJECTION_RADIOGRAPHS)
+            uid = study.study_instance_uid
+            reported = inventory.reported(session, uid, PROJECTION_RADIOGRAPHS, _UNCOUNTED)
         findings += missing_images(listed, known, _looks_into(spool))
         findings += missing_report(listed, reported, _asks_for(finder, listed))
     return Reconciliation(
@@ -124,7 +127,7 @@ def may_be_chest_radiograph(study: ListedStudy, series: ListedSeries) -> bool:
     try:
         eligibility.check(header, _ANY)
     except NotScorable as refused:
-        return refused.reason not in (Reason.NOT_RADIOGRAPH, Reason.NOT_CHEST)
+        return refused.reason not in (Reason.NOT_RADIOGRAPH, Reason.NOT_CHEST, *RESULTS)
     return True
 
 

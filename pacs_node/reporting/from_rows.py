@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from pydicom.dataset import Dataset
 
 from classifier import errors as classifier_errors
+from classifier.config import PROJECTION_RADIOGRAPHS
+from classifier.decoding.tags import items, text
+from classifier.errors import Bearing
 from classifier.outcome import Decision
 from db.rows import StoredInstance, StoredModel
 from pacs_node.errors import InvalidReport
@@ -18,17 +24,6 @@ DUPLICATE = NotScoredReason(
 _FAILED = NotScoredReason(
     "SCORING_FAILED", "Scoring failed, see the log of the node", failed=True, leaves_open=True
 )
-
-
-_FAILURES = {classifier_errors.Reason.UNREADABLE, classifier_errors.Reason.NO_FINITE_SCORE}
-
-
-_OPEN = _FAILURES | {
-    classifier_errors.Reason.TOO_LARGE,
-    classifier_errors.Reason.CONSTANT_IMAGE,
-    classifier_errors.Reason.NO_VIEW,
-    classifier_errors.Reason.NO_BODY_PART,
-}
 
 
 _STUDY_LEVEL = (
@@ -49,6 +44,15 @@ def algorithm(model: StoredModel, threshold: float | None = None) -> Algorithm:
     return Algorithm(model.name, model.version, model.sha256, threshold, model.preprocessing)
 
 
+def is_reportable(image: StoredInstance) -> bool:
+    """Tell whether an object counts as an image of its study.
+
+    No one expects an answer for CT slices, presentation states and the results of programs.
+    """
+    reason = image.score.reason if image.score else None
+    return image.sop_class_uid in PROJECTION_RADIOGRAPHS and reason not in classifier_errors.RESULTS
+
+
 def image_result(image: StoredInstance, header: Dataset, newest: StoredModel | None) -> ImageResult:
     score = image.score
     if score is not None:
@@ -58,6 +62,36 @@ def image_result(image: StoredInstance, header: Dataset, newest: StoredModel | N
     if newest is None:
         raise InvalidReport("no model was ever in use here")
     return ImageResult(header, Decision.NOT_SCORED.value, None, _FAILED, algorithm(newest))
+
+
+def settle_raw_images(images: Sequence[ImageResult]) -> list[ImageResult]:
+    """Let raw images leave nothing open where what was made of them for presentation is scored.
+
+    Devices that send both say so by Source Image Sequence, by Irradiation Event UID, or by one and the same
+    time of acquisition.
+    """
+    raw = classifier_errors.Reason.FOR_PROCESSING.value
+    scored = [image.header for image in images if image.probability is not None]
+    known = {uid for header in scored for uid in _exposures(header, _sources(header))}
+    settled = []
+    for image in images:
+        mine = _exposures(image.header, [text(image.header, "SOPInstanceUID")])
+        if image.reason and image.reason.code == raw and known & set(mine):
+            image = replace(image, reason=replace(image.reason, leaves_open=False))  # noqa: PLW2901
+        settled.append(image)
+    return settled
+
+
+def _exposures(header: Dataset, raw_uids: Sequence[str]) -> list[str]:
+    """Return what two images of one exposure have in common."""
+    day, time = text(header, "AcquisitionDate"), text(header, "AcquisitionTime")
+    moment = text(header, "AcquisitionDateTime") or f"{day}{time}"
+    is_exact = len(moment) >= len("20261101101112")
+    return [one for one in (*raw_uids, text(header, "IrradiationEventUID"), moment * is_exact) if one]
+
+
+def _sources(header: Dataset) -> list[str]:
+    return [text(item, "ReferencedSOPInstanceUID") for item in items(header, "SourceImageSequence")]
 
 
 def stand_in_header(image: StoredInstance, patient: Dataset) -> Dataset:
@@ -77,4 +111,5 @@ def _reason(code: str) -> NotScoredReason:
     if code == DUPLICATE.code:
         return DUPLICATE
     known = classifier_errors.Reason(code)
-    return NotScoredReason(known.value, known.meaning, failed=known in _FAILURES, leaves_open=known in _OPEN)
+    leaves_open = known.bearing is Bearing.OPEN
+    return NotScoredReason(known.value, known.meaning, failed=known.is_failure, leaves_open=leaves_open)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydicom.dataset import Dataset
 
+from classifier.config import OWN_EQUIPMENT
 from pacs_node.errors import InvalidReport
 
 SCHEMA = "pacs-node-report/1"  # a change of the content tree changes this, and with it every UID
@@ -100,8 +101,8 @@ class ObserverDevice:
         When a value cannot stand in a report.
     """
 
-    manufacturer: str = "PACS Node"
-    model_name: str = "PACS Node"
+    manufacturer: str = OWN_EQUIPMENT[0]
+    model_name: str = OWN_EQUIPMENT[1]
     software_version: str
     station_name: str
     purpose: Literal["RESEARCH", "PRODUCT"] = "RESEARCH"

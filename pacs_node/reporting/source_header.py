@@ -13,30 +13,26 @@ from datetime import date
 from typing import Any
 
 from pydicom.charset import encode_string, python_encoding
+from pydicom.datadict import keyword_for_tag, tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.valuerep import PersonName
 
+from classifier.decoding.dates import exact
 from classifier.decoding.quiet import silence_warnings
+from pacs_node.dicom import character_sets
 from pacs_node.dicom.attributes import attribute
+from pacs_node.dicom.character_sets import JAPANESE, STAND_ALONE, Terms
+from pacs_node.dicom.header import IDENTIFYING
 
-# Defined terms of PS3.3 C.12.1.1.2 that have characters beyond ASCII in 8 bits
-_EIGHT_BIT = {
-    *(f"{form} {n}" for form in ("ISO_IR", "ISO 2022 IR") for n in (13, 100, 101, 109, 110)),
-    *(f"{form} {n}" for form in ("ISO_IR", "ISO 2022 IR") for n in (126, 127, 138, 144, 148, 166, 203)),
-    *("ISO 2022 IR 58", "ISO 2022 IR 149", "ISO_IR 192", "GB18030", "GBK"),
-}
-_JAPANESE = {"ISO 2022 IR 87", "ISO 2022 IR 159"}
-_STAND_ALONE = {"ISO_IR 192": "utf-8", "GB18030": "gb18030", "GBK": "gbk"}
 _MOST = {"SH": 16, "LO": 64, "PN": 64}  # characters, PS3.5 6.2; for PN per component group
 
 _MULTI_BYTE_G0 = re.compile(rb"\x1b\$\(?[@BD]((?:[!-~]{2})*)")  # JIS X 0208 and 0212
 _ESCAPE = re.compile(rb"\x1b(?:\$\)[AC]|[()\-][!-~])")
 _MULTI_BYTE_G1 = re.compile(rb"[\xa1-\xfe]{2}")  # KS X 1001 and GB 2312
 _LEGAL_TERM = re.compile("[A-Z0-9 _]{0,16}")
+_C0_OR_DELIMITER = re.compile(r"[\x00-\x1f\x7f\\]")
 _CONTROL_OR_DELIMITER = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
-
-Terms = tuple[str, ...]
 
 
 class Source:
@@ -48,15 +44,18 @@ class Source:
         As pydicom read it, or as somebody made it.
     terms
         Values of Specific Character Set that hold where `item` has none of its own.
+    is_assumed
+        Whether nobody declared `terms`.
     """
 
-    def __init__(self, item: Dataset, terms: Terms = ()) -> None:
+    def __init__(self, item: Dataset, terms: Terms = (), *, is_assumed: bool = True) -> None:
         self.item = item
         self.terms = terms
-        own = self.value("SpecificCharacterSet").rstrip(b" \0")
-        self.declared = own
+        own = character_sets.parsed(self.value("SpecificCharacterSet"))
+        self.declared = self.value("SpecificCharacterSet").rstrip(b" \0") if own else b""
+        self.is_assumed = is_assumed and not own
         if own:
-            self.terms = tuple(term.strip() for term in own.decode("latin-1").split("\\"))
+            self.terms = character_sets.mended(own)
 
     @property
     def is_declared_legally(self) -> bool:
@@ -92,9 +91,13 @@ class Source:
         """Return a value of any VR of bytes or text, or none where the VR forbids it."""
         vr = attribute(keyword).vr
         if vr in _MOST:
-            return legal_text(self.value(keyword).rstrip(b"\0"), vr, self.terms)
-        value = self.value(keyword).strip(b" \0")
+            value = legal_text(self.value(keyword).rstrip(b"\0"), vr, self.terms)
+            return value if self._fits_assumption(value) else b""
+        value = _MENDED.get(vr, bytes)(self.value(keyword).strip(b" \0"))
         return value if value.isascii() and _LEGAL[vr](value.decode()) else b""
+
+    def _fits_assumption(self, value: bytes) -> bool:
+        return not self.is_assumed or self.terms != ("ISO_IR 192",) or character_sets.is_utf8(value)
 
     def values(self, keyword: str) -> list[str]:
         """Return all values of CS or DS, or none where one of them is illegal."""
@@ -123,7 +126,16 @@ class Source:
         tag = attribute(keyword).tag
         if tag in self.item:
             for item in _sequence(self.item, tag):
-                yield Source(item, self.terms)
+                source = Source(item, self.terms, is_assumed=self.is_assumed)
+                if source.is_assumed:
+                    source.terms = character_sets.assumed(source.texts()) or self.terms
+                yield source
+
+    def texts(self, keywords: Iterable[str] | None = None) -> bytes:
+        """Return the texts among the attributes `keywords`, or of all that are known, joined."""
+        if keywords is None:
+            keywords = filter(tag_for_keyword, map(keyword_for_tag, self.item.keys()))
+        return b"".join(self.value(keyword) for keyword in keywords if attribute(keyword).vr in _MOST)
 
 
 def _is_multiple(value: object) -> bool:
@@ -146,9 +158,9 @@ def skeleton(value: bytes, terms: Terms) -> str:
 
     Bytes of a multi-byte character may look like a backslash, a caret or an equals sign (PS3.5 6.1.2.5.3).
     """
-    if terms and terms[0] in _STAND_ALONE:
-        return value.decode(_STAND_ALONE[terms[0]], "replace")
-    if not _JAPANESE.isdisjoint(terms):
+    if terms and terms[0] in STAND_ALONE:
+        return value.decode(STAND_ALONE[terms[0]], "replace")
+    if not JAPANESE.isdisjoint(terms):
         value = _MULTI_BYTE_G0.sub(lambda match: b"x" * (len(match[1]) // 2), value)
     if len(terms) > 1 or any(term.startswith("ISO 2022") for term in terms):
         value = _ESCAPE.sub(b"", value)
@@ -160,7 +172,8 @@ def skeleton(value: bytes, terms: Terms) -> str:
 def legal_text(value: bytes, vr: str, terms: Terms) -> bytes:
     """Return `value` where SH, LO or PN may hold it under the character sets `terms`, else nothing.
 
-    An illegal identifier is left empty and never cut: cut, it might be another patient's.
+    An illegal identifier is left empty and never cut: cut, it might be another patient's. Text that cannot be
+    read, under an unknown character set or none, keeps its bytes: it is what stands in the images.
     """
     if len(value) > _MOST[vr]:
         value = value.rstrip(b" ")
@@ -168,9 +181,10 @@ def legal_text(value: bytes, vr: str, terms: Terms) -> bytes:
         value = _without_empty_components(value, terms)
     text = skeleton(value, terms)
     groups = text.split("=") if vr == "PN" else [text]
+    is_understood = character_sets.are_known(terms) and character_sets.can_hold_8_bits(terms)
+    forbidden = _CONTROL_OR_DELIMITER if is_understood else _C0_OR_DELIMITER
     legal = (
-        not _CONTROL_OR_DELIMITER.search(text)
-        and (text.isascii() or not _EIGHT_BIT.isdisjoint(terms))
+        not forbidden.search(text)
         and len(groups) <= 3
         and all(len(group) <= _MOST[vr] for group in groups)
         and (vr != "PN" or all(group.count("^") <= 4 for group in groups))
@@ -187,11 +201,11 @@ def _without_empty_components(name: bytes, terms: Terms) -> bytes:
 
 
 def resolve_charset(header: Source, keywords: Iterable[str]) -> Source:
-    """Return `header` with a character set in which the text to copy makes a legal object.
+    """Return `header` with the character set that the report declares.
 
-    That is the declared one, unchanged, wherever it can be. One that is only misspelt is mended. Where no
-    known one is declared but there are 8-bit characters, they are declared as UTF-8 if they decode as such,
-    else as ISO_IR 100, which is what receivers assume.
+    That is the declared one; one that is only misspelt is put right. Where none is declared but the text goes
+    beyond ASCII, UTF-8 is declared if the text is that, else ISO_IR 100, and the bytes stay. Under an unknown
+    one, the report says what the images say, bytes and declaration, unless the text is UTF-8.
 
     Parameters
     ----------
@@ -200,16 +214,19 @@ def resolve_charset(header: Source, keywords: Iterable[str]) -> Source:
     keywords
         The attributes to copy.
     """
-    text = b"".join(header.value(keyword) for keyword in keywords if attribute(keyword).vr in _MOST)
-    known = not {*_EIGHT_BIT, *_JAPANESE}.isdisjoint(header.terms)
-    if header.is_declared_legally and (known or text.isascii()):
-        return header
-    mended = re.sub(rb"\bISO[-_ ]?IR[-_ ]?(\d+)", rb"ISO_IR \1", header.declared.upper())
-    if mended and set(mended.decode("latin-1").split("\\")) <= {*_EIGHT_BIT, *_JAPANESE, ""}:
-        return _declare(header, mended)
-    if text.isascii():
-        return _declare(header, b"")
-    return _declare(header, b"ISO_IR 192" if _is_utf8(text) else b"ISO_IR 100")
+    text = header.texts(keywords)
+    if not header.declared:
+        terms = character_sets.assumed(header.texts(map(keyword_for_tag, IDENTIFYING)), text)
+        return _declare(header, "\\".join(terms).encode()) if terms else header
+    if character_sets.are_known(header.terms):
+        if header.terms != character_sets.parsed(header.declared):
+            return _declare(header, "\\".join(header.terms).encode())
+        if character_sets.can_hold_8_bits(header.terms) or text.isascii():
+            return header
+    elif text.isascii():
+        return header if header.is_declared_legally else _declare(header, b"")
+    is_utf8 = character_sets.is_utf8(text) and not text.isascii()
+    return _declare(header, b"ISO_IR 192") if is_utf8 else header
 
 
 def _declare(header: Source, declared: bytes) -> Source:
@@ -219,12 +236,15 @@ def _declare(header: Source, declared: bytes) -> Source:
     return changed
 
 
-def _is_utf8(text: bytes) -> bool:
-    try:
-        text.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+def _dated(value: bytes) -> bytes:
+    """Return a date of ACR-NEMA or ISO 8601 as DA has it."""
+    day = exact(value.decode("latin-1"))
+    return value if day is None else day.isoformat().replace("-", "").encode()
+
+
+def _timed(value: bytes) -> bytes:
+    """Return a time of ACR-NEMA, 10:11:12.5, as TM has it."""
+    return value.replace(b":", b"") if _TIME_WITH_COLONS.fullmatch(value) else value
 
 
 def _is_date(text: str) -> bool:
@@ -246,6 +266,8 @@ def _matches(pattern: str) -> Callable[[str], bool]:
     return lambda text: bool(re.fullmatch(pattern, text))
 
 
+_TIME_WITH_COLONS = re.compile(rb"\d{2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?")
+_MENDED: dict[str, Callable[[bytes], bytes]] = {"DA": _dated, "TM": _timed}
 _LEGAL: dict[str, Callable[[str], bool]] = {
     "DA": _is_date,
     "TM": _is_time,

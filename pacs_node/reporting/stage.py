@@ -15,7 +15,6 @@ from functools import partial
 from pydicom.dataset import Dataset
 from sqlalchemy.orm import Session
 
-from classifier.config import PROJECTION_RADIOGRAPHS
 from db import queries
 from db.queue import Claimed, Kind
 from db.rows import NewReport, StoredInstance, StoredModel, StoredReport
@@ -24,7 +23,7 @@ from pacs_node import log
 from pacs_node.config import Settings
 from pacs_node.dicom.header import read_header
 from pacs_node.errors import InvalidReport, UnreadableHeader
-from pacs_node.reporting.from_rows import image_result, stand_in_header
+from pacs_node.reporting.from_rows import image_result, is_reportable, settle_raw_images, stand_in_header
 from pacs_node.reporting.report import ObserverDevice, Predecessor, build
 from pacs_node.storage.spool import Spool
 from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled, retry_unreadable
@@ -67,7 +66,7 @@ class ReportStage:
             study = _StudyState(
                 id=job.ref,
                 uid=queries.study_uid(session, job.ref),
-                images=_reportable(queries.study_instances(session, job.ref)),
+                images=[*filter(is_reportable, queries.study_instances(session, job.ref))],
                 last=queries.last_report(session, job.ref),
                 model=queries.newest_model(session),
             )
@@ -91,7 +90,7 @@ class ReportStage:
         made_at = datetime.now(UTC).replace(microsecond=0)
         headers = self._headers(study.images)
         images = [image_result(image, headers[image.id], study.model) for image in study.images]
-        report = build(images, self._node, made_at, study.revision, study.predecessor)
+        report = build(settle_raw_images(images), self._node, made_at, study.revision, study.predecessor)
         return NewReport(
             study_id=study.id,
             revision=study.revision,
@@ -146,11 +145,6 @@ class _StudyState:
         if last is None:
             return None
         return Predecessor(last.sop_class_uid, last.sop_instance_uid, last.series_instance_uid, self.uid)
-
-
-def _reportable(instances: Sequence[StoredInstance]) -> list[StoredInstance]:
-    """Leave out what no one expects an answer for: CT slices, presentation states, the reports of others."""
-    return [instance for instance in instances if instance.sop_class_uid in PROJECTION_RADIOGRAPHS]
 
 
 def _nothing(_session: Session) -> None:

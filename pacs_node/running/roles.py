@@ -19,6 +19,7 @@ from pacs_node.commitment.stages import CommitStage, ConfirmStage
 from pacs_node.config import Settings
 from pacs_node.delivering.stage import DeliverStage
 from pacs_node.errors import ConfigError, InvalidReport
+from pacs_node.progress import Progress
 from pacs_node.receiving.receiver import Receiver
 from pacs_node.reporting.report import ObserverDevice
 from pacs_node.reporting.stage import ReportStage
@@ -30,9 +31,13 @@ from pacs_node.worker import Stage, Worker
 
 _log = log.get(__name__)
 
+_HUNG_SECONDS = 900.0  # without settling anything, but for what others may take to answer
+
 
 class Runs(Protocol):
-    """What works until it is told to stop."""
+    """What works until it is told to stop, and keeps account of getting on."""
+
+    progress: Progress
 
     def run(self) -> None:
         """Work until `stop`."""
@@ -43,7 +48,9 @@ class Runs(Protocol):
         ...
 
 
-Ready = Callable[[], None]
+Ready = Callable[[Sequence[Progress]], None]
+"""Told that a process is at work, and by which loops."""
+
 Role = Callable[[Settings, threading.Event, Ready], None]
 
 
@@ -64,7 +71,7 @@ def receive(
         _log.warning("incomplete object removed", file=path.name)
         path.unlink(missing_ok=True)
     _log.info("listening", ae_title=settings.node.ae_title, host=settings.node.host, port=port)
-    ready()
+    ready([receiver.progress])
     stopped.wait()
     receiver.stop()
 
@@ -75,8 +82,7 @@ def score(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
     scorer, model = load_model(settings, database)
     stage = ScoreStage(database, spool, scorer, model, settings.classifier.batch_size)
     _spare_collector()
-    ready()
-    _work(settings, stopped, database, [stage])
+    _work(stopped, ready, _workers(settings, database, [stage]))
 
 
 def deliver(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
@@ -99,8 +105,8 @@ def deliver(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
         for stage in (DeliverStage, CommitStage):
             stages.append(stage(database, destination, settings.node.ae_title, settings.deliver))
     _spare_collector()
-    ready()
-    _work(settings, stopped, database, stages, [Housekeeper(settings, database, spool)])
+    workers = [*_workers(settings, database, stages), Housekeeper(settings, database, spool)]
+    _work(stopped, ready, workers)
 
 
 def _spare_collector() -> None:
@@ -136,18 +142,17 @@ def open_spool(settings: Settings, database: Database, number: int = 0) -> Spool
     return spool
 
 
-def _work(
-    settings: Settings,
-    stopped: threading.Event,
-    database: Database,
-    stages: Sequence[Stage],
-    others: Sequence[Runs] = (),
-) -> None:
-    """Run a worker for each stage, and what else there is, until `stopped`; end all when one fails."""
+def _workers(settings: Settings, database: Database, stages: Sequence[Stage]) -> list[Runs]:
+    """Return a worker for each stage."""
     poll, lease = settings.work.poll_seconds, settings.work.lease_seconds
-    workers: list[Runs] = [Worker(database, stage, poll, lease) for stage in stages]
-    workers += others
+    hung = _HUNG_SECONDS + settings.deliver.connect_seconds + settings.deliver.answer_seconds
+    return [Worker(database, stage, poll, lease, hung) for stage in stages]
+
+
+def _work(stopped: threading.Event, ready: Ready, workers: Sequence[Runs]) -> None:
+    """Let all work until `stopped`; end all when one fails."""
     threads = [threading.Thread(target=worker.run, daemon=True) for worker in workers]
+    ready([worker.progress for worker in workers])
     for thread in threads:
         thread.start()
     while not stopped.wait(0.2) and all(thread.is_alive() for thread in threads):

@@ -18,6 +18,7 @@ ROLES = ("receive", "score", "deliver")
 
 _MOST_FAILURES = 20
 _SILENT_SECONDS = 60.0
+_FORGOTTEN_SECONDS = 3600.0  # of one of several processes: its machine is gone
 _LONG_WAIT = timedelta(minutes=10)
 _PATIENT_TRIES = 3  # of a delivery, before a person should look
 
@@ -53,13 +54,17 @@ class Snapshot:
         """What a person should look at, one sentence each; none when all is well."""
         found = []
         for role in ROLES:
-            ages = [beat.age_seconds for beat in self.heartbeats if beat.role.split()[0] == role]
+            beats = [beat for beat in self.heartbeats if beat.role.split()[0] == role]
+            ages = [beat.age_seconds for beat in beats]
             if not ages:
                 found.append(f"No {role} process is running; start `pacs-node serve`.")
             elif min(ages) > _SILENT_SECONDS:
                 found.append(
                     f"The last {role} heartbeat was {min(ages):.0f} s ago; see the log of `pacs-node serve`."
                 )
+            else:
+                silent = (beat for beat in beats if _SILENT_SECONDS < beat.age_seconds < _FORGOTTEN_SECONDS)
+                found += map(_hanging, silent)
         if self.waiting and self.at - self.waiting.received_at > _LONG_WAIT:
             found.append(f"An image waits for its score since {self.waiting.received_at.astimezone():%H:%M}.")
         for late in self.undelivered:
@@ -86,6 +91,13 @@ class Snapshot:
                 f"for good with `pacs-node abandon`."
             )
         return found
+
+
+def _hanging(beat: Heartbeat) -> str:
+    return (
+        f"The process {beat.role} on {beat.host} gave its last heartbeat {beat.age_seconds:.0f} s ago; "
+        "see the log of `pacs-node serve`."
+    )
 
 
 def _files(found: Sized) -> str:

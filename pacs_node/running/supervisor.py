@@ -1,6 +1,7 @@
-"""`pacs-node serve`: starts one process for each role, restarts those that die, and ends them in good order.
+"""`pacs-node serve`: starts one process for each role, starts those anew that die or hang, and ends them all.
 
-Each process has a socket to the supervisor. It sends one byte when it is ready, and ends by itself when the
+Each process has a socket to the supervisor. It says over it that it is ready, and then, as long as its work
+gets on, gives a heartbeat every second; one that gives none is ended by force. It ends by itself when the
 supervisor is gone.
 """
 
@@ -25,7 +26,8 @@ from pacs_node import __version__, log
 from pacs_node.config import Settings
 from pacs_node.errors import DatabaseUnusable, ModelUnusable
 from pacs_node.network.server import listen
-from pacs_node.running.heartbeat import heartbeats
+from pacs_node.progress import Progress
+from pacs_node.running.heartbeat import READY, heartbeats
 from pacs_node.running.roles import ROLES, open_spool, receive
 
 _log = log.get(__name__)
@@ -33,8 +35,12 @@ _log = log.get(__name__)
 USER_ERROR = 2  # exit code: the person at the keyboard can mend it
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _POLL_SECONDS = 0.1
+_START_SECONDS = 600.0  # to get ready, with a large model from a slow disk
+_TERM_SECONDS = 5.0  # from SIGTERM to SIGKILL, for a process that was silent
 _GRACE_SECONDS = 30  # to finish what is at hand
 _MOST_BACK_OFF = 30.0
+_MOST_SAID = 4096  # bytes
+_MOST_BETWEEN = 1.0  # seconds of silence that one look at a process adds
 _HEALTHY_SECONDS = 60  # a process that lived so long starts its next life without pause
 
 
@@ -45,14 +51,22 @@ class _Process:
     ----------
     number
         Which of several with this role it is.
+    silent_seconds
+        How long it may give no heartbeat.
     listening
         The socket that it shares with them.
     """
 
     def __init__(
-        self, role: str, config: Path | None, number: int = 0, listening: socket.socket | None = None
+        self,
+        role: str,
+        config: Path | None,
+        silent_seconds: float,
+        number: int = 0,
+        listening: socket.socket | None = None,
     ) -> None:
         self.role = role
+        self._silent_seconds = silent_seconds
         self._number = number
         self._listening = listening
         self._config = config
@@ -76,7 +90,8 @@ class _Process:
         theirs.close()
         ours.setblocking(False)
         self._socket = ours
-        self._started_at = time.monotonic()
+        self._started_at = self._heard_at = time.monotonic()
+        self._silence, self._is_ready, self._is_told_to_end = 0.0, False, False
         self.restart_at = None
 
     def check(self) -> int | None:
@@ -85,16 +100,41 @@ class _Process:
             if time.monotonic() >= self.restart_at:
                 self._start()
             return None
-        with suppress(BlockingIOError, ConnectionError):
-            self.was_ready = bool(self._socket.recv(1)) or self.was_ready
+        self._listen()
         code = self._popen.poll()
         if code is None:
+            self._end_if_silent()
             return None
         self._socket.close()
         if not self.was_ready and code == USER_ERROR:
             return code
         self._plan_restart(code)
         return None
+
+    def _listen(self) -> None:
+        """Take what it said; measure its silence, of which no look at it adds more than a moment.
+
+        So a supervisor that stood still, as all processes of a machine do at times, blames no other for it.
+        """
+        now = time.monotonic()
+        said = b""
+        with suppress(BlockingIOError, ConnectionError):
+            said = self._socket.recv(_MOST_SAID)
+        self._is_ready |= READY in said
+        self.was_ready |= self._is_ready
+        self._silence = 0.0 if said else self._silence + min(now - self._heard_at, _MOST_BETWEEN)
+        self._heard_at = now
+
+    def _end_if_silent(self) -> None:
+        """End a process that gives no heartbeat; the interpreter of one that hangs never sees SIGTERM."""
+        allowed = self._silent_seconds if self._is_ready else _START_SECONDS
+        if self._silence > allowed and not self._is_told_to_end:
+            self._is_told_to_end = True
+            silent = round(self._silence)
+            _log.error("process hangs", role=self.role, pid=self._popen.pid, silent_seconds=silent)
+            self._popen.terminate()
+        if self._silence > allowed + _TERM_SECONDS:
+            self._popen.kill()
 
     def _plan_restart(self, code: int) -> None:
         lived = time.monotonic() - self._started_at
@@ -105,16 +145,18 @@ class _Process:
 
     def terminate(self) -> None:
         """Let the process finish what is at hand and end; one that is still starting has nothing at hand."""
-        if self.was_ready:
+        if self._is_ready:
             self._popen.terminate()
         else:
             self._popen.kill()
 
     def join(self, deadline: float) -> None:
-        """Wait for its end; end it by force after `deadline`."""
-        try:
-            self._popen.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
+        """Wait for its end; end it by force when it gives no heartbeat, or after `deadline`."""
+        while self._popen.poll() is None and time.monotonic() < deadline:
+            self._listen()
+            self._end_if_silent()
+            time.sleep(_POLL_SECONDS)
+        if self._popen.poll() is None:
             _log.error("process ended by force", role=self.role)
             self._popen.kill()
             self._popen.wait()
@@ -145,10 +187,11 @@ def serve(settings: Settings, config: Path | None, roles: Sequence[str]) -> int:
             listening = stack.enter_context(listen(settings.node.host, settings.node.port))
         _prepare(settings, roles)
         _log.info("starting", version=__version__, roles=",".join(roles))
-        processes = [_Process(role, config) for role in roles if role != "receive"]
+        silent = settings.work.silent_seconds
+        processes = [_Process(role, config, silent) for role in roles if role != "receive"]
         if listening is not None:
             count = settings.receive.process_count
-            processes += [_Process("receive", config, number, listening) for number in range(count)]
+            processes += [_Process("receive", config, silent, number, listening) for number in range(count)]
         try:
             return _watch(processes, stopped)
         finally:
@@ -203,10 +246,10 @@ def run_role(
         if control is not None:
             threading.Thread(target=_end_with, args=(control,), daemon=True).start()
 
-        def ready() -> None:
-            stack.enter_context(heartbeats(settings, role, number))
+        def ready(loops: Sequence[Progress]) -> None:
+            stack.enter_context(heartbeats(settings, role, number, loops, control))
             if control is not None:
-                control.sendall(b"R")
+                control.sendall(READY)
 
         try:
             work(settings, stopped, ready)

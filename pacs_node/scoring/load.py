@@ -18,16 +18,24 @@ _log = log.get(__name__)
 
 
 def load_model(settings: Settings, database: Database) -> tuple[Scorer, StoredModel]:
-    from classifier.config import Eligibility  # noqa: PLC0415
+    from classifier.config import DecodeLimits, Eligibility  # noqa: PLC0415
     from classifier.errors import ClassifierError  # noqa: PLC0415
     from classifier.scoring.predict import Predictor  # noqa: PLC0415 - torch, in this process alone
 
     wanted = settings.classifier
     rules = Eligibility(wanted.unknown_body_part, wanted.unknown_view, wanted.max_pixels)
+    limits = DecodeLimits(wanted.decode_seconds, wanted.decode_mebibytes)
     try:
         predictor = Predictor.load(
-            wanted.model, wanted.device, rules, cautious=wanted.is_cautious, engine=wanted.engine
+            wanted.model,
+            wanted.device,
+            rules,
+            cautious=wanted.is_cautious,
+            engine=wanted.engine,
+            unknown_age=wanted.unknown_age,
+            limits=limits,
         )
+        predictor.start()
         card = predictor.card
         model = StoredModel(
             id=0,

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from sqlalchemy.orm import Session
 
-from classifier.outcome import Decision, Prediction
+from classifier.outcome import Decision, Prediction, StillDecoding
 from db import queries
 from db.queue import Claimed, Kind
 from db.rows import NewScore, StoredInstance, StoredModel
@@ -19,21 +19,25 @@ from pacs_node import log
 from pacs_node.reporting.from_rows import DUPLICATE
 from pacs_node.reporting.report import NotScoredReason
 from pacs_node.storage.spool import Spool
-from pacs_node.worker import Done, GivenUp, Outcome, Settled, retry_unreadable
+from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled, retry_unreadable
 
 _log = log.get(__name__)
+
+_AGAIN_SECONDS = 1.0  # after which an image is asked for again whose decoding takes long
+
+Answer = Prediction | OSError | StillDecoding
 
 
 class Scorer(Protocol):
     """What scores files; `classifier.scoring.predict.Predictor` does."""
 
-    def predict(self, sources: Sequence[Path]) -> list[Prediction]:
-        """Return one prediction for each file; OSError when one cannot be read."""
+    def attempt(self, sources: Sequence[Path]) -> list[Prediction | OSError | StillDecoding]:
+        """Return for each file its prediction, why it cannot be read, or that it is to be asked for again."""
         ...
 
 
 class ScoreStage:
-    """Score images in batches."""
+    """Score images in batches; one whose decoding takes long is put off, and holds up no other."""
 
     kind = Kind.SCORE
     lane = ""
@@ -58,21 +62,12 @@ class ScoreStage:
         """Let the report say that scoring failed."""
         queries.wake_report(session, ref)
 
-    def _predict(self, instances: Sequence[StoredInstance]) -> list[Prediction | OSError]:
+    def _predict(self, instances: Sequence[StoredInstance]) -> list[Answer]:
         originals = [instance for instance in instances if not instance.copy]
-        scored = iter(self._predict_files([self._spool.path(instance.digest) for instance in originals]))
+        scored = iter(self._scorer.attempt([self._spool.path(instance.digest) for instance in originals]))
         return [_not_scored(DUPLICATE) if instance.copy else next(scored) for instance in instances]
 
-    def _predict_files(self, paths: Sequence[Path]) -> list[Prediction | OSError]:
-        """Score files together, and one by one where one of them cannot be read."""
-        try:
-            return [*self._scorer.predict(paths)]
-        except OSError as error:
-            if len(paths) == 1:
-                return [error]
-        return [outcome for path in paths for outcome in self._predict_files([path])]
-
-    def _outcome(self, job: Claimed, instance: StoredInstance, prediction: Prediction | OSError) -> Outcome:
+    def _outcome(self, job: Claimed, instance: StoredInstance, prediction: Answer) -> Outcome:
         uid = instance.sop_instance_uid
         if isinstance(prediction, FileNotFoundError) and self._spool.is_there:
             _log.error("file missing from spool", sop_instance_uid=uid, digest=instance.digest)
@@ -81,6 +76,8 @@ class ScoreStage:
         if isinstance(prediction, OSError):
             _log.warning("file not read", sop_instance_uid=uid, cause=str(prediction.strerror))
             return retry_unreadable(job, prediction)
+        if isinstance(prediction, StillDecoding):
+            return Later(_AGAIN_SECONDS, "Its decoding takes long")
         _log.info(
             "instance scored",
             sop_instance_uid=uid,

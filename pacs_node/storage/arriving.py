@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from pacs_node.dicom.part10 import seek_data_set, split_meta
 
 _CHUNK = 2**20
 _HEAD = 2**15  # bytes, more than nearly all headers have
+
+
+class Disk(Protocol):
+    """What knows the space that is left."""
+
+    def free_bytes(self) -> int:
+        """Return it."""
+        ...
 
 
 class _Sha:
@@ -43,28 +53,24 @@ class _Sha:
 class Arriving:
     """A file that is being received, and digested meanwhile.
 
-    It is written by a thread of pynetdicom, which an exception would end without an answer to the sender. So
+    It is written by a thread of the network, which an exception would end without an answer to the sender. So
     none is raised here: the first one waits in `error`, and nothing is written after it.
 
     Attributes
     ----------
-    name, file
-        As pynetdicom expects them of a temporary file.
     head
         The beginning of the data set, after `begin`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.name = str(path)
-        self.file = self
         self.error: OSError | None = None
         self.head = bytearray()
         self._is_begun = False
         self._sha = _Sha()
         self._opened: BinaryIO | None = None
         with self._error_kept():
-            self._opened = path.open("xb")
+            self._opened = os.fdopen(private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
 
     def write(self, content: bytes | memoryview) -> None:
         """Write, unless something went wrong before."""
@@ -87,11 +93,14 @@ class Arriving:
         """Return what `digest` would, of the whole file."""
         return self._sha.hex()
 
-    def flush(self) -> None:
-        """Hand over to the operating system what was written."""
-        if self._opened is not None and self.error is None:
-            with self._error_kept():
-                self._opened.flush()
+    def require_space(self, disk: Disk, least_free: int) -> None:
+        """Write nothing more, and free what is written, where too little space is left on the disk."""
+        if self._opened is None or self.error is not None:
+            return
+        with self._error_kept():
+            if disk.free_bytes() < least_free:
+                self._opened.truncate(0)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """Close; may be repeated."""
@@ -124,3 +133,8 @@ def digest(path: Path, transfer_syntax_uid: str) -> str:
         while chunk := file.read(_CHUNK):
             sha.update(chunk)
     return sha.hexdigest()
+
+
+def private(path: str | Path, flags: int) -> int:
+    """Open a file that only the user of the node can read: it holds patient data."""
+    return os.open(path, flags, 0o600)

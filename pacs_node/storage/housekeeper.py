@@ -19,6 +19,7 @@ from pacs_node.config import Settings
 from pacs_node.dicom.header import identity, read_header
 from pacs_node.dicom.part10 import read_file_meta
 from pacs_node.errors import Refused, UnreadableHeader
+from pacs_node.progress import Progress
 from pacs_node.storage.arriving import digest
 from pacs_node.storage.intake import described, record
 from pacs_node.storage.spool import Spool
@@ -27,6 +28,7 @@ from pacs_node.storage.stock import take_stock
 _log = log.get(__name__)
 
 _EVERY_SECONDS = 3600.0
+_HUNG_SECONDS = 3600.0  # longer than taking stock of all there is may take
 _STUDIES_AT_ONCE = 100
 
 
@@ -38,6 +40,7 @@ class Housekeeper:
         self._database = database
         self._spool = spool
         self._stopped = threading.Event()
+        self.progress = Progress(_HUNG_SECONDS)
 
     def stop(self) -> None:
         """Let `run` return, after the file at hand."""
@@ -51,8 +54,10 @@ class Housekeeper:
                 self.work_once()
             except (DatabaseError, OSError) as error:
                 _log.error("housekeeping failed", cause=str(error))
+            self.progress.rest()
             if self._stopped.wait(pause):
                 return
+            self.progress.step()
 
     def _pauses(self, young: float) -> Iterator[float]:
         yield min(_EVERY_SECONDS, young + 1)  # what a crash left just before this start is old enough then
@@ -78,6 +83,7 @@ class Housekeeper:
             if self._stopped.is_set():
                 return
             self._adopt(name)
+            self.progress.step()
         self._remove(stock.leftovers)
         self._retain()
 
@@ -115,6 +121,7 @@ class Housekeeper:
                 with self._database.write() as session:
                     names = stock_rows.release(session, study_id, before, now)
                 self._remove(names)
+                self.progress.step()
             if len(studies) < _STUDIES_AT_ONCE:
                 return
 

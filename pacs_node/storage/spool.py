@@ -15,10 +15,11 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pacs_node.errors import SpoolUnusable
-from pacs_node.storage.arriving import Arriving
+from pacs_node.storage.arriving import Arriving, private
 
 
 class Spool:
@@ -64,10 +65,12 @@ class Spool:
         probe = self.incoming / f".probe-{os.getpid()}"
         try:
             self.incoming.mkdir(parents=True, exist_ok=True)
-            self.objects.mkdir(exist_ok=True)
+            for folder in (self.root, self.incoming.parent, self.incoming, self.objects):
+                _make_private(folder)
             for number in range(256):  # made and flushed now, so that `keep` has no race to make them
-                (self.objects / f"{number:02x}").mkdir(exist_ok=True)
-            probe.write_bytes(b"probe")
+                _make_private(self.objects / f"{number:02x}")
+            with open(probe, "wb", opener=private) as file:
+                file.write(b"probe")
             probe.replace(self._marker)
             for folder in (self.root.parent, self.root, self.incoming.parent, self.incoming, self.objects):
                 _fsync(folder)
@@ -143,6 +146,13 @@ class Spool:
     def free_bytes(self) -> int:
         """Return the space left on its disk."""
         return shutil.disk_usage(self.root).free
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder that only the user of the node can enter; one that is there becomes so, if it is ours."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(PermissionError):
+        folder.chmod(0o700)
 
 
 def _fsync(path: Path) -> None:

@@ -12,9 +12,10 @@ from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as without_markup
 from rich.table import Column, Table
 
+from classifier.untrusted import cell, json_text, printable
 from pacs_node.reconciling.findings import IMAGE_LEVEL, Finding, Missing, Reconciliation
 from pacs_node.running.status import Snapshot
 from pacs_node.storage.stock import Stock
@@ -38,6 +39,11 @@ _WORK = {
 _ALWAYS = {"score", "report", "deliver"}
 
 Row = Mapping[str, Any]
+
+
+def escape(text: str) -> str:
+    """Return what a stranger wrote as rich's markup for just that text, control characters written out."""
+    return without_markup(printable(text))
 
 
 def print_results(rows: Sequence[Row], console: Console) -> None:
@@ -124,16 +130,15 @@ def _moment(at: datetime) -> str:
 
 
 def write_csv(rows: Sequence[Row], columns: Sequence[str], file: TextIO) -> None:
-    """Write all columns, with a header line; times are ISO 8601."""
+    """Write all columns, with a header line; times are ISO 8601, and no text is a formula."""
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _plain(value) for name, value in row.items()} for row in rows)
+    writer.writerows({name: cell(_plain(value)) for name, value in row.items()} for row in rows)
 
 
 def write_json(value: Any, file: TextIO) -> None:
     """Write JSON; times are ISO 8601."""
-    json.dump(value, file, indent=2, ensure_ascii=False, default=_plain)
-    file.write("\n")
+    file.write(json_text(json.dumps(value, indent=2, ensure_ascii=False, default=_plain)) + "\n")
 
 
 def print_reconciliation(found: Reconciliation, console: Console) -> None:
@@ -176,9 +181,7 @@ def _missing(same: Sequence[Finding]) -> Iterator[str]:
 
 def write_findings_csv(found: Reconciliation, file: TextIO) -> None:
     """Write what is missing, with a header line."""
-    writer = csv.DictWriter(file, [field.name for field in fields(Finding)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(vars(finding) for finding in found.findings)
+    write_csv([vars(finding) for finding in found.findings], [field.name for field in fields(Finding)], file)
 
 
 def reconciliation_values(found: Reconciliation) -> dict[str, Any]:
@@ -242,9 +245,9 @@ def print_status(found: Snapshot, console: Console) -> None:
         lane = f" to {failure.lane}" if failure.lane else ""
         study = f", study {failure.study_instance_uid}" if failure.study_instance_uid else ""
         what = f"Failed: {failure.kind}{lane}{study}: {failure.error}"
-        console.print(what, markup=False, highlight=False)
+        console.print(printable(what), markup=False, highlight=False)
     for problem in found.problems:
-        console.print(problem, style="red", highlight=False, markup=False)
+        console.print(printable(problem), style="red", highlight=False, markup=False)
     if not found.problems:
         console.print("All is well.", style="green")
 
@@ -259,7 +262,7 @@ def _work_table(found: Snapshot) -> Table:
     counted = found.counts.deliveries
     for destination in dict.fromkeys(name for name, _ in counted):
         waiting, failed = (str(counted.get((destination, state), 0)) for state in ("pending", "failed"))
-        table.add_row(f"  to {destination}", waiting, "", failed)
+        table.add_row(escape(f"  to {destination}"), waiting, "", failed)
     return table
 
 
@@ -272,10 +275,12 @@ def _facts_table(found: Snapshot) -> Table:
     table.add_row("Oldest image without score", _waiting(found))
     for late in found.undelivered:
         since = f"{late.since.astimezone():%Y-%m-%d %H:%M}"
-        table.add_row(f"Waits for {late.destination}", f"{late.reports} reports, the oldest since {since}")
+        who = escape(f"Waits for {late.destination}")
+        table.add_row(who, f"{late.reports} reports, the oldest since {since}")
     for beat in found.heartbeats:
         table.add_row(f"Process {beat.role}", f"on {beat.host}, last heartbeat {beat.age_seconds:.0f} s ago")
-    table.add_row("Model", f"{model.name} {model.version}, {model.sha256[:16]}" if model else "none yet")
+    known = "none yet" if model is None else f"{model.name} {model.version}, {model.sha256[:16]}"
+    table.add_row("Model", escape(known))
     table.add_row("Free for the spool", "no spool" if found.free_bytes is None else _size(found.free_bytes))
     return table
 

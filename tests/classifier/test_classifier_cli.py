@@ -19,8 +19,10 @@ from classifier.cli import main
 from classifier.config import SHIPPED_MODEL
 from classifier.model.checkpoint import load
 from classifier.outcome import Decision
+from classifier.scoring import predict
 from tests.conftest import pixels, radiograph, save
 from tests.helpers.datasets import folder
+from tests.helpers.predictors import plain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,8 +47,9 @@ def process(*arguments: object) -> Answer:
 
 @pytest.fixture
 def classifier(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Classifier:
-    """The command in this process, which has loaded torch already, on a wide terminal."""
+    """The command in this process, which has loaded torch already and scores with it, on a wide terminal."""
     monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(predict, "choose", plain)
 
     def run(*arguments: object) -> Answer:
         monkeypatch.setattr(sys, "argv", ["classifier", *map(str, arguments)])
@@ -352,7 +355,7 @@ def test_a_folder_for_results_that_is_a_file_is_named_before_anything_is_scored(
 def test_an_adult_is_undetermined_unless_told_otherwise(classifier: Classifier, tmp_path: Path) -> None:
     ages = load(SHIPPED_MODEL).card.ages
     assert ages is not None
-    adult = save(radiograph(PatientAge="062Y"), tmp_path / "adult.dcm")
+    adult = save(radiograph(PatientAge="062Y", PatientBirthDate=""), tmp_path / "adult.dcm")
     careful, decided = (
         json.loads(classifier("predict", "default", adult, "--format", "json", *options).out)[0]
         for options in ((), ("--unlike-training", "decide"))
@@ -361,3 +364,18 @@ def test_an_adult_is_undetermined_unless_told_otherwise(classifier: Classifier, 
     assert decided["decision"] in (Decision.POSITIVE, Decision.NEGATIVE)
     assert careful["probability"] == decided["probability"]
     assert careful["age"] == decided["age"] == 62
+
+
+def test_a_picture_tells_no_age_and_is_decided_where_asked_for(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    file = picture(tmp_path / "chest.png")
+    careful = classifier("predict", "default", file, "--format", "json")
+    decided = classifier("predict", "default", file, "--format", "json", "--unknown-age", "decide")
+    rows = [json.loads(answer.out)[0] for answer in (careful, decided)]
+    assert rows[0]["decision"] == Decision.UNDETERMINED
+    assert rows[0]["reason"] in ("UNKNOWN_AGE", "UNLIKE_TRAINING")
+    assert rows[1]["reason"] != "UNKNOWN_AGE"
+    if rows[0]["reason"] == "UNKNOWN_AGE":
+        assert "--unknown-age decide" in careful.err
+    assert "--unknown-age" not in decided.err

@@ -59,16 +59,16 @@ def others_waiting(
 
     def hold_on(_: object) -> None:
         is_in.set()
-        assert may_end.wait(10)
+        assert may_end.wait(120)
 
     with ThreadPoolExecutor(len(works) + 1) as pool:
         first = pool.submit(database.write_together, writing("first"), hold_on)
-        assert is_in.wait(10)
+        assert is_in.wait(120)
         others = {name: pool.submit(work) for name, work in works.items()}
         until(lambda: len(database._group._waiting) + sum(map(Future.done, others.values())) == len(works))
         time.sleep(0.3)  # who has little patience loses it
         may_end.set()
-        assert first.result(10) == "first"
+        assert first.result(120) == "first"
         yield others
 
 
@@ -81,7 +81,7 @@ def together(
 def test_each_thread_gets_what_its_own_statements_returned(database: Database) -> None:
     works = {str(number): together(database, str(number)) for number in range(_MANY)}
     with others_waiting(database, works) as others:
-        assert {name: one.result(10) for name, one in others.items()} == {name: name for name in works}
+        assert {name: one.result(120) for name, one in others.items()} == {name: name for name in works}
     assert how_many(database) == _MANY + 1
 
 
@@ -90,7 +90,7 @@ def test_those_that_wait_share_a_commit(database: Database) -> None:
     works = {str(number): together(database, str(number)) for number in range(_MANY)}
     with commits(database) as seen, others_waiting(database, works) as others:
         for one in others.values():
-            one.result(10)
+            one.result(120)
         assert len(seen) == 2  # the first one's, and the others'
     assert how_many(database) == _MANY + 1
 
@@ -108,10 +108,10 @@ def test_what_prevents_one_is_nobody_elses_concern(database: Database) -> None:
         "b": together(database, "b"),
     }
     with others_waiting(database, works) as others:
-        assert others["a"].result(10) == "a"
-        assert others["b"].result(10) == "b"
-        assert isinstance(others["twice"].exception(10), WriteConflict)
-        assert isinstance(others["refused"].exception(10), OSError)
+        assert others["a"].result(120) == "a"
+        assert others["b"].result(120) == "b"
+        assert isinstance(others["twice"].exception(120), WriteConflict)
+        assert isinstance(others["refused"].exception(120), OSError)
     with database.read() as session:
         assert set(session.scalars(select(Model.sha256))) == {"there already", "first", "a", "b"}
 
@@ -136,7 +136,7 @@ def test_all_that_wait_hear_that_another_program_holds_the_lock(
         started = time.monotonic()
         with ThreadPoolExecutor(_MANY) as pool:
             works = [pool.submit(together(database, str(number))) for number in range(_MANY)]
-            assert all(isinstance(work.exception(10), DatabaseDown) for work in works)
+            assert all(isinstance(work.exception(120), DatabaseDown) for work in works)
         assert time.monotonic() - started < 0.5 * (_MANY - 1)  # not one after the other
         other.execute("COMMIT")
     assert together(database, "a")() == "a"
@@ -150,7 +150,7 @@ def test_who_waits_too_long_for_a_turn_is_told_so_and_has_written_nothing(
 ) -> None:
     monkeypatch.setattr(database._group, "_seconds", 0.1)
     with others_waiting(database, {"late": together(database, "late")}) as others:
-        assert isinstance(others["late"].exception(10), DatabaseDown)
+        assert isinstance(others["late"].exception(120), DatabaseDown)
     add(database, "after")
     assert how_many(database) == 2  # first, after
 
@@ -166,8 +166,8 @@ def test_who_is_being_written_waits_for_the_outcome_however_long_it_takes(
 
     works = {"slow": together(database, "slow", take_long), "with it": together(database, "with it")}
     with others_waiting(database, works) as others:
-        assert others["slow"].result(10) == "slow"
-        assert others["with it"].result(10) == "with it"
+        assert others["slow"].result(120) == "slow"
+        assert others["with it"].result(120) == "with it"
     assert how_many(database) == 3
 
 
@@ -186,6 +186,6 @@ def test_a_leader_that_dies_leaves_nobody_waiting(
     with monkeypatch.context() as patched:
         patched.setattr(database._group, "_write_all", die_at_the_second)
         with others_waiting(database, works) as others:
-            ended = [one.exception(10) for one in others.values()]
+            ended = [one.exception(120) for one in others.values()]
     assert all(isinstance(one, MemoryError | DatabaseDown) for one in ended)
     assert together(database, "a")() == "a"

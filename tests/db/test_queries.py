@@ -43,7 +43,7 @@ def report_job(database: Database) -> Any:
 
 def at_once(*calls: Callable[[], Any]) -> list[Any]:
     """Call functions at the same moment, each in its thread, and return what they return."""
-    start = Barrier(len(calls), timeout=30)
+    start = Barrier(len(calls), timeout=120)
 
     def call(one: Callable[[], Any]) -> Any:
         start.wait()

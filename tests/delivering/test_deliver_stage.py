@@ -25,10 +25,8 @@ from tests.helpers.delivering import Answer, abort, data_set, destination, peer,
 from tests.helpers.workbench import Bench, named, only
 from tests.helpers.workers import Line, running, until
 
-# pynetdicom leaves the socket of a connection that was refused to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 # Fixtures: pytest finds them by the names that they have here.
-whole_data_sets, nothing_is_left = delivering.whole_data_sets, delivering.nothing_is_left
+whole_data_sets = delivering.whole_data_sets
 bench = workbench.bench
 
 BACK_OFF = DeliverSettings(retry_seconds=5, max_retry_seconds=12)
@@ -356,7 +354,7 @@ def test_a_worker_that_lost_its_lease_sends_nothing_more(
             return 0x0000
 
         other.answer = freeze
-        assert Worker(line.database, stage(bench, other.destination), 0.01, lease_seconds=0.4).work_once()
+        assert Worker(line.database, stage(bench, other.destination), 0.01, lease_seconds=2).work_once()
     assert other.studies() == ["PID-1"]
     assert same.studies() == ["PID-1", "PID-2"]
     assert states(bench) == [("delivered", 0)] * 2

@@ -30,12 +30,6 @@ LOWER_LEFT = np.s_[480:640, 800:930]
 drawn = functools.cache(frontal_chest)
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
-    """The demonstration's files, written once."""
-    return write_samples(tmp_path_factory.mktemp("demo"))
-
-
 def shown(sample: Sample) -> NDArray[Any]:
     """Return the pixels of a sample as a viewer shows them, 0..1, bone bright."""
     ds = dcmread(sample.path)
@@ -83,22 +77,24 @@ def test_lungs_are_dark_and_the_spine_bright() -> None:
     assert image[480:640, 540:580].mean() > 0.7
 
 
-def test_the_demonstration_has_every_outcome(demo: list[Sample]) -> None:
+def test_the_demonstration_has_every_outcome(drawn_studies: list[Sample]) -> None:
     refused = {"NOT_FRONTAL", "NOT_CHEST", "UNREADABLE", "OTHER_AGE"}
-    assert {s.expected for s in demo} == {"negative", "positive"} | refused
-    assert len({s.sop_instance_uid for s in demo}) == len(demo) == 9
-    assert len({s.study_instance_uid for s in demo}) == len({s.patient for s in demo}) == 8
+    assert {s.expected for s in drawn_studies} == {"negative", "positive"} | refused
+    assert len({s.sop_instance_uid for s in drawn_studies}) == len(drawn_studies) == 9
+    assert len({s.study_instance_uid for s in drawn_studies}) == len({s.patient for s in drawn_studies}) == 8
 
 
-def test_two_demonstrations_share_no_uid(demo: list[Sample], tmp_path: Path) -> None:
+def test_two_demonstrations_share_no_uid(drawn_studies: list[Sample], tmp_path: Path) -> None:
     again = write_samples(tmp_path)
-    uids = [{u for s in run for u in (s.sop_instance_uid, s.study_instance_uid)} for run in (demo, again)]
+    uids = [
+        {u for s in run for u in (s.sop_instance_uid, s.study_instance_uid)} for run in (drawn_studies, again)
+    ]
     assert not uids[0] & uids[1]
-    assert [s.truth for s in demo] == [s.truth for s in again]
+    assert [s.truth for s in drawn_studies] == [s.truth for s in again]
 
 
-def test_demonstration_files_are_valid_but_for_the_broken_one(demo: list[Sample]) -> None:
-    for sample in demo:
+def test_demonstration_files_are_valid_but_for_the_broken_one(drawn_studies: list[Sample]) -> None:
+    for sample in drawn_studies:
         errors = errors_of(sample.path)
         if sample.expected == "UNREADABLE":
             assert any("PixelData has incorrect value length" in e for e in errors)
@@ -106,8 +102,8 @@ def test_demonstration_files_are_valid_but_for_the_broken_one(demo: list[Sample]
             assert errors == [], sample.truth
 
 
-def test_demonstration_headers_agree_with_their_truth(demo: list[Sample]) -> None:
-    for sample in demo:
+def test_demonstration_headers_agree_with_their_truth(drawn_studies: list[Sample]) -> None:
+    for sample in drawn_studies:
         ds = dcmread(sample.path)
         assert (ds.PatientID, ds.StudyInstanceUID, ds.SOPInstanceUID) == (
             sample.patient,
@@ -121,8 +117,8 @@ def test_demonstration_headers_agree_with_their_truth(demo: list[Sample]) -> Non
         assert ds.PatientAge == f"{birthdays:03}Y"
 
 
-def test_demonstration_pixels_show_the_drawing(demo: list[Sample]) -> None:
-    shown_by_truth = {s.truth: shown(s) for s in demo if s.expected in ("negative", "positive")}
+def test_demonstration_pixels_show_the_drawing(drawn_studies: list[Sample]) -> None:
+    shown_by_truth = {s.truth: shown(s) for s in drawn_studies if s.expected in ("negative", "positive")}
     drawings = {
         "opacity, right lower zone": drawn(8, 0.9, "right"),  # DX
         "opacities, both lower zones": drawn(26, 0.9, "both"),  # MONOCHROME1
@@ -133,13 +129,15 @@ def test_demonstration_pixels_show_the_drawing(demo: list[Sample]) -> None:
         assert np.abs(shown_by_truth[truth] - drawing).max() < 0.002, truth
 
 
-def test_a_name_in_kanji_reads_back(demo: list[Sample]) -> None:
-    (name,) = {str(dcmread(s.path).PatientName) for s in demo if s.truth == "opacities, both lower zones"}
+def test_a_name_in_kanji_reads_back(drawn_studies: list[Sample]) -> None:
+    (name,) = {
+        str(dcmread(s.path).PatientName) for s in drawn_studies if s.truth == "opacities, both lower zones"
+    }
     assert name == "Demo^Hanako=試験^花子=しけん^はなこ"
 
 
-def test_the_broken_file_has_half_its_pixels(demo: list[Sample]) -> None:
-    (broken,) = (s for s in demo if s.expected == "UNREADABLE")
+def test_the_broken_file_has_half_its_pixels(drawn_studies: list[Sample]) -> None:
+    (broken,) = (s for s in drawn_studies if s.expected == "UNREADABLE")
     ds = dcmread(broken.path)
     assert len(ds.PixelData) == ds.Rows * ds.Columns
     with pytest.raises(ValueError, match="less than expected"):
@@ -199,17 +197,17 @@ def pixel_array_of(path: Path) -> NDArray[Any]:
 
 
 @pytest.fixture
-def mixed(demo: list[Sample], tmp_path: Path) -> SampleImages:
+def mixed(drawn_studies: list[Sample], tmp_path: Path) -> SampleImages:
     """A folder as people have them: pictures, DICOM, broken files and others."""
     folder = tmp_path / "in"
     picture(folder / "NORMAL/a.png")
     picture(folder / "NORMAL/bb.jpeg")
     picture(folder / "PNEUMONIA/a.png", size=(40, 40))
     picture(folder / "loose.jpg")
-    shutil.copy(demo[0].path, folder / "no_suffix")
+    shutil.copy(drawn_studies[0].path, folder / "no_suffix")
     cut = (folder / "NORMAL/a.png").read_bytes()
     (folder / "cut.png").write_bytes(cut[: len(cut) // 2])
-    (folder / "half.dcm").write_bytes(demo[0].path.read_bytes()[:200])
+    (folder / "half.dcm").write_bytes(drawn_studies[0].path.read_bytes()[:200])
     (folder / "empty.jpg").touch()
     (folder / "README.txt").write_text("notes")
     (folder / ".DS_Store").write_text("")
@@ -218,7 +216,7 @@ def mixed(demo: list[Sample], tmp_path: Path) -> SampleImages:
 
 
 def test_a_mixed_folder_gives_its_images_and_names_what_it_skips(
-    mixed: SampleImages, demo: list[Sample]
+    mixed: SampleImages, drawn_studies: list[Sample]
 ) -> None:
     assert sorted((s.truth, str(s.expected)) for s in mixed.samples) == [
         ("", "None"),
@@ -228,7 +226,7 @@ def test_a_mixed_folder_gives_its_images_and_names_what_it_skips(
         ("pneumonia", "positive"),
     ]
     (as_it_is,) = (s for s in mixed.samples if s.path.name == "no_suffix")
-    assert as_it_is.sop_instance_uid == demo[0].sop_instance_uid
+    assert as_it_is.sop_instance_uid == drawn_studies[0].sop_instance_uid
     skipped = {path.name: reason for path, reason in mixed.skipped}
     assert sorted(skipped) == ["README.txt", "cut.png", "dangling.png", "empty.jpg", "half.dcm"]
     assert skipped["README.txt"] == "no DICOM, JPEG or PNG file"

@@ -107,8 +107,9 @@ def test_the_drawn_studies_are_refused_for_the_reasons_they_expect(drawn: list[S
         if sample.expected in ("negative", "positive", "OTHER_AGE"):
             radiograph = read(sample.path, Eligibility())
             assert radiograph.view in ("PA", "AP")
-            assert radiograph.age is not None
-            assert (radiograph.age < 6) == (sample.expected != "OTHER_AGE")
+            assert radiograph.age.years is not None
+            assert not radiograph.age.doubt
+            assert (radiograph.age.years < 6) == (sample.expected != "OTHER_AGE")
         else:
             with pytest.raises(NotScorable) as caught:
                 read(sample.path, Eligibility())

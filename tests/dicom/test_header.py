@@ -6,6 +6,7 @@ import struct
 import time
 import tracemalloc
 import unicodedata
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from pydicom.uid import (
 from pacs_node.dicom.header import identity, read_header, scan, text
 from pacs_node.errors import UnreadableHeader
 from tests.conftest import radiograph, save, uid
-from tests.helpers.part10 import TEMPLATE, encoded, part10, raw
+from tests.helpers.part10 import TEMPLATE, encoded, explicit_element, part10, raw
 
 MEBIBYTE = 2**20
 PATIENT_NAME, PATIENT_ID, STUDY_INSTANCE_UID = 0x00100010, 0x00100020, 0x0020000D
@@ -247,7 +248,7 @@ def test_any_name_comes_out_clean(value: bytes) -> None:
         (b"Doe\0^John", "Doe^John"),
         (b" Doe^John ", "Doe^John"),
         (b"Doe\r\n^\x1b[31mJohn", "Doe^[31mJohn"),
-        (b"\x7f\x9bDoe", "Doe"),
+        (b"\x7f\x9bDoe", "�Doe"),
         (b"", ""),
         (b"\0\0\0\0", ""),
     ],
@@ -264,8 +265,8 @@ def test_a_lone_surrogate_is_left_out_of_a_text() -> None:
 def test_very_long_values_are_cut() -> None:
     header = raw(radiograph(), PATIENT_NAME, "PN", b"A" * 100_000)
     found = identity(raw(header, PATIENT_ID, "LO", b"1" * 100_000))
-    assert found.patient_name == "A" * 324  # five components in three groups of 64, with delimiters
-    assert found.patient_id == "1" * 64
+    assert found.patient_name == "A" * 323 + "…"  # five components in three groups of 64, with delimiters
+    assert found.patient_id == "1" * 63 + "…"  # and not another patient's
 
 
 def test_an_id_with_a_backslash_reads_as_it_was_sent() -> None:
@@ -316,6 +317,186 @@ def test_no_name_of_any_character_set_is_lost(name: str) -> None:
     assert value
     assert "�" not in value
     assert_clean(value, 324)
+
+
+# Character sets that are misspelt, unknown, or not declared
+
+KOREAN = "김^희중"
+
+
+@pytest.mark.parametrize(
+    ("declared", "value", "name"),
+    [
+        *((term, KOREAN.encode("euc-kr"), KOREAN) for term in (b"ISO_IR 149", b"iso ir 149", b"EUC-KR")),
+        *((term, b"M\xfcller", "Müller") for term in (b"ISO IR 100", b"ISO-8859-1", b"latin1")),
+        *((term, "Müller^王".encode(), "Müller^王") for term in (b"UTF-8", b"utf8", b"ISO-IR 192")),
+        *((term, "Müller^王".encode(), "Müller^王") for term in (b"", b"XYZ")),
+        *((term, "小东".encode("gb18030"), "小东") for term in (b"gb18030", b"GB 18030", b"gbk", b"GB2312")),
+        (b"\\ISO_IR 87", "山田".encode("iso2022_jp"), "山田"),
+        (b"ISO_IR 87", "山田".encode("iso2022_jp"), "山田"),
+        (b"\\ISO 2022 IR 149", KOREAN.encode("euc-kr"), KOREAN),
+        (b"ISO_IR 999", b"M\xfcller", "M�ller"),
+        *((term, b"M\xfcller", "Müller") for term in (b"", b" ", b"\\")),
+        (b"", b"M\x81ller", "M�ller"),
+        (b"", KOREAN.encode("euc-kr"), KOREAN.encode("euc-kr").decode("latin-1")),
+        (b"ISO_IR 6", b"M\xfcller", "M�ller"),
+        (b"ISO_IR 192", b"M\xfcller", "M�ller"),
+        (b"x-sjis", "山".encode("shift_jis"), "�R"),
+        (b"ISO_IR 999", b"Mueller", "Mueller"),
+    ],
+)
+def test_a_name_is_read_by_what_its_sender_meant_or_shown_as_unreadable(
+    declared: bytes, value: bytes, name: str
+) -> None:
+    header = raw(raw(radiograph(), 0x00080005, "CS", declared), PATIENT_NAME, "PN", value)
+    found = identity(header).patient_name
+    assert found == name
+    assert identity(raw(header, PATIENT_NAME, "PN", b"Doe")).patient_name == "Doe"
+
+
+@pytest.mark.parametrize(
+    ("value", "becomes"),
+    [
+        ("20261101", "20261101"),
+        ("2026.11.01", "20261101"),
+        ("2026-11-01", "20261101"),
+        ("20261101101112.00", "20261101"),
+        ("01.11.2026", ""),
+        ("2026.13.01", ""),
+        ("20261101\\20261102", ""),
+        ("20261332", "20261332"),
+        ("2026", "2026"),
+        ("", ""),
+    ],
+)
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_a_study_date_is_read_or_kept_and_never_cut(
+    value: str, becomes: str, syntax: str, tmp_path: Path
+) -> None:
+    header = radiograph()
+    raw(header, 0x00080020, "DA", value.encode())
+    assert identity(header).study_date == becomes
+    with warnings.catch_warnings(action="ignore"):
+        path = encoded(header, syntax, tmp_path / "x")
+    found = scan(data_set_of(path), syntax)
+    assert found is not None
+    assert found.study_date == identity(read_header(path)).study_date == becomes
+
+
+# Data sets that parsers could read in two ways
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+@pytest.mark.parametrize(
+    "stray",
+    [
+        explicit_element(0x00020010, b"UI", b"1.2.840.10008.1.2.2\0"),
+        explicit_element(0x00020010, b"UI", b"1.2.840.10008.1.2.4.70"),
+        explicit_element(0x00020000, b"UL", b"\x40\0\0\0"),
+        explicit_element(0x00020010, b"UI", b"1.2.840.10008.1.2\0", ">"),
+        struct.pack("<HHL", 0x0000, 0x0002, 4) + b"1.2\0",
+        struct.pack("<HHL", 0x0002, 0x0010, 18) + b"1.2.840.10008.1.2\0",
+        bytes(128) + b"DICM",
+    ],
+)
+def test_a_data_set_that_begins_with_another_group_is_refused_by_both_parsers(
+    stray: bytes, syntax: str, tmp_path: Path
+) -> None:
+    rest = data_set_of(encoded(radiograph(), syntax, tmp_path / "plain"))
+    if syntax == DeflatedExplicitVRLittleEndian:
+        deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+        data_set = deflater.compress(stray + zlib.decompress(rest, -zlib.MAX_WBITS)) + deflater.flush()
+    else:
+        data_set = stray + rest
+    path = part10(data_set, syntax, tmp_path / "stray")
+    assert scan(data_set, syntax) is None
+    with pytest.raises(UnreadableHeader, match=r"group 000[02]|\(000[02],|does not parse|is missing"):
+        identity(read_header(path))
+
+
+def test_the_refusal_names_the_group(tmp_path: Path) -> None:
+    stray = explicit_element(0x00020010, b"UI", b"1.2.840.10008.1.2.2\0")
+    data_set = stray + data_set_of(encoded(radiograph(), ExplicitVRLittleEndian, tmp_path / "plain"))
+    with pytest.raises(UnreadableHeader) as refused:
+        read_header(part10(data_set, ExplicitVRLittleEndian, tmp_path / "stray"))
+    assert str(refused.value) == "The data set begins with group 0002, which is no part of one"
+    assert len(str(refused.value)) <= 64  # an Error Comment
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_a_stray_group_behind_others_is_refused(syntax: str, tmp_path: Path) -> None:
+    plain = data_set_of(encoded(radiograph(PixelData=None), syntax, tmp_path / "x"))
+    order = ">" if syntax == ExplicitVRBigEndian else "<"
+    stray = (
+        struct.pack("<HHL", 2, 0x10, 18) + b"1.2.840.10008.1.2\0"
+        if syntax == ImplicitVRLittleEndian
+        else explicit_element(0x00020010, b"UI", b"1.2.840.10008.1.2\0", order)
+    )
+    data_set = plain + stray
+    assert scan(data_set, syntax) is None
+    with pytest.raises(UnreadableHeader, match=r"\(0002,0010\) is no part of a data set"):
+        read_header(part10(data_set, syntax, tmp_path / "stray"))
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
+@pytest.mark.parametrize(
+    ("value", "is_refused"),
+    [(b"OTHER ", True), (b"PID-1 ", False), (b"", True)],
+    ids=["other", "same", "empty"],
+)
+def test_an_attribute_that_comes_twice_is_refused_where_it_differs(
+    value: bytes, is_refused: bool, syntax: str, tmp_path: Path
+) -> None:
+    plain = data_set_of(encoded(radiograph(PixelData=None), syntax, tmp_path / "x"))
+    if syntax == ImplicitVRLittleEndian:
+        twice = struct.pack("<HHL", 0x0010, 0x0020, len(value)) + value
+    else:
+        twice = explicit_element(PATIENT_ID, b"LO", value, ">" if syntax == ExplicitVRBigEndian else "<")
+    path = part10(plain + twice, syntax, tmp_path / "twice")
+    if not is_refused:
+        assert identity(read_header(path)).patient_id == "PID-1"
+        return
+    with pytest.raises(UnreadableHeader, match=r"^\(0010,0020\) is there twice, and differs$"):
+        read_header(path)
+
+
+def test_implicit_bytes_under_an_explicit_syntax_are_read_by_the_parser(tmp_path: Path) -> None:
+    data_set = data_set_of(encoded(radiograph(), ImplicitVRLittleEndian, tmp_path / "x"))
+    path = part10(data_set, ExplicitVRLittleEndian, tmp_path / "mixed")
+    assert scan(data_set, ExplicitVRLittleEndian) is None
+    assert identity(read_header(path)).patient_id == "PID-1"
+
+
+def test_explicit_bytes_under_the_implicit_syntax_are_read_by_the_parser(tmp_path: Path) -> None:
+    data_set = data_set_of(encoded(radiograph(), ExplicitVRLittleEndian, tmp_path / "x"))
+    path = part10(data_set, ImplicitVRLittleEndian, tmp_path / "mixed")
+    assert scan(data_set, ImplicitVRLittleEndian) is None
+    assert identity(read_header(path)).patient_id == "PID-1"
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    value=st.text(alphabet="A1 \\^=\0\x1b(B\t;~", max_size=70),
+    charset=st.sampled_from([b"", b"ISO_IR 100", b"ISO_IR 192", b"ISO_IR 6 "]),
+    syntax=st.sampled_from([ExplicitVRLittleEndian, ImplicitVRLittleEndian]),
+)
+def test_any_ascii_is_scanned_as_it_is_parsed(
+    value: str, charset: bytes, syntax: str, tmp_path: Path
+) -> None:
+    header = radiograph(PixelData=bytes(8))
+    raw(header, 0x00080005, "CS", charset)
+    for tag, vr in ((PATIENT_NAME, "PN"), (PATIENT_ID, "LO"), (0x00080050, "SH"), (0x00080020, "DA")):
+        raw(header, tag, vr, value.encode() + b" " * (len(value) % 2))
+    with warnings.catch_warnings(action="ignore"):
+        path = encoded(header, syntax, tmp_path / "x")
+        found = scan(data_set_of(path), syntax)
+        if found is not None:
+            assert found == identity(read_header(path))
 
 
 # UIDs

@@ -1,4 +1,4 @@
-"""The shorter form of the faults around the node: disks, databases, destinations, modalities, machines."""
+"""The shorter form of the faults around the node: disks, databases, peers, images, machines."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import databases, destinations, hosts, modalities, storage
+from tests.faults import databases, destinations, hangs, hosts, modalities, poison, storage
 from tests.faults.scenario import Scenario, Skipped
 
-_MODULES = (storage, databases, destinations, modalities, hosts)
+_MODULES = (storage, databases, destinations, modalities, hosts, hangs, poison)
 _SHORT = [one for one in chain.from_iterable(module.SCENARIOS for module in _MODULES) if one.quick]
 
 
+@pytest.mark.timeout(300)  # processes are started again and again
 @pytest.mark.parametrize(
     ("scenario", "backend"),
     [pytest.param(one, one.databases[0], id=one.name) for one in _SHORT],

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pacs_node.demo.peers import free_port
 
-_PATIENCE = 60.0
+_PATIENCE = 240.0
 
 
 def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -21,7 +21,6 @@ def command(*arguments: object, **environment: str) -> subprocess.CompletedProce
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
         env={**os.environ, **environment},
     )
 

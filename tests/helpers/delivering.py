@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -30,17 +28,6 @@ def whole_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sending in chunks is switched on for the whole process: give back what was, and receive in memory."""
     monkeypatch.setattr(_config, "STORE_SEND_CHUNKED_DATASET", False)
     monkeypatch.setattr(_config, "STORE_RECV_CHUNKED_DATASET", False)
-
-
-_closing: list[threading.Thread] = []
-
-
-@pytest.fixture(autouse=True, scope="module")
-def nothing_is_left() -> Iterator[None]:
-    yield
-    for thread in _closing:
-        thread.join()
-    gc.collect()
 
 
 def yes(_event: evt.Event) -> int:
@@ -110,8 +97,7 @@ def peer(*arguments: Any, **named: Any) -> Iterator[Peer]:
     try:
         yield made
     finally:
-        _closing.append(threading.Thread(target=made.close))  # which takes half a second
-        _closing[-1].start()
+        made.close()
 
 
 def destination(port: int, name: str = "PACS") -> Destination:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 from pydicom import dcmwrite
@@ -36,3 +37,8 @@ def part10(data_set: bytes, syntax: str, path: Path) -> Path:
     length = int.from_bytes(whole[140:144], "little")
     path.write_bytes(whole[: 144 + length] + data_set)
     return path
+
+
+def explicit_element(tag: int, vr: bytes, value: bytes, order: str = "<") -> bytes:
+    """Return an element in Explicit VR with a length of 16 bits."""
+    return struct.pack(f"{order}HH2sH", tag >> 16, tag & 0xFFFF, vr, len(value)) + value

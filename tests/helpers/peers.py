@@ -18,7 +18,7 @@ import pytest
 
 from pacs_node.demo.peers import free_port
 
-_START_SECONDS = 30
+_START_SECONDS = 240
 
 
 def program(name: str) -> str:
@@ -49,14 +49,14 @@ class Orthanc:
 
     def get(self, path: str) -> bytes:
         """Return what a resource of the REST API holds."""
-        with urllib.request.urlopen(self._url + path, timeout=10) as answer:
+        with urllib.request.urlopen(self._url + path, timeout=120) as answer:
             content: bytes = answer.read()
         return content
 
     def post(self, path: str, content: Any) -> Any:
         """Post JSON to a resource of the REST API; return what it answers."""
         request = urllib.request.Request(self._url + path, json.dumps(content).encode(), method="POST")
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return json.loads(answer.read())
 
     def json(self, path: str) -> Any:

@@ -20,8 +20,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from tests.harness.workers import room
+
 _USER = "postgres"  # of the database, and of the system where the tests run as root
-_START_SECONDS = 30
+_START_SECONDS = 240
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -80,7 +82,7 @@ def running_server() -> Iterator[Server]:
     """
     binaries = _binaries()
     as_user = _unprivileged()
-    with tempfile.TemporaryDirectory(prefix="pacs-node-", dir=_room(), ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="pacs-node-", dir=room(), ignore_cleanup_errors=True) as folder:
         if as_user:
             shutil.chown(folder, as_user["user"], as_user["group"])
         port = _free_port()
@@ -212,12 +214,6 @@ def _unprivileged() -> dict[str, Any]:
     except KeyError:
         _missing(f"PostgreSQL does not run as root, and there is no user {_USER} here.")
     return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-
-
-def _room() -> str:
-    """Return where there is room: in memory if possible, for each database is some three hundred files."""
-    memory = Path("/dev/shm")
-    return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > 2**30 else "/tmp"
 
 
 def _missing(why: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socketserver
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, _config, dimse_messages, evt
 from pynetdicom.dimse_primitives import C_FIND
-from pynetdicom.transport import AssociationServer
 
 from pacs_node.demo.peers import shut_down
 from pacs_node.network.peer import Peer
@@ -34,14 +32,11 @@ def no_bar(sequence: Iterable[_T], description: str, total: float) -> Iterable[_
 
 @pytest.fixture(autouse=True)
 def as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give back what is switched for the whole process, and wait half a second less for servers to stop."""
+    """Give back what is switched for the whole process."""
     for name in ("STORE_SEND_CHUNKED_DATASET", "STORE_RECV_CHUNKED_DATASET", "LOG_REQUEST_IDENTIFIERS"):
         monkeypatch.setattr(_config, name, getattr(_config, name))
     monkeypatch.setattr(_config, "LOG_RESPONSE_IDENTIFIERS", _config.LOG_RESPONSE_IDENTIFIERS)
     monkeypatch.setattr(dimse_messages, "NamedTemporaryFile", tempfile.NamedTemporaryFile)
-    monkeypatch.setattr(
-        AssociationServer, "serve_forever", lambda self: socketserver.TCPServer.serve_forever(self, 0.05)
-    )
 
 
 Answer = tuple[int | Dataset, Dataset | bytes | None]

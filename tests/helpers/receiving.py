@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import socketserver
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -21,13 +19,12 @@ from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, _config, dimse_messages
+from pynetdicom import AE, _config
 from pynetdicom.association import Association
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import
-from pynetdicom.transport import AssociationServer
 from sqlalchemy import select
 
 from db.models import Instance, Job
@@ -89,13 +86,7 @@ Listen = Callable[..., Node]
 @pytest.fixture
 def listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listen]:
     """Return a function that starts a receiver with settings of section ``receive``."""
-    monkeypatch.setattr(_config, "STORE_RECV_CHUNKED_DATASET", _config.STORE_RECV_CHUNKED_DATASET)
     monkeypatch.setattr(_config, "STORE_SEND_CHUNKED_DATASET", True)  # files are sent as they are
-    monkeypatch.setattr(dimse_messages, "NamedTemporaryFile", tempfile.NamedTemporaryFile)
-    # The default lets every test wait half a second for its receiver to stop
-    monkeypatch.setattr(
-        AssociationServer, "serve_forever", lambda self: socketserver.TCPServer.serve_forever(self, 0.05)
-    )
     started: list[Node] = []
 
     def _listen(**section: Any) -> Node:
@@ -143,7 +134,7 @@ def data_set(path: Path) -> bytes:
     return whole[144 + int.from_bytes(whole[140:144], "little") :]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 5) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

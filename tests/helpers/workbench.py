@@ -16,7 +16,7 @@ from pydicom.uid import UID, CTImageStorage
 from sqlalchemy import select, update
 
 from classifier.errors import Reason
-from classifier.outcome import Decision, Prediction
+from classifier.outcome import Decision, Prediction, StillDecoding
 from db import queries
 from db.models import Delivery, Instance, Job, Report, Score, Study
 from db.queue import Kind
@@ -48,9 +48,15 @@ class Viewer:
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
 
-    def predict(self, sources: Sequence[Path]) -> list[Prediction]:
+    def attempt(self, sources: Sequence[Path]) -> list[Prediction | OSError | StillDecoding]:
         self.batches.append([source.stem for source in sources])
-        return [self._predict(source) for source in sources]
+        return [self._attempt(source) for source in sources]
+
+    def _attempt(self, source: Path) -> Prediction | OSError:
+        try:
+            return self._predict(source)
+        except OSError as error:
+            return error
 
     def _predict(self, source: Path) -> Prediction:
         image: Any = dcmread(BytesIO(source.read_bytes()), stop_before_pixels=True)

@@ -76,7 +76,7 @@ def job(database: Database, ref: int = 1) -> Job:
         return session.scalars(select(Job).where(Job.ref == ref)).one()
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def until(condition: Callable[[], bool], seconds: float = 120) -> None:
     """Wait until something is so."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -31,7 +31,7 @@ from db.models import Study
 from pacs_node.receiving.receiver import READABLE_SYNTAXES
 from tests.conftest import radiograph, save, uid
 from tests.helpers import receiving
-from tests.helpers.part10 import part10
+from tests.helpers.part10 import explicit_element, part10
 from tests.helpers.peers import program
 from tests.helpers.receiving import (
     CR,
@@ -43,12 +43,15 @@ from tests.helpers.receiving import (
     STUDY_INSTANCE_UID,
     Listen,
     Node,
+    answered,
     assert_refused,
     associated,
     broken,
     context_of,
     data_set,
+    halves,
     object_in,
+    paused,
     send,
     wait_until,
 )
@@ -60,7 +63,7 @@ listen, node, image = receiving.listen, receiving.node, receiving.image
 def dcmtk(name: str, node: Node, *arguments: str | Path) -> None:
     """Run a DCMTK sender against the node; it must be content."""
     command = [program(name), "-v", "-aet", "DCMTK", "-aec", "PACS_NODE", "127.0.0.1", str(node.port)]
-    run = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=30, check=False)
+    run = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
@@ -171,6 +174,31 @@ def test_a_uid_that_is_none_is_refused(keyword: str, node: Node, image: Path, tm
             answer = association.send_c_store(broken(tmp_path, tag, value))
             assert (answer.Status, answer.ErrorComment) == (0xC000, f"{keyword} {what}")
     node.assert_holds_nothing()
+
+
+@pytest.mark.parametrize("syntax", [b"1.2.840.10008.1.2.4.70", b"1.2.840.10008.1.2.1\0"])
+def test_file_meta_information_in_the_data_set_is_refused(
+    syntax: bytes, node: Node, image: Path, tmp_path: Path
+) -> None:
+    stray = explicit_element(0x00020010, b"UI", syntax)
+    path = part10(stray + data_set(image), ExplicitVRLittleEndian, tmp_path / "stray.dcm")
+    with associated(node, context_of(image)) as association, paused(association):
+        for parts in halves(association, path):
+            for part in parts:
+                association.dul.send_pdu(part)
+        answer = answered(association)
+    comment = "The data set begins with group 0002, which is no part of one"
+    assert (answer.Status, answer.ErrorComment) == (0xC000, comment)
+    node.assert_holds_nothing()
+
+
+def test_an_id_that_is_there_twice_and_differs_is_refused(node: Node, image: Path, tmp_path: Path) -> None:
+    whole = data_set(image)
+    twice = explicit_element(0x00100020, b"LO", b"OTHER ")
+    pixels = whole.index(b"\xe0\x7f\x10\x00OW")
+    path = part10(whole[:pixels] + twice + whole[pixels:], ExplicitVRLittleEndian, tmp_path / "twice.dcm")
+    answer = send(node, path)
+    assert_refused(node, answer, 0xC000, "(0010,0020) is there twice, and differs")
 
 
 def test_bytes_that_are_no_data_set_are_refused(node: Node, image: Path, tmp_path: Path) -> None:

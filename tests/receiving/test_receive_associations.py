@@ -245,7 +245,7 @@ def stopping(node: Node) -> Iterator[None]:
     stop = threading.Thread(target=node.stop)
     stop.start()
     yield
-    stop.join(5)
+    stop.join(120)
     assert not stop.is_alive()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import threading
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydicom import dcmread
+from pydicom.filereader import read_partial
 from pydicom.uid import ExplicitVRLittleEndian
 from sqlalchemy import select, text
 
@@ -62,6 +64,29 @@ def test_the_log_tells_what_happened_and_never_of_whom(node: Node, image: Path, 
     assert_names_nobody(lines())
 
 
+def test_what_a_peer_writes_into_its_request_cannot_command_a_terminal(node: Node) -> None:
+    evil = b"\x1b[2J\x1b[31mFAKE"
+    with logged() as lines, socket.create_connection(("127.0.0.1", node.port)) as peer:
+        peer.sendall(associate_request(evil, evil))
+        peer.recv(4096)
+        wait_until(lambda: "presentation context rejected" in lines())
+    assert "\x1b" not in lines()
+    assert "FAKE" in lines()
+
+
+def associate_request(abstract_syntax: bytes, transfer_syntax: bytes) -> bytes:
+    """Return an A-ASSOCIATE-RQ with one context of any two names (PS3.8 9.3.2)."""
+
+    def item(kind: int, content: bytes) -> bytes:
+        return struct.pack(">BxH", kind, len(content)) + content
+
+    context = struct.pack(">BxBx", 1, 0) + item(0x30, abstract_syntax) + item(0x40, transfer_syntax)
+    user = item(0x51, struct.pack(">L", 16384)) + item(0x52, b"1.2.3")
+    items = item(0x10, b"1.2.840.10008.3.1.1.1") + item(0x20, context) + item(0x50, user)
+    body = struct.pack(">Hxx16s16s32x", 1, b"PACS_NODE".ljust(16), b"EVIL".ljust(16)) + items
+    return struct.pack(">BxL", 1, len(body)) + body
+
+
 def assert_names_nobody(lines: str) -> None:
     for secret in ("Alice", "PID-1", "20210214", "ACC-1"):
         assert secret not in lines
@@ -86,13 +111,13 @@ def test_no_warning_of_a_library_names_the_patient(
     inside: list[int] = []
     may_go_on = [threading.Event(), threading.Event()]
 
-    def _dcmread(*arguments: Any, **options: Any) -> Any:
+    def _read_partial(*arguments: Any, **options: Any) -> Any:
         number = len(inside)
         inside.append(number)
-        may_go_on[number].wait(5)
-        return dcmread(*arguments, **options)
+        may_go_on[number].wait(120)
+        return read_partial(*arguments, **options)
 
-    monkeypatch.setattr(header, "dcmread", _dcmread)
+    monkeypatch.setattr(header, "read_partial", _read_partial)
     with logged("DEBUG") as lines, ThreadPoolExecutor(2) as senders:
         answers: list[Future[Any]] = []
         for path in paths:
@@ -102,6 +127,6 @@ def test_no_warning_of_a_library_names_the_patient(
             event.set()  # the second reads on when the first has left `catch_warnings`
             assert answer.result().Status == 0x0000
     with node.database.read() as session:
-        assert session.scalars(select(Study.patient_id)).one() == ("PID-1 " * 20)[:64]
+        assert session.scalars(select(Study.patient_id)).one() == ("PID-1 " * 20)[:63] + "…"
     assert "instance stored" in lines()
     assert_names_nobody(lines())

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import struct
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -18,7 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
-from pynetdicom import _config, dimse_messages
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import decode
@@ -28,8 +26,8 @@ from pacs_node.config import NodeSettings, ReceiveSettings, Settings
 from pacs_node.demo.peers import NodeProcess, free_port
 from pacs_node.dicom.part10 import file_meta
 from pacs_node.network import scu, server
+from pacs_node.network.command_set import encode_response, read_command
 from pacs_node.network.peer import Peer
-from pacs_node.receiving.c_store import StoreRequest, StoreResponse, encode_response, read_command
 from pacs_node.receiving.receiver import Receiver
 from pacs_node.storage.arriving import digest
 from pacs_node.storage.spool import Spool
@@ -71,12 +69,12 @@ def test_a_damaged_command_is_read_or_left_to_others(damage: bytes, where: float
 
 @pytest.mark.parametrize("comment", ["", "Spool almost full", "x" * 70])
 def test_a_response_is_read_by_others(comment: str) -> None:
-    request = StoreRequest(65_535, DX, "1.2.3", EXPLICIT, "MODALITY")
-    found = decode(BytesIO(encode_response(request, StoreResponse(0xA700, comment))), True, True)
+    request: dict[int, int | str] = {0x0002: DX, 0x0100: 0x0001, 0x0110: 65_535, 0x1000: "1.2.3"}
+    found = decode(BytesIO(encode_response(request, 0xA700, comment)), True, True)
     assert (found.CommandField, found.MessageIDBeingRespondedTo, found.Status) == (0x8001, 65_535, 0xA700)
     assert (found.AffectedSOPClassUID, found.AffectedSOPInstanceUID) == (DX, "1.2.3")
     assert (found.CommandDataSetType, found.get("ErrorComment", "")) == (0x0101, comment[:64])
-    assert found.CommandGroupLength == len(encode_response(request, StoreResponse(0xA700, comment))) - 12
+    assert found.CommandGroupLength == len(encode_response(request, 0xA700, comment)) - 12
 
 
 def test_file_meta_information_is_read_by_others() -> None:
@@ -146,8 +144,6 @@ class Wire:
 @pytest.fixture
 def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     """Open an association for DX in Explicit VR Little Endian with a receiver."""
-    monkeypatch.setattr(_config, "STORE_RECV_CHUNKED_DATASET", False)  # what a receiver changes is put back
-    monkeypatch.setattr(dimse_messages, "NamedTemporaryFile", tempfile.NamedTemporaryFile)
     database = Database(f"sqlite:///{tmp_path}/results.sqlite")
     database.upgrade()
     spool = Spool(tmp_path / "spool")
@@ -155,7 +151,7 @@ def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     node = NodeSettings(host="127.0.0.1", port=free_port())
     receiver = Receiver(Settings(node=node, receive=ReceiveSettings(min_free_mebibytes=0)), database, spool)
     receiver.start()
-    with socket.create_connection(("127.0.0.1", node.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", node.port), timeout=120) as connection:
         opened = Wire(connection, spool)
         connection.sendall(association_request())
         assert opened.receive()[0] == 2
@@ -350,7 +346,7 @@ def test_an_idle_association_costs_no_processor_time(tmp_path: Path) -> None:
         (receiver,) = receivers_of(node)
         connections: list[Any] = []
         for _ in range(40):
-            connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+            connection = socket.create_connection(("127.0.0.1", port), timeout=120)
             connection.sendall(association_request())
             assert connection.recv(1) == b"\x02"
             connections.append(connection)

@@ -141,6 +141,8 @@ def test_of_a_report_is_missing_what_the_pacs_does_not_hold(
         ({"description": "Hand PA"}, False),
         ({"description": "Chest lateral"}, True),
         ({"description": "Bone suppressed"}, True),
+        ({"description": "AI heat map"}, False),
+        ({"body_part": "XYZZY"}, True),
         ({"body_part": "CHEST", "description": "Hand"}, True),
         ({"body_part": "UNKNOWN"}, True),
     ],

@@ -14,6 +14,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # m
 
 from classifier.config import PROJECTION_RADIOGRAPHS
 from pacs_node.errors import CutShort, PeerError, SpoolUnusable
+from pacs_node.network.dimse import Services
 from pacs_node.reconciling import query, reconcile
 from pacs_node.reconciling.findings import Missing, Reconciliation
 from pacs_node.reconciling.query import RetrieveKeys
@@ -36,8 +37,6 @@ from tests.helpers.querying import (
 from tests.helpers.receiving import wait_until
 from tests.helpers.workbench import Bench
 
-# pynetdicom leaves the socket of a connection that was refused to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 # Fixtures: pytest finds them by the names that they have here.
 as_it_was, bench = querying.as_it_was, workbench.bench
 
@@ -274,7 +273,7 @@ def test_a_pacs_that_does_not_offer_a_service_is_said() -> None:
         with pytest.raises(PeerError, match=r"does not offer C-MOVE .*use --by get\."):
             list(query.move(other.peer, "X", "PACS_NODE", [wanted()]))
         with pytest.raises(PeerError, match=r"does not offer C-GET .*use --by move\."):
-            list(query.get(other.peer, "X", [(evt.EVT_C_STORE, lambda _: 0x0000)], [wanted()]))
+            list(query.get(other.peer, "X", Services(), [wanted()]))
     with pytest.raises(PeerError, match="cannot be reached"), query.open_finder(other.peer, "X"):
         pass
 

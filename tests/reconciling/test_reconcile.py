@@ -42,8 +42,6 @@ from tests.helpers.querying import on_sqlite
 from tests.helpers.receiving import logged, object_in
 from tests.helpers.workbench import Bench, other
 
-# pynetdicom leaves the socket of a connection that was refused to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 # A fixture: pytest finds it by the name that it has here.
 as_it_was = querying.as_it_was
 

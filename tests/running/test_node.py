@@ -21,7 +21,7 @@ from db.results import Filter, results
 from db.session import Database
 from db.status import Counts, counts
 from pacs_node.demo.peers import NodeProcess, free_port
-from pacs_node.demo.samples import Sample, write_samples
+from pacs_node.demo.samples import Sample
 from tests.conftest import radiograph, save
 from tests.helpers.commands import command, configure, wait_for
 from tests.helpers.peers import Orthanc, orthanc, storescu
@@ -83,15 +83,14 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def sent(site: Site, tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+def sent(site: Site, drawn_studies: list[Sample]) -> list[Sample]:
     """The drawn studies, sent with DCMTK and through with."""
-    samples = write_samples(tmp_path_factory.mktemp("samples"))
-    for sample in samples:  # one association each, with the transfer syntax of the file
+    for sample in drawn_studies:  # one association each, with the transfer syntax of the file
         options = ("-xv",) if "JPEG 2000" in sample.truth else ()
         done = storescu(sample.path, port=site.port, options=options)
         assert done.returncode == 0, done.stdout + done.stderr
-    site.settle(len(samples))
-    return samples
+    site.settle(len(drawn_studies))
+    return drawn_studies
 
 
 def test_every_image_that_dcmtk_sends_is_answered_in_the_view_results(site: Site, sent: list[Sample]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydicom.uid import CTImageStorage
 
-from classifier.outcome import Prediction
+from classifier.outcome import Prediction, StillDecoding
 from db.queue import MAX_ATTEMPTS, Kind
 from db.session import Database
 from tests.conftest import radiograph
@@ -182,10 +182,10 @@ def test_an_image_that_kills_the_scoring_process_is_given_up_and_the_report_says
     database: Database, tmp_path: Path
 ) -> None:
     class Mortal(Viewer):
-        def predict(self, sources: Sequence[Path]) -> list[Prediction]:
+        def attempt(self, sources: Sequence[Path]) -> list[Prediction | OSError | StillDecoding]:
             if deadly in [source.stem for source in sources]:
                 raise Crash
-            return super().predict(sources)
+            return super().attempt(sources)
 
     bench = Bench(database, tmp_path, Mortal())
     bench.receive(radiograph(number=1))

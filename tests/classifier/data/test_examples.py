@@ -24,18 +24,38 @@ def test_the_patient_is_read_from_file_names_and_from_dicom(tmp_path: Path) -> N
     assert data.patient_of(save(radiograph(study="7"), tmp_path / "x.dcm")) == "PID-7"
 
 
-def test_a_folder_below_a_class_is_one_patient_s_unless_file_names_tell_theirs(tmp_path: Path) -> None:
+def test_a_folder_below_a_class_is_one_patient_s_whatever_the_names_of_its_files(tmp_path: Path) -> None:
     for label in ("NORMAL", "PNEUMONIA"):
         picture(tmp_path / label / "p1" / "study1" / "frontal.png")
         picture(tmp_path / label / "p1" / "study2" / "frontal.png")
-        picture(tmp_path / label / "batch" / f"person1{label}_virus_1.png")
+        picture(tmp_path / label / f"p2{label}" / "IM-0001-0001.png")
+        picture(tmp_path / label / f"p3{label}" / "IM-0001-0001.png")
+        picture(tmp_path / label / f"p3{label}" / "IM-0002-0001.png")
         picture(tmp_path / label / "batch" / "person2_virus_1.png")
+        picture(tmp_path / label / "person3_virus_1.png")
         picture(tmp_path / label / f"alone{label}.png")
     found = Counter((example.label, example.patient) for example in data.load(tmp_path))
     assert found[0, "p1"] == found[1, "p1"] == 2
-    assert found[0, "person2"] == found[1, "person2"] == 1
+    assert found[0, "p2NORMAL"] == found[1, "p2PNEUMONIA"] == 1
+    assert found[0, "p3NORMAL"] == found[1, "p3PNEUMONIA"] == 2
+    assert found[0, "person3"] == found[1, "person3"] == 1
     assert found[0, "aloneNORMAL"] == 1
-    assert found[0, "batch"] == 1  # person1NORMAL is no name of that set
+    assert found[0, "batch"] == found[1, "batch"] == 1
+
+
+def test_it_is_said_by_what_patients_are_told_apart(tmp_path: Path) -> None:
+    root = folder(tmp_path / "known", patients=2)
+    assert data.told_apart(data.load(root)) == "by file names of a public set, such as person12_virus_3"
+    picture(root / "NORMAL" / "p1" / "IM-0001-0001.png")
+    assert "by a folder for each patient (1 images)" in data.told_apart(data.load(root))
+
+
+def test_a_patient_whose_name_is_a_formula_comes_back_from_a_manifest(tmp_path: Path) -> None:
+    image = picture(tmp_path / "a.png")
+    made = [data.Example(image, 1, "=1+1", "train"), data.Example(picture(tmp_path / "b.png"), 0, "'p")]
+    data.write_manifest(tmp_path / "set.csv", made)
+    assert ",'=1+1," in (tmp_path / "set.csv").read_text()
+    assert [example.patient for example in data.load(tmp_path / "set.csv")] == ["=1+1", "'p"]
 
 
 def test_dicom_files_are_found_whatever_their_names_and_behind_links(tmp_path: Path) -> None:

@@ -33,9 +33,10 @@ from pydicom.uid import (
 
 from classifier.decoding.decode import Eligibility, decode, read
 from classifier.errors import Reason
-from tests.conftest import pixels
+from tests.conftest import pixels, radiograph, save
 from tests.helpers.decoding import (
     CODESTREAMS,
+    COLOUR,
     RAMP,
     compressed,
     encoded,
@@ -44,6 +45,7 @@ from tests.helpers.decoding import (
     refused,
     stretched,
 )
+from tests.helpers.part10 import explicit_element
 
 
 def test_shape_type_and_range() -> None:
@@ -146,7 +148,6 @@ def test_16_bits() -> None:
 # --- colour
 
 
-COLOUR = np.random.default_rng(0).integers(0, 256, (32, 32, 3), "u1")
 LUMINANCE = COLOUR @ np.array([0.299, 0.587, 0.114]) / 255
 
 
@@ -280,6 +281,18 @@ def test_real_leg_is_no_chest(shared: Path) -> None:
 
 
 def test_decoding_needs_no_torch() -> None:
-    script = "import sys, classifier, classifier.decode, classifier.errors, classifier.outcome; "
+    script = "import sys, classifier, classifier.decoding.decode, classifier.errors, classifier.outcome; "
     script += "sys.exit(any(name in sys.modules for name in ('torch', 'monai', 'torchvision')))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_what_stands_behind_the_pixels_changes_nothing(tmp_path: Path) -> None:
+    plain = save(radiograph(), tmp_path / "plain.dcm")
+    behind = tmp_path / "behind.dcm"
+    inverted = explicit_element(0x00280004, b"CS", b"MONOCHROME1 ") + explicit_element(
+        0x00101010, b"AS", b"045Y"
+    )
+    behind.write_bytes(plain.read_bytes() + inverted)
+    found, expected = read(behind), read(plain)
+    assert np.array_equal(found.pixels, expected.pixels)
+    assert found.age == expected.age

@@ -238,7 +238,8 @@ def test_a_refusal_is_found_under_what_monai_wraps_around_it(
         list(DataLoader(Dataset([*files, lateral], transform), batch_size=2))
     found = refusal(caught.value)
     assert found is not None
-    assert (found.reason, found.detail) == (Reason.NOT_FRONTAL, 'View is "LL", "LEFT LATERAL", "P/F"')
+    told = 'View Code Sequence is "LEFT LATERAL", View Position is "LL", Patient Orientation is "P/F"'
+    assert (found.reason, found.detail) == (Reason.NOT_FRONTAL, told)
 
 
 def test_another_error_is_no_refusal(files: list[str]) -> None:

@@ -24,7 +24,8 @@ from classifier.scoring.backends import Eager, Engine, OpenVino, Output, Plain, 
 from classifier.scoring.engine import Engines, choose
 from classifier.scoring.folded import Folded
 from classifier.scoring.predict import Predictor
-from pacs_node.demo.samples import write_samples
+from pacs_node.demo.samples import Sample
+from tests.helpers.predictors import ready
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,9 +60,9 @@ def shipped() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def drawn(drawn_studies: list[Sample]) -> list[Path]:
     """The drawn studies of the demonstration."""
-    return [sample.path for sample in write_samples(tmp_path_factory.mktemp("drawn"))]
+    return [sample.path for sample in drawn_studies]
 
 
 def images(count: int, planes: int = 3) -> Tensor:
@@ -80,10 +81,8 @@ def predictor(
 ) -> Predictor:
     """Return a predictor that scores everything, by the plain network or with a fast engine beside it."""
     checkpoint = checkpoint._replace(card=checkpoint.card.model_copy(update=card))
-    made = Predictor(checkpoint, torch.device("cpu"), None, cautious=False, engine="torch")
-    plain = Plain(made.model)
-    made.engines = Engines(fast(made.model) if fast else plain, plain)
-    return made
+    exact = Plain(checkpoint.model)
+    return ready(checkpoint, None, Engines(fast(checkpoint.model) if fast else exact, exact), cautious=False)
 
 
 # --- what engines give
@@ -198,7 +197,6 @@ def test_the_drawn_studies_get_the_same_answers(kind: str, shipped: Checkpoint, 
     alike(predictor(shipped, KINDS[kind]).predict(drawn), predictor(shipped).predict(drawn))
 
 
-@pytest.mark.timeout(300)
 def test_real_radiographs_get_the_same_answers(shared: Path, shipped: Checkpoint) -> None:
     folder = shared / "data/kermany"
     files = [*sorted((folder / "train").rglob("*.jpeg"))[::EVERY], *sorted((folder / "val").rglob("*.jpeg"))]

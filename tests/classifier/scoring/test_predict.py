@@ -21,8 +21,9 @@ from classifier.model.card import ModelCard
 from classifier.model.checkpoint import Checkpoint
 from classifier.outcome import Decision, Prediction
 from classifier.scoring.predict import Predictor
-from pacs_node.demo.samples import Sample, write_samples
+from pacs_node.demo.samples import Sample
 from tests.conftest import radiograph, save
+from tests.helpers.predictors import ready
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,19 +34,13 @@ REPEAT = {"name": "RepeatChannel", "count": 3}
 @pytest.fixture(scope="module")
 def shipped() -> Predictor:
     """The model that ships."""
-    return Predictor.load(device="cpu")
+    return Predictor.load(device="cpu", unknown_age="decide")  # pictures tell no age
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
-    """The studies of the demonstration, written once."""
-    return write_samples(tmp_path_factory.mktemp("drawn"))
-
-
-@pytest.fixture(scope="module")
-def answers(shipped: Predictor, drawn: list[Sample]) -> list[Prediction]:
+def answers(shipped: Predictor, drawn_studies: list[Sample]) -> list[Prediction]:
     """What the shipped model says about the drawn images in one batch, those that it refuses among them."""
-    return shipped.predict([sample.path for sample in drawn])
+    return shipped.predict([sample.path for sample in drawn_studies])
 
 
 @pytest.fixture
@@ -83,7 +78,7 @@ def made_of(network: Network, card: ModelCard) -> Predictor:
 
 def with_rules(shipped: Predictor, rules: Eligibility) -> Predictor:
     checkpoint = Checkpoint(shipped.model, shipped.card, shipped.novelty)
-    return Predictor(checkpoint, CPU, rules, cautious=False)
+    return ready(checkpoint, rules, shipped.engines, cautious=False)
 
 
 def logit_of(probability: float) -> float:
@@ -98,10 +93,10 @@ def probabilities(predictions: Sequence[Prediction]) -> list[float]:
 
 
 def test_the_drawn_studies_get_the_answers_they_expect(
-    drawn: list[Sample], answers: list[Prediction]
+    drawn_studies: list[Sample], answers: list[Prediction]
 ) -> None:
-    said = {s.truth: str(p.reason or p.decision) for s, p in zip(drawn, answers, strict=True)}
-    assert said == {sample.truth: sample.expected for sample in drawn}
+    said = {s.truth: str(p.reason or p.decision) for s, p in zip(drawn_studies, answers, strict=True)}
+    assert said == {sample.truth: sample.expected for sample in drawn_studies}
 
 
 def test_the_drawn_studies_tell_their_views(answers: list[Prediction]) -> None:
@@ -122,18 +117,18 @@ def test_a_prediction_has_a_probability_or_a_reason(answers: list[Prediction]) -
 
 
 def test_a_batch_gives_what_single_images_give_in_the_same_order(
-    shipped: Predictor, drawn: list[Sample], answers: list[Prediction]
+    shipped: Predictor, drawn_studies: list[Sample], answers: list[Prediction]
 ) -> None:
-    single = [shipped.predict([sample.path])[0] for sample in drawn]
+    single = [shipped.predict([sample.path])[0] for sample in drawn_studies]
     for alone, batched in zip(single, answers, strict=True):
         assert (alone.decision, alone.reason, alone.view) == (batched.decision, batched.reason, batched.view)
     assert probabilities(single) == pytest.approx(probabilities(answers), abs=shipped.engines.fast.error)
 
 
 def test_two_processes_with_one_and_two_threads_give_the_same(
-    shipped: Predictor, drawn: list[Sample]
+    shipped: Predictor, drawn_studies: list[Sample]
 ) -> None:
-    files = [sample.path for sample in drawn if sample.expected in ("negative", "positive")][:3]
+    files = [sample.path for sample in drawn_studies if sample.expected in ("negative", "positive")][:3]
     script = (
         "import json, sys, torch; from pathlib import Path; from classifier.predict import Predictor;"
         "torch.set_num_threads(1); found = Predictor.load(device='cpu').predict([*map(Path, sys.argv[1:])]);"
@@ -170,10 +165,10 @@ def test_real_pictures_of_children_are_told_apart(shared: Path, shipped: Predict
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_cuda_gives_what_the_cpu_gives(drawn: list[Sample], answers: list[Prediction]) -> None:
+def test_cuda_gives_what_the_cpu_gives(drawn_studies: list[Sample], answers: list[Prediction]) -> None:
     on_cuda = Predictor.load(device="cuda")
     assert on_cuda.device == "cuda:0"
-    found = on_cuda.predict([sample.path for sample in drawn])
+    found = on_cuda.predict([sample.path for sample in drawn_studies])
     assert [p.decision for p in found] == [p.decision for p in answers]
     assert probabilities(found) == pytest.approx(probabilities(answers), abs=2e-3)  # half precision
 

@@ -100,7 +100,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(run: Path, images: 
     command += ["--image-size", "32", "--batch-size", "16", "--learning-rate", "2e-3", "--val-share", "0.25"]
     command += ["--device", "cpu", "--workers", "1", "--description", "Made-up pictures."]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not (out / "last.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)

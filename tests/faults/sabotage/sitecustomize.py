@@ -2,17 +2,20 @@
 
 ``SABOTAGE`` says what: ``POINT:NUMBER`` kills the process with SIGKILL when it comes to that point for that
 time, once (the file ``SABOTAGE_DONE`` is made first, so that the next life of the process goes on unharmed).
-With ``SABOTAGE_PAUSE`` it stands still for so many seconds instead; ``SABOTAGE_SIGNAL`` is another signal.
+With ``SABOTAGE_PAUSE`` it stands still for so many seconds instead, with ``SABOTAGE_HOLD`` for an hour and
+with the interpreter's lock held; ``SABOTAGE_SIGNAL`` is another signal.
 ``SABOTAGE_ARM`` names a file that says the same as ``SABOTAGE``, and may be written while the process runs.
 ``SABOTAGE_POWER`` takes from the spool, before the process dies, what a loss of power would: all that was not
 flushed.
 ``SABOTAGE_EIO`` names a file; as long as it is there, the operations on the spool that its lines name fail
 with EIO, and what they did is counted in lines of the file of that name with ``.done`` after it.
+``DEADLY_IMAGES`` lets images do to the process that decodes them what stands in them; see `DEADLY`.
 ``LIGHT_MODEL`` puts a stand-in without torch in the place of the network, so that a process is up soon.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import importlib.abc
 import importlib.machinery
@@ -53,6 +56,8 @@ def reach(point: str) -> None:
     if _PAUSE:
         time.sleep(_PAUSE)
         return
+    if os.environ.get("SABOTAGE_HOLD"):
+        ctypes.PyDLL(None).sleep(3600)
     if os.environ.get("SABOTAGE_POWER"):
         volatile.lose()
     os.kill(os.getpid(), _SIGNAL)
@@ -302,9 +307,9 @@ def _light(module: ModuleType) -> None:
     """Give the module of the network's stand-in what `roles` takes from the real one."""
     from types import SimpleNamespace
 
-    from classifier.decoding import decode
+    from classifier.decoding.decoders import Decoders, Request
     from classifier.errors import NotScorable
-    from classifier.outcome import Decision, Prediction
+    from classifier.outcome import Decision, Prediction, StillDecoding
 
     card = SimpleNamespace(
         sha256="1" * 64,
@@ -318,31 +323,71 @@ def _light(module: ModuleType) -> None:
     class Predictor:
         device, engine = "cpu", "none"
 
-        def __init__(self, rules: Any) -> None:
+        def __init__(self, rules: Any, limits: Any) -> None:
             self.card = card
-            self._rules = rules
+            self._rules, self._limits = rules, limits
+            self._decoders = Decoders(2)
 
         @classmethod
-        def load(cls, _model: Any, _device: str, rules: Any, **_: Any) -> Any:
-            return cls(rules)
+        def load(cls, _model: Any, _device: str, rules: Any, *, limits: Any, **_: Any) -> Any:
+            return cls(rules, limits)
 
-        def predict(self, sources: Sequence[Path]) -> list[Any]:
-            return [self._one(path) for path in sources]
+        def start(self) -> None:
+            self._decoders.start()
 
-        def _one(self, path: Path) -> Any:
-            if b"POISON" in path.read_bytes():
-                os.kill(os.getpid(), signal.SIGKILL)
+        def attempt(self, sources: Sequence[Path]) -> list[Any]:
+            for path in sources:
+                with suppress(OSError):
+                    if b"POISON" in path.read_bytes():
+                        os.kill(os.getpid(), signal.SIGKILL)
             reach("score: before decoding")
-            try:
-                image = decode.read(path, self._rules)
-            except NotScorable as error:
-                return Prediction(None, Decision.NOT_SCORED, error.reason, error.detail, None)
+            requests = [Request(path, self._rules, 64, self._limits) for path in sources]
+            found = self._decoders.decode(requests, 2)
             reach("score: decoded")
+            return [self._one(image) for image in found]
+
+        def _one(self, image: Any) -> Any:
+            if image is None:
+                return StillDecoding()
+            if isinstance(image, OSError):
+                return image
+            if isinstance(image, NotScorable):
+                return Prediction(None, Decision.NOT_SCORED, image.reason, image.detail, None)
             probability = round(float(image.pixels.mean()), 4)
             decision = Decision.POSITIVE if probability >= card.threshold else Decision.NEGATIVE
             return Prediction(probability, decision, None, "", image.view)
 
     module.Predictor = Predictor  # type: ignore[attr-defined]
+
+
+def _hog() -> None:
+    held = []
+    while True:
+        held.append(bytearray(2**24))
+
+
+DEADLY: dict[bytes, Callable[[], Any]] = {
+    b"DEADLY: hang": lambda: ctypes.PyDLL(None).sleep(3600),  # with the interpreter's lock held
+    b"DEADLY: crash": lambda: ctypes.string_at(0),
+    b"DEADLY: abort": os.abort,
+    b"DEADLY: memory": _hog,
+    b"DEADLY: error": lambda: 2.0**10_000,
+    b"DEADLY: slow": lambda: time.sleep(5),
+}
+
+
+def _deadly(module: ModuleType) -> None:
+    read = module.read
+
+    def wrapped(source: Any, *arguments: Any) -> Any:
+        content = source.read()
+        source.seek(0)
+        for mark, act in DEADLY.items():
+            if mark in content:
+                act()
+        return read(source, *arguments)
+
+    module.read = wrapped  # type: ignore[attr-defined]
 
 
 class _Loader(importlib.abc.Loader):
@@ -360,6 +405,8 @@ class _Finder(importlib.abc.MetaPathFinder):
         if name == "classifier.scoring.predict" and os.environ.get("LIGHT_MODEL"):
             return importlib.machinery.ModuleSpec(name, _Loader())
         patch = _PATCHES.get(name) if POINT or _ARM or "SABOTAGE_EIO" in os.environ else None
+        if name == "classifier.decoding.decode" and os.environ.get("DEADLY_IMAGES"):
+            patch = _deadly
         if patch is None:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)

@@ -1,0 +1,44 @@
+"""Why associations ended: for the log, and for the A-ABORT that tells the peer."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+from pynetdicom.association import Association
+
+from pacs_node.errors import ProtocolError
+
+_lock = threading.Lock()
+_ends: weakref.WeakKeyDictionary[Association, str] = weakref.WeakKeyDictionary()
+_causes: weakref.WeakKeyDictionary[Association, ProtocolError] = weakref.WeakKeyDictionary()
+
+
+def note_cause(association: Association, cause: ProtocolError) -> None:
+    """Note why an association is about to end; the first cause counts."""
+    with _lock:
+        _causes.setdefault(association, cause)
+
+
+def noted_cause(association: Association) -> ProtocolError | None:
+    """Return what was noted."""
+    with _lock:
+        return _causes.get(association)
+
+
+def note_end(association: Association, how: str) -> None:
+    """Note that the peer ended an association, where that was no fault of it."""
+    with _lock:
+        _ends.setdefault(association, how)
+
+
+def why_aborted(association: Association) -> str:
+    """Return a half sentence that says why an association was aborted."""
+    cause = noted_cause(association)
+    if cause is not None:
+        return str(cause)
+    with _lock:
+        how = _ends.get(association)
+    if association.dul.idle_timer_expired():
+        return f"nothing came for {association.network_timeout:g} s ([receive] idle_seconds)"
+    return how or "the node stops"
