@@ -21,15 +21,17 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from classifier import terminal
-from classifier.config import SHIPPED_MODEL, Eligibility, TrainSettings, Unknown
+from classifier.arguments import DataArgument, ModelArgument, model_path
+from classifier.config import Eligibility, TrainSettings, Unknown
 from classifier.data.files import candidates, printable
 from classifier.errors import ClassifierError, Reason
+from classifier.gate_command import gate
 from classifier.outcome import Decision, Prediction
 from classifier.untrusted import json_text
 from classifier.untrusted import printable as readable
 
 if TYPE_CHECKING:
-    from classifier.model.card import Kind, ModelCard
+    from classifier.model.card import ModelCard
     from classifier.scoring.predict import Predictor
 
 _BATCH = 16
@@ -81,12 +83,6 @@ class AgeRule(StrEnum):
     DECIDE = "decide"
 
 
-ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help='Checkpoint file, or "default" for the model that ships.')
-]
-DataArgument = Annotated[
-    Path, typer.Argument(metavar="DATA", help="Folder of the classes NORMAL and PNEUMONIA, or CSV manifest.")
-]
 FormatOption = Annotated[
     PredictionFormat, typer.Option("--format", help="A table to read or JSON to process.")
 ]
@@ -127,7 +123,7 @@ def predict(
     rules = Eligibility(_unknown(unknown_body_part), _unknown(unknown_view))
     cautious = unlike_training is Doubt.UNDETERMINED
     predictor = Predictor.load(
-        _model_path(model), device, rules, cautious=cautious, unknown_age=unknown_age.value
+        model_path(model), device, rules, cautious=cautious, unknown_age=unknown_age.value
     )
     results = list(zip(found, _predict_in_batches(predictor, found), strict=True))
     if output is PredictionFormat.JSON:
@@ -142,7 +138,7 @@ def show(model: ModelArgument, output: FormatOption = PredictionFormat.TABLE) ->
     """Print the card of a model: preprocessing, threshold, data, measurements, limits of use."""
     from classifier.model.checkpoint import load  # noqa: PLC0415
 
-    card = load(_model_path(model)).card
+    card = load(model_path(model)).card
     if output is PredictionFormat.JSON:
         _print_json(card.model_dump(mode="json"))
     else:
@@ -246,48 +242,10 @@ def train(
     run_training(data, out, chosen, options(chosen, about, resume=resume, skip_bad=skip_bad))
 
 
-@app.command(
+app.command(
     epilog="Example:\n\nclassifier gate run/model.safetensors radiographs/ --strangers adult=adults.csv"
     " --leave-out machine --out model.safetensors"
-)
-def gate(
-    model: ModelArgument,
-    data: DataArgument,
-    out: Annotated[Path, typer.Option(help="Where to write the model with its gate.")],
-    *,
-    strangers: Annotated[
-        list[str], typer.Option(metavar="KIND=PATH", help="Folder or manifest; the kind is adult or other.")
-    ] = [],  # noqa: B006 - typer copies it
-    too: Annotated[Path | None, typer.Option(help="Folder of pictures that shall pass as known.")] = None,
-    leave_out: Annotated[
-        list[str],
-        typer.Option(help="Column of the adults' manifest, to measure what was not trained on."),
-    ] = [],  # noqa: B006
-    share: Annotated[
-        float, typer.Option(help="Share of the validation images that may be held back.")
-    ] = 0.01,
-    steps: Annotated[int, typer.Option(help="Of training.")] = 600,
-    val_share: Annotated[float, typer.Option(help="As in the training of the model.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="As in the training of the model.")] = 0,
-    workers: Annotated[int, typer.Option(help="Decoding processes; 0 = one a processor.")] = 0,
-    version: Annotated[str, typer.Option(help="Of the new model, for its card.")] = "",
-) -> None:
-    """Teach a model which images it does not know: adults, turned and inverted ones, other things."""
-    from classifier.progress import counting  # noqa: PLC0415
-    from classifier.training.gate import GateRecipe  # noqa: PLC0415
-    from classifier.training.gated import MEASURED_BY, GateOptions, add_gate  # noqa: PLC0415
-
-    chosen = GateOptions(
-        *(_strangers(strangers), too, tuple(leave_out), share, val_share, seed, workers, version)
-    )
-    with counting("Training") as progress:
-        card = add_gate(
-            *(_model_path(model), data, out, GateRecipe(steps=steps, seed=seed), chosen), told=progress
-        )
-    for metric in card.metrics:
-        if metric.measured_by == MEASURED_BY:
-            sys.stdout.write(f"{metric.value:.1%} held back: {metric.images} images, {metric.data}\n")
-    terminal.console(stderr=True).print(f"Wrote {out}, SHA-256 {card.sha256}", soft_wrap=True, markup=False)
+)(gate)
 
 
 @app.command(epilog="Example:\n\nclassifier evaluate run/model.safetensors test/ --out result/")
@@ -305,7 +263,7 @@ def evaluate(
     from classifier.progress import counting  # noqa: PLC0415
     from classifier.scoring.predict import Predictor  # noqa: PLC0415
 
-    predictor = Predictor.load(_model_path(model), device, None, cautious=False)
+    predictor = Predictor.load(model_path(model), device, None, cautious=False)
     with counting("Scoring") as progress:
         found = measure(predictor, data, out, split=split, skip_bad=skip_bad, progress=progress)
     sys.stdout.write((out / "report.txt").read_text(encoding="utf-8"))
@@ -328,7 +286,7 @@ def export(
     from classifier.model.checkpoint import load  # noqa: PLC0415
 
     write = to_onnx if output is Exchange.ONNX else to_bundle
-    write(load(_model_path(model)), out)
+    write(load(model_path(model)), out)
     terminal.console(stderr=True).print(f"Wrote {out}", soft_wrap=True, markup=False)
 
 
@@ -348,10 +306,6 @@ def _sentence(error: ClassifierError | OSError) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"Cannot use {error.filename}: {error.strerror}; check the path."
     return str(error)
-
-
-def _model_path(model: str) -> Path:
-    return SHIPPED_MODEL if model == "default" else Path(model)
 
 
 def _stated(option: str, text: str) -> str:
@@ -422,16 +376,6 @@ def _tell_of_ages(predictor: Predictor, predictions: Sequence[Prediction]) -> No
 
 def _print_json(content: Any) -> None:
     sys.stdout.write(json_text(json.dumps(content, indent=2)) + "\n")
-
-
-def _strangers(given: Sequence[str]) -> dict[Kind, Path]:
-    found: dict[Kind, Path] = {}
-    for text in given:
-        kind, _, path = text.partition("=")
-        if kind not in ("adult", "other") or not path:
-            raise ClassifierError(f"--strangers {text!r} is not understood; write adult=PATH or other=PATH.")
-        found["adult" if kind == "adult" else "other"] = Path(path)
-    return found
 
 
 def _results_table(results: Sequence[tuple[Path, Prediction]]) -> Table:

@@ -164,7 +164,10 @@ class _Trainable(nn.Module):
         """Return the gate with the normalisations as part of its convolutions."""
         gate = self.eval().gate
         pairs = zip(gate.layers, self.norms, strict=True)
-        gate.layers = nn.ModuleList(fuse_conv_bn_eval(_convolution(c), norm) for c, norm in pairs)
+        gate.layers = nn.ModuleList(
+            fuse_conv_bn_eval(_convolution(c), norm)  # type: ignore[arg-type]
+            for c, norm in pairs
+        )
         return gate.eval().requires_grad_(False)
 
 
@@ -235,8 +238,8 @@ class _Batches:
         return heated(self._chests(1)[0], self._rng)[None]
 
     def _some(self, images: Tensor, count: int) -> Tensor:
-        chosen = self._rng.integers(len(images), size=count) if count else []
-        return _floats(images[torch.as_tensor(chosen, dtype=torch.long)])
+        chosen = self._rng.integers(max(1, len(images)), size=count)
+        return _floats(images[torch.from_numpy(chosen)])
 
     def _changed(self, images: Tensor) -> Tensor:
         """Change most of the images: (B, 1, S, S) to (B, 1, 80, 80)."""

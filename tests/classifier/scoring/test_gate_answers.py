@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from classifier.config import SHIPPED_MODEL, Eligibility
+from classifier.config import SHIPPED_MODEL, Eligibility, UnknownAge
 from classifier.errors import CheckpointError, Reason
 from classifier.model.card import GateCard, Kind, parse_card
 from classifier.model.checkpoint import Checkpoint, load, save
@@ -17,8 +17,8 @@ from classifier.outcome import Decision, Prediction
 from classifier.scoring.predict import Predictor
 from tests.conftest import radiograph
 from tests.conftest import save as save_dicom
+from tests.helpers.predictors import ready
 
-CPU = torch.device("cpu")
 KINDS: tuple[Kind, ...] = ("known", "adult", "turned", "inverted", "other")
 
 
@@ -37,13 +37,19 @@ def gate_that_says(kind: Kind, odds: float = 9.0) -> Gate:
 
 
 def with_gate(
-    shipped: Checkpoint, gate: Gate, *, limit: float = 0.0, cautious: bool = True, **card: Any
+    shipped: Checkpoint,
+    gate: Gate,
+    *,
+    limit: float = 0.0,
+    cautious: bool = True,
+    unknown_age: UnknownAge = "undetermined",
+    **card: Any,
 ) -> Predictor:
     """Return the shipped network with the gate alone, without the measure of distance."""
     described = GateCard(kinds=KINDS, limit=limit, source="A test.")
     update = {"novelty_limit": None, "gate": described, "ages": (1, 5)} | card
     checkpoint = Checkpoint(shipped.model, shipped.card.model_copy(update=update), None, gate)
-    return Predictor(checkpoint, CPU, Eligibility(), cautious=cautious, engine="torch")
+    return ready(checkpoint, Eligibility(), cautious=cautious, unknown_age=unknown_age)
 
 
 def one(predictor: Predictor, folder: Path, **tags: Any) -> Prediction:
@@ -52,12 +58,17 @@ def one(predictor: Predictor, folder: Path, **tags: Any) -> Prediction:
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [("adult", "an adult"), ("turned", "upside down"), ("inverted", "inverted"), ("other", "no upright")],
+    [
+        ("adult", "an adult"),
+        ("turned", "upside down"),
+        ("inverted", "inverted"),
+        ("other", "does not look like an upright"),
+    ],
 )
 def test_a_stranger_is_undetermined_and_the_detail_says_what_it_looks_like(
     kind: Kind, words: str, shipped: Checkpoint, tmp_path: Path
 ) -> None:
-    found = one(with_gate(shipped, gate_that_says(kind)), tmp_path)
+    found = one(with_gate(shipped, gate_that_says(kind)), tmp_path, PatientAge="")
     assert (found.decision, found.reason) == (Decision.UNDETERMINED, Reason.UNLIKE_TRAINING)
     assert words in found.detail
     assert found.probability is not None
@@ -87,6 +98,34 @@ def test_an_adult_in_the_image_is_compared_with_the_age_in_the_tags(
     assert (found.decision, found.reason) == (Decision.UNDETERMINED, reason)
 
 
+@pytest.mark.parametrize(
+    ("rule", "kind", "reason"),
+    [
+        ("undetermined", "known", Reason.UNKNOWN_AGE),
+        ("look", "known", None),
+        ("look", "adult", Reason.UNLIKE_TRAINING),
+        ("decide", "known", None),
+        ("decide", "adult", Reason.UNLIKE_TRAINING),
+    ],
+)
+def test_where_the_tags_tell_no_age_the_gate_may_look(
+    rule: UnknownAge, kind: Kind, reason: Reason | None, shipped: Checkpoint, tmp_path: Path
+) -> None:
+    predictor = with_gate(shipped, gate_that_says(kind), unknown_age=rule)
+    assert one(predictor, tmp_path, PatientAge="").reason == reason
+
+
+@pytest.mark.parametrize("kinds", [None, ("known", "turned")])
+def test_without_a_gate_that_knows_adults_nobody_looks(
+    kinds: tuple[Kind, ...] | None, shipped: Checkpoint, tmp_path: Path
+) -> None:
+    described = None if kinds is None else GateCard(kinds=kinds, limit=99, source="A test.")
+    card = shipped.card.model_copy(update={"gate": described, "ages": (1, 5), "novelty_limit": None})
+    gate = None if kinds is None else Gate(len(kinds)).eval()
+    predictor = ready(Checkpoint(shipped.model, card, None, gate), Eligibility(), unknown_age="look")
+    assert one(predictor, tmp_path, PatientAge="").reason == Reason.UNKNOWN_AGE
+
+
 def test_who_is_not_cautious_decides_about_an_adult_too(shipped: Checkpoint, tmp_path: Path) -> None:
     predictor = with_gate(shipped, gate_that_says("adult"), cautious=False)
     found = one(predictor, tmp_path, PatientAge="004Y")
@@ -107,15 +146,13 @@ def test_the_novelty_is_that_of_the_stricter_of_gate_and_distance(tmp_path: Path
     for odds, is_far in ((9.0, True), (-9.0, False)):
         card = whole.card.model_copy(update={"gate": described, "novelty_limit": 1e6})
         gate = gate_that_says("adult", odds)
-        predictor = Predictor(
-            Checkpoint(whole.model, card, whole.novelty, gate), CPU, Eligibility(), engine="torch"
-        )
+        predictor = ready(Checkpoint(whole.model, card, whole.novelty, gate), Eligibility())
         found = one(predictor, tmp_path)
         assert found.novelty is not None
         assert (found.novelty > 1) == is_far
     strict = whole.card.model_copy(update={"gate": described, "novelty_limit": 1e-6})
     checkpoint = Checkpoint(whole.model, strict, whole.novelty, gate_that_says("known"))
-    found = one(Predictor(checkpoint, CPU, Eligibility(), engine="torch"), tmp_path)
+    found = one(ready(checkpoint, Eligibility()), tmp_path)
     assert "times the limit" in found.detail
 
 
