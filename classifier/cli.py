@@ -21,9 +21,11 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from classifier import terminal
-from classifier.config import SHIPPED_MODEL, Eligibility, TrainSettings, Unknown
+from classifier.arguments import DataArgument, ModelArgument, model_path
+from classifier.config import Eligibility, TrainSettings, Unknown
 from classifier.data.files import candidates, printable
 from classifier.errors import ClassifierError, Reason
+from classifier.gate_command import gate
 from classifier.outcome import Decision, Prediction
 from classifier.untrusted import json_text
 from classifier.untrusted import printable as readable
@@ -73,12 +75,14 @@ class Doubt(StrEnum):
     DECIDE = "decide"
 
 
-ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help='Checkpoint file, or "default" for the shipped model.')
-]
-DataArgument = Annotated[
-    Path, typer.Argument(metavar="DATA", help="Folder of the classes NORMAL and PNEUMONIA, or CSV manifest.")
-]
+class AgeRule(StrEnum):
+    """What to do with an image whose tags do not tell the age."""
+
+    UNDETERMINED = "undetermined"
+    LOOK = "look"
+    DECIDE = "decide"
+
+
 FormatOption = Annotated[
     PredictionFormat, typer.Option("--format", help="A table to read or JSON to process.")
 ]
@@ -108,9 +112,9 @@ def predict(
         Doubt, typer.Option(help="Images unlike the training images, or of patients of another age.")
     ] = Doubt.UNDETERMINED,
     unknown_age: Annotated[
-        Doubt,
-        typer.Option(help="Pictures, and images whose tags state no age, if the model is for certain ages."),
-    ] = Doubt.UNDETERMINED,
+        AgeRule,
+        typer.Option(help="Pictures, and images whose tags tell no age, if the model is for some ages."),
+    ] = AgeRule.UNDETERMINED,
 ) -> None:
     """Score images for pneumonia."""
     found = list(_find(files))
@@ -119,7 +123,7 @@ def predict(
     rules = Eligibility(_unknown(unknown_body_part), _unknown(unknown_view))
     cautious = unlike_training is Doubt.UNDETERMINED
     predictor = Predictor.load(
-        _model_path(model), device, rules, cautious=cautious, unknown_age=unknown_age.value
+        model_path(model), device, rules, cautious=cautious, unknown_age=unknown_age.value
     )
     results = list(zip(found, _predict_in_batches(predictor, found), strict=True))
     if output is PredictionFormat.JSON:
@@ -134,7 +138,7 @@ def show(model: ModelArgument, output: FormatOption = PredictionFormat.TABLE) ->
     """Print the card of a model: preprocessing, threshold, data, measurements, limits of use."""
     from classifier.model.checkpoint import load  # noqa: PLC0415
 
-    card = load(_model_path(model)).card
+    card = load(model_path(model)).card
     if output is PredictionFormat.JSON:
         _print_json(card.model_dump(mode="json"))
     else:
@@ -156,8 +160,8 @@ def pack(
 
     parsed = parse_card(_read_text(card))
     tail(parsed.preprocessing)
-    state, novelty = load_weights(weights)
-    saved = save(out, state, parsed, novelty)
+    state, novelty, gate = load_weights(weights)
+    saved = save(out, state, parsed, novelty, gate)
     terminal.console(stderr=True).print(f"Wrote {out}, SHA-256 {saved.sha256}", soft_wrap=True, markup=False)
 
 
@@ -245,6 +249,12 @@ def train(
     run_training(data, out, chosen, options(chosen, about, resume=resume, skip_bad=skip_bad))
 
 
+app.command(
+    epilog="Example:\n\nclassifier gate run/model.safetensors radiographs/ --strangers adult=adults.csv"
+    " --leave-out machine --out model.safetensors"
+)(gate)
+
+
 @app.command(epilog="Example:\n\nclassifier evaluate run/model.safetensors test/ --out result/")
 def evaluate(
     model: ModelArgument,
@@ -260,7 +270,7 @@ def evaluate(
     from classifier.progress import counting  # noqa: PLC0415
     from classifier.scoring.predict import Predictor  # noqa: PLC0415
 
-    predictor = Predictor.load(_model_path(model), device, None, cautious=False)
+    predictor = Predictor.load(model_path(model), device, None, cautious=False)
     with counting("Scoring") as progress:
         found = measure(predictor, data, out, split=split, skip_bad=skip_bad, progress=progress)
     sys.stdout.write((out / "report.txt").read_text(encoding="utf-8"))
@@ -283,7 +293,7 @@ def export(
     from classifier.model.checkpoint import load  # noqa: PLC0415
 
     write = to_onnx if output is Exchange.ONNX else to_bundle
-    write(load(_model_path(model)), out)
+    write(load(model_path(model)), out)
     terminal.console(stderr=True).print(f"Wrote {out}", soft_wrap=True, markup=False)
 
 
@@ -303,10 +313,6 @@ def _sentence(error: ClassifierError | OSError) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"Cannot use {error.filename}: {error.strerror}; check the path."
     return str(error)
-
-
-def _model_path(model: str) -> Path:
-    return SHIPPED_MODEL if model == "default" else Path(model)
 
 
 def _stated(option: str, text: str) -> str:
@@ -414,6 +420,8 @@ def _card_rows(card: ModelCard) -> Iterator[tuple[str, str]]:
         yield "Band", f"undetermined nearer than {card.band:g} to the threshold"
     calibration = f"(logit {card.offset:+g}) / {card.temperature:g}"
     yield "Calibration", f"sigmoid of {calibration} ({card.temperature_source})"
+    if card.gate is not None:
+        yield "Gate", f"{', '.join(card.gate.kinds)}; limit {card.gate.limit} ({card.gate.source})"
     yield "Novelty limit", f"{card.novelty_limit} ({card.novelty_source})" if card.novelty_limit else "none"
     yield "Ages", f"{card.ages[0]} to {card.ages[1]} years" if card.ages else "not stated"
     if card.recipe:

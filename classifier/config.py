@@ -19,7 +19,7 @@ from pydicom.uid import (
 )
 
 Unknown = Literal["refuse", "score"]
-UnknownAge = Literal["undetermined", "decide"]
+UnknownAge = Literal["undetermined", "look", "decide"]
 
 SHIPPED_MODEL = Path(__file__).parent / "weights" / "densenet121-kermany.safetensors"
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from classifier.errors import ClassifierError
 from classifier.model.card import ModelCard
 from classifier.model.checkpoint import Checkpoint
+from classifier.model.gate import judge
 from classifier.model.transforms import tail
 
 OPSET = 18  # the first version whose Resize smooths when it shrinks
@@ -43,7 +44,7 @@ class ExportedNetwork(nn.Module):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
-        self.network, self.card, self.novelty = checkpoint
+        self.network, self.card, self.novelty, self.gate = checkpoint
         _side(self.card)
         self.resize, *self.rest = tail(self.card.preprocessing).transforms
 
@@ -60,13 +61,19 @@ class ExportedNetwork(nn.Module):
         tuple of Tensor
             Calibrated probability, logit and, if the model has the measure, novelty; (B,) each.
         """
-        square = self.resize(image.squeeze(1)).unsqueeze(1)  # images are independent, like channels
-        features = self.network.embed(torch.vmap(self._prepared)(square))
+        square = self.resize(image.squeeze(1)).unsqueeze(1)  # images are as independent as channels
+        prepared = torch.vmap(self._prepared)(square)
+        features = self.network.embed(prepared)
         logit = self.network.classifier(features).flatten()
         found = (torch.sigmoid((logit + self.card.offset) / self.card.temperature), logit)
-        if self.novelty is None or self.card.novelty_limit is None:
-            return found
-        return (*found, self.novelty(features) / self.card.novelty_limit)
+        novelties = list(self._novelties(prepared, features))
+        return (*found, torch.stack(novelties).amax(0)) if novelties else found
+
+    def _novelties(self, images: Tensor, features: Tensor) -> Iterator[Tensor]:
+        if self.novelty is not None and self.card.novelty_limit is not None:
+            yield self.novelty(features) / self.card.novelty_limit
+        if self.gate is not None and self.card.gate is not None:
+            yield judge(self.gate(images), self.card.gate.limit).novelties
 
     def _prepared(self, plane: Tensor) -> Tensor:
         for step in self.rest:

@@ -34,8 +34,9 @@ class Prediction:
         ``"PA"``, ``"AP"``, ``"frontal"`` or ``"unknown"``; ``None`` when the image was not scored and for
         files that carry no tags.
     novelty
-        Distance from the training images divided by the limit of the model: beyond 1 the image is unlike
-        them. ``None`` when the image was not scored or the model has no such measure.
+        How unlike the training images it is, 1 being the limit of the model: the larger of the distance of
+        its features and of what the gate says. ``None`` when the image was not scored or the model has no
+        such measure.
     age
         Age of the patient in years as the tags tell it, else ``None``.
     """

@@ -36,6 +36,35 @@ class Metric(_Frozen):
     measured_by: Text
 
 
+Kind = Literal["known", "adult", "turned", "inverted", "other"]
+"""What a gate tells apart: images like the training images, and four kinds of strangers."""
+
+
+class GateCard(_Frozen):
+    """What belongs to a gate; see `classifier.model.gate`.
+
+    Attributes
+    ----------
+    kinds
+        What its logits stand for; the first is ``"known"``.
+    limit
+        Log odds of a stranger from which on the answer is undetermined.
+    source
+        How it was trained and how the limit was chosen.
+    """
+
+    kinds: Annotated[tuple[Kind, ...], Field(min_length=2)]
+    limit: FiniteFloat
+    source: Text
+
+    @field_validator("kinds")
+    @classmethod
+    def _known_first(cls, kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
+        if kinds[0] != "known" or len(set(kinds)) < len(kinds):
+            raise ValueError("known comes first, and each kind once")
+        return kinds
+
+
 class ModelCard(_Frozen):
     """The description that is stored with the weights.
 
@@ -58,8 +87,10 @@ class ModelCard(_Frozen):
     ages
         Youngest and oldest age of the training population in completed years, or none if not known.
     novelty_limit, novelty_source
-        Distance from the training images, measured by `novelty`, beyond which the answer is undetermined, and
-        how it was chosen; none for a model without the measure.
+        Distance from the training images, as `novelty` measures it, beyond which the answer is undetermined;
+        none for a model without the measure. And how the limit was chosen.
+    gate
+        Of the network that tells strangers; none for a model without one.
     data, population, licence, metrics, limits
         Training data, their population, terms of use, measurements, and what the model must not be used for.
     sha256
@@ -82,6 +113,7 @@ class ModelCard(_Frozen):
     ages: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
     novelty_limit: Annotated[FiniteFloat, Field(gt=0)] | None = None
     novelty_source: str = ""
+    gate: GateCard | None = None
     data: Text
     population: Text
     licence: Text

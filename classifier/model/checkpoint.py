@@ -21,6 +21,7 @@ from safetensors.torch import save as dump_tensors
 
 from classifier.errors import CheckpointError
 from classifier.model.card import ModelCard, parse_card
+from classifier.model.gate import Gate, split_gate
 from classifier.model.network import Network, build
 from classifier.model.novelty import Novelty, split_tensors
 
@@ -31,11 +32,20 @@ State = Mapping[str, torch.Tensor]
 
 
 class Checkpoint(NamedTuple):
-    """What a model file holds: the network in evaluation mode, its card, and its novelty measure if any."""
+    """What a model file holds: the network in evaluation mode, its card, and what tells strangers, if any."""
 
     model: Network
     card: ModelCard
     novelty: Novelty | None
+    gate: Gate | None = None
+
+
+class Weights(NamedTuple):
+    """The tensors of a model file, without the card."""
+
+    state: dict[str, torch.Tensor]
+    novelty: Novelty | None
+    gate: Gate | None
 
 
 def load(path: Path) -> Checkpoint:
@@ -59,18 +69,21 @@ def load(path: Path) -> Checkpoint:
     """
     content = _read(path)
     card = parse_card(_card_text(content, path))
-    state, novelty = _split(_tensors(content, path), card, path)
-    model = _assemble(card.architecture, state, path)
-    return Checkpoint(model, _signed(card, content), novelty)
+    weights = _split(_tensors(content, path), path)
+    _require_match(weights.novelty, weights.gate, card, path)
+    model = _assemble(card.architecture, weights.state, path)
+    return Checkpoint(model, _signed(card, content), weights.novelty, weights.gate)
 
 
-def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], Novelty | None]:
-    """Load the weights, and the novelty measure if any, from a safetensors file with or without a card."""
-    return _split(_tensors(_read(path), path), None, path)
+def load_weights(path: Path) -> Weights:
+    """Load the tensors of any safetensors file, with or without card."""
+    return _split(_tensors(_read(path), path), path)
 
 
-def save(path: Path, state: State, card: ModelCard, novelty: Novelty | None = None) -> ModelCard:
-    """Write a checkpoint completely or not at all.
+def save(
+    path: Path, state: State, card: ModelCard, novelty: Novelty | None = None, gate: Gate | None = None
+) -> ModelCard:
+    """Write a checkpoint, whole or not at all.
 
     Parameters
     ----------
@@ -81,8 +94,9 @@ def save(path: Path, state: State, card: ModelCard, novelty: Novelty | None = No
     card
         The card to store with the weights.
     novelty
-        Novelty measure fitted to this network's features; required if and only if the card states a limit for
-        it.
+        Fitted to this network's features; needed exactly where the card states a limit for it.
+    gate
+        Needed exactly where the card describes one.
 
     Returns
     -------
@@ -94,11 +108,13 @@ def save(path: Path, state: State, card: ModelCard, novelty: Novelty | None = No
     CheckpointError
         If the state does not fit the architecture, or the file cannot be written.
     """
-    _require_match(novelty, card, path)
+    _require_match(novelty, gate, card, path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     _assemble(card.architecture, tensors, path)
     if novelty is not None:
         tensors |= novelty.to("cpu").tensors()
+    if gate is not None:
+        tensors |= gate.tensors()
     content = dump_tensors(tensors, {_CARD_KEY: card.model_dump_json()})
     try:
         _write_atomically(path, content)
@@ -111,22 +127,23 @@ def _signed(card: ModelCard, content: bytes) -> ModelCard:
     return card.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
 
 
-def _split(
-    tensors: State, card: ModelCard | None, path: Path
-) -> tuple[dict[str, torch.Tensor], Novelty | None]:
+def _split(tensors: State, path: Path) -> Weights:
     try:
-        state, novelty = split_tensors(tensors)
+        others, gate = split_gate(tensors)
+        return Weights(*split_tensors(others), gate)
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}; train or copy it again.") from error
-    if card is not None:
-        _require_match(novelty, card, path)
-    return state, novelty
 
 
-def _require_match(novelty: Novelty | None, card: ModelCard, path: Path) -> None:
+def _require_match(novelty: Novelty | None, gate: Gate | None, card: ModelCard, path: Path) -> None:
     if (novelty is None) != (card.novelty_limit is None):
         raise CheckpointError(
             f"{path} needs both a novelty measure and its limit in the card, or neither; pack it again."
+        )
+    kinds = None if card.gate is None else len(card.gate.kinds)
+    if kinds != (None if gate is None else gate.head.out_features):
+        raise CheckpointError(
+            f"{path} needs both a gate and its description in the card, or neither; pack it anew."
         )
 
 

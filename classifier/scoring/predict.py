@@ -10,13 +10,15 @@ import numpy as np
 import torch
 
 from classifier.config import SHIPPED_MODEL, DecodeLimits, Eligibility, UnknownAge
-from classifier.decoding.ages import Age
 from classifier.decoding.copies import Fingerprint
 from classifier.device import choose_device
 from classifier.errors import CheckpointError, NotScorable, Reason
+from classifier.model.card import Kind
 from classifier.model.checkpoint import Checkpoint, load
+from classifier.model.gate import judge
 from classifier.model.transforms import Chain, chain
 from classifier.outcome import Decision, Prediction, StillDecoding
+from classifier.scoring.doubt import Doubts
 from classifier.scoring.engine import EngineName, choose
 from classifier.scoring.prepare import Preparation, Ready
 
@@ -29,10 +31,17 @@ _LARGEST_ERROR = 0.01  # of a probability
 
 
 class _Score(NamedTuple):
-    """What the network says of one image; a probability that is not finite is none."""
+    """What the networks say of one image; a probability that is not finite is none.
+
+    Attributes
+    ----------
+    looks_like
+        The kind of stranger, where the gate says that it is one.
+    """
 
     probability: float
     novelty: float | None
+    looks_like: Kind | None = None
 
 
 class Predictor:
@@ -52,6 +61,8 @@ class Predictor:
         What computes its features and logits.
     novelty
         Its measure of how unlike the training images an image is, if it has one.
+    gate
+        Its network that tells strangers, if it has one.
     """
 
     def __init__(
@@ -65,14 +76,14 @@ class Predictor:
         unknown_age: UnknownAge = "undetermined",
         limits: DecodeLimits = _DEFAULT_LIMITS,
     ) -> None:
-        model, self.card, novelty = checkpoint
+        model, self.card, novelty, gate = checkpoint
         self.device = str(device)
         self.chain: Chain = chain(self.card.preprocessing, rules)
         self.model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         self.novelty = None if novelty is None else novelty.to(device)
+        self.gate = None if gate is None else gate.to(device)
         self._prepare = Preparation(self.chain, rules, limits)
-        self._cautious = cautious
-        self._unknown_age = unknown_age
+        self._doubts = Doubts(self.card, cautious, unknown_age)
         self._require_square_planes()
         planes = 1 if self.card.preprocessing[-1].get("name") == "RepeatChannel" else 3
         self.engines = choose(self.model, planes, self._probe(), self._measure, engine)
@@ -199,7 +210,17 @@ class Predictor:
         probabilities, novelties = self._measure(features, logits)
         probabilities[~torch.isfinite(logits)] = torch.nan  # the sigmoid of an overflow is 0 or 1
         known = [None] * len(batch) if novelties is None else novelties.tolist()
-        return list(map(_Score, probabilities.tolist(), known))
+        scores = map(_Score, probabilities.tolist(), known)
+        return [_stricter(score, *judged) for score, judged in zip(scores, self._judged(batch), strict=True)]
+
+    def _judged(self, batch: torch.Tensor) -> list[tuple[float | None, Kind | None]]:
+        """Return what the gate says of each image: novelty, and the kind of stranger it would be."""
+        card = self.card.gate
+        if self.gate is None or card is None:
+            return [(None, None)] * len(batch)
+        novelties, strangers = judge(self.gate(batch), card.limit)
+        kinds = [card.kinds[stranger] for stranger in strangers.tolist()]
+        return list(zip(novelties.tolist(), kinds, strict=True))
 
     def _measure(
         self, features: torch.Tensor, logits: torch.Tensor
@@ -230,34 +251,12 @@ class Predictor:
         novelty = _rounded(score.novelty)
         is_positive = probability >= self.card.threshold
         decision = Decision.POSITIVE if is_positive else Decision.NEGATIVE
-        reason, detail = self._doubt(probability, novelty, image.age)
-        if reason is not None:
+        doubt = self._doubts(probability, novelty, score.looks_like, image.age)
+        reason, detail = doubt or (None, "")
+        if doubt is not None:
             decision = Decision.UNDETERMINED
         age = _rounded(image.age.years)
         return Prediction(probability, decision, reason, detail, image.view, novelty, age)
-
-    def _doubt(self, probability: float, novelty: float | None, age: Age) -> tuple[Reason | None, str]:
-        """Return why no decision can rest on the score, or nothing."""
-        card = self.card
-        if self._cautious and novelty is not None and novelty > 1:
-            detail = f"Its distance from the training images is {novelty:g} times the limit"
-            return Reason.UNLIKE_TRAINING, detail
-        if self._cautious and card.ages is not None and (reason := self._age_doubt(age, card.ages)):
-            detail = f"The model was trained on patients of {card.ages[0]} to {card.ages[1]} years"
-            return reason, f"{age.doubt}. {detail}" if reason is Reason.DOUBTFUL_AGE else detail
-        if abs(probability - card.threshold) < card.band:
-            return Reason.NEAR_THRESHOLD, f"Nearer than {card.band:g} to the threshold {card.threshold:g}"
-        return None, ""
-
-    def _age_doubt(self, age: Age, trained: tuple[int, int]) -> Reason | None:
-        youngest, oldest = trained
-        if age.doubt:
-            return Reason.DOUBTFUL_AGE
-        completed = age.completed()
-        if completed is not None and (completed[1] < youngest or completed[0] > oldest):
-            return Reason.OTHER_AGE
-        is_known = completed is not None and youngest <= completed[0] and completed[1] <= oldest
-        return None if is_known or self._unknown_age == "decide" else Reason.UNKNOWN_AGE
 
     def _probe(self) -> torch.Tensor:
         """Return images to try engines on: (5, 3, S, S) float32, smooth noise from dark to bright."""
@@ -283,6 +282,14 @@ def _other(found: NotScorable | OSError | StillDecoding) -> Prediction | OSError
 
 def _refused(why: NotScorable) -> Prediction:
     return Prediction(None, Decision.NOT_SCORED, why.reason, why.detail, None)
+
+
+def _stricter(score: _Score, novelty: float | None, kind: Kind | None) -> _Score:
+    """Return the score with the larger of both novelties, and with the kind where the gate says stranger."""
+    if novelty is None:
+        return score
+    larger = novelty if score.novelty is None else max(score.novelty, novelty)
+    return score._replace(novelty=larger, looks_like=kind if round(novelty, _DECIMALS) > 1 else None)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -79,7 +79,7 @@ def changed(card: ModelCard, **values: Any) -> str:
 def test_a_saved_model_loads_as_it_was(path: Path, state: State, card: ModelCard) -> None:
     renamed = card.model_copy(update={"name": "again", "threshold": 0.25})
     saved = save(path, state, renamed)
-    model, loaded, novelty = load(path)
+    model, loaded, novelty, _ = load(path)
     assert novelty is None
     assert loaded == saved
     assert loaded.model_copy(update={"sha256": ""}) == renamed.model_copy(update={"sha256": ""})

@@ -73,7 +73,7 @@ def test_a_checkpoint_brings_it_back(tmp_path: Path, shipped: Predictor) -> None
     measure = fit(normal(50, 6, 1024))
     card = shipped.card.model_copy(update={"novelty_limit": 1.5, "novelty_source": "A test."})
     save(tmp_path / "m.safetensors", shipped.model.state_dict(), card, measure)
-    _, loaded, back = load(tmp_path / "m.safetensors")
+    _, loaded, back, _ = load(tmp_path / "m.safetensors")
     assert loaded.novelty_limit == 1.5
     assert back is not None
     torch.testing.assert_close(back(normal(3, 7, 1024)), measure(normal(3, 7, 1024)))

@@ -157,7 +157,7 @@ def _jpeg(values: NDArray[Any]) -> bytes:
 
 @torch.inference_mode()
 def probability(shipped: Checkpoint, tensor: torch.Tensor) -> float:
-    model, card, _ = shipped
+    model, card, *_ = shipped
     logit = model.classifier(model.embed(tensor[None])).flatten()
     return float(torch.sigmoid((logit + card.offset) / card.temperature))
 

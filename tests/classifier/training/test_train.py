@@ -65,7 +65,7 @@ def history(run: Path) -> list[dict[str, str]]:
 
 
 def test_a_run_leaves_a_model_with_its_card_its_split_and_its_history(run: Path, images: Path) -> None:
-    _, card, novelty = load(run / "model.safetensors")
+    _, card, novelty, _ = load(run / "model.safetensors")
     assert card.data.startswith("Made-up pictures. 48 training images")
     assert "16 validation images of 8 patients" in card.threshold_source
     names = {"AUROC", "sensitivity", "specificity", "accuracy", "expected calibration error"}
@@ -200,11 +200,11 @@ def test_an_interrupted_run_says_in_its_card_that_it_is_not_finished(images: Pat
 
     with pytest.raises(KeyboardInterrupt):
         train(images, tmp_path / "run", RECIPE, OPTIONS, Watcher(finished=stop))
-    _, card, novelty = load(tmp_path / "run" / "model.safetensors")
+    _, card, novelty, _ = load(tmp_path / "run" / "model.safetensors")
     assert novelty is None
     assert any("Training was not finished" in limit for limit in card.limits)
     train(images, tmp_path / "run", RECIPE, Options(**{**vars(OPTIONS), "resume": True}))
-    _, card, novelty = load(tmp_path / "run" / "model.safetensors")
+    _, card, novelty, _ = load(tmp_path / "run" / "model.safetensors")
     assert novelty is not None
     assert not any("Training was not finished" in limit for limit in card.limits)
 
@@ -362,7 +362,7 @@ def test_pages_bear_names_that_look_like_formulas(run: Path, tmp_path: Path) -> 
 
 
 def test_an_evaluation_tells_how_many_are_near_the_threshold(run: Path, images: Path, tmp_path: Path) -> None:
-    model, card, novelty = load(run / "model.safetensors")
+    model, card, novelty, _ = load(run / "model.safetensors")
     wide = card.model_copy(update={"band": 0.2})
     save(tmp_path / "wide.safetensors", model.state_dict(), wide, novelty)
     predictor = Predictor.load(tmp_path / "wide.safetensors", "cpu", None, cautious=False)

@@ -1,0 +1,22 @@
+"""Arguments that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from classifier.config import SHIPPED_MODEL
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help='Checkpoint file, or "default" for the model that ships.')
+]
+DataArgument = Annotated[
+    Path, typer.Argument(metavar="DATA", help="Folder of the classes NORMAL and PNEUMONIA, or CSV manifest.")
+]
+
+
+def model_path(model: str) -> Path:
+    """Return the checkpoint that the argument names."""
+    return SHIPPED_MODEL if model == "default" else Path(model)
