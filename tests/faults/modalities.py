@@ -140,7 +140,7 @@ def association_request() -> bytes:
 def _silent(folder: Path, url: str, silences: Sequence[Fault] = _SILENCES) -> Outcome:
     """Half objects and PDUs, a byte a second: others are served meanwhile, and all places become free."""
     most = len(silences) + 4 + 2  # two are left for those that talk
-    settings = _STRICT + f"max_associations = {most}\n"
+    settings = _STRICT + f"max_associations = {most}\naddress_share = 1\nrequest_seconds = {_IDLE_SECONDS}\n"
     limit = 2 * _IDLE_SECONDS + 3
     with (
         Pacs() as pacs,
