@@ -71,7 +71,7 @@ class Reason(StrEnum):
     NO_FINITE_SCORE = "NO_FINITE_SCORE"
     UNLIKE_TRAINING = "UNLIKE_TRAINING"
     OTHER_AGE = "OTHER_AGE"
-    TAGS_AND_IMAGE_DISAGREE = "TAGS_AND_IMAGE_DISAGREE"
+    TAGS_DISAGREE = "TAGS_DISAGREE"
     UNKNOWN_AGE = "UNKNOWN_AGE"
     DOUBTFUL_AGE = "DOUBTFUL_AGE"
     NEAR_THRESHOLD = "NEAR_THRESHOLD"
@@ -114,7 +114,7 @@ _FACTS = {
     Reason.NO_FINITE_SCORE: ("Network gave no finite score", Bearing.OPEN),
     Reason.UNLIKE_TRAINING: ("Image is unlike the training data", Bearing.OPEN),
     Reason.OTHER_AGE: ("Age is outside the training population", Bearing.OPEN),
-    Reason.TAGS_AND_IMAGE_DISAGREE: ("Tags and image contradict each other", Bearing.OPEN),
+    Reason.TAGS_DISAGREE: ("Tags and image contradict each other", Bearing.OPEN),
     Reason.UNKNOWN_AGE: ("Age is unknown, and the model is for some ages only", Bearing.OPEN),
     Reason.DOUBTFUL_AGE: ("Age in the tags is contradictory or impossible", Bearing.OPEN),
     Reason.NEAR_THRESHOLD: ("Score is too near to the threshold", Bearing.OPEN),

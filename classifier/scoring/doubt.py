@@ -75,7 +75,7 @@ class Doubts:
             if told is Reason.OTHER_AGE:
                 return self._of_age(age)
             if told is None:
-                return Reason.TAGS_AND_IMAGE_DISAGREE, f"{_LOOKS['adult']}, but the tags tell a child's age"
+                return Reason.TAGS_DISAGREE, f"{_LOOKS['adult']}, but the tags tell a child's age"
         return Reason.UNLIKE_TRAINING, _LOOKS[looks_like]
 
     def _of_age(self, age: Age) -> Doubt | None:

@@ -86,7 +86,7 @@ def test_an_image_that_the_gate_knows_is_decided(shipped: Checkpoint, tmp_path: 
 @pytest.mark.parametrize(
     ("stated", "reason"),
     [
-        ("004Y", Reason.TAGS_AND_IMAGE_DISAGREE),
+        ("004Y", Reason.TAGS_DISAGREE),
         ("062Y", Reason.OTHER_AGE),  # both say the same
         ("", Reason.UNLIKE_TRAINING),
     ],
