@@ -70,7 +70,7 @@ def test_fewer_images_than_features_and_features_that_never_vary_are_no_trouble(
 
 def test_a_checkpoint_brings_it_back(tmp_path: Path, shipped: Predictor) -> None:
     measure = fit(normal(50, 6, 1024))
-    card = shipped.card.model_copy(update={"novelty_limit": 1.5, "novelty_source": "A test."})
+    card = shipped.card.model_copy(update={"novelty_limit": 1.5, "novelty_source": "A test.", "gate": None})
     save(tmp_path / "m.safetensors", shipped.model.state_dict(), card, measure)
     _, loaded, back, _ = load(tmp_path / "m.safetensors")
     assert loaded.novelty_limit == 1.5
@@ -83,7 +83,7 @@ def test_a_limit_without_measure_or_a_measure_without_limit_is_refused(
     limit: float | None, tmp_path: Path, shipped: Predictor
 ) -> None:
     measure = fit(normal(50, 6, 1024)) if limit is None else None
-    card = shipped.card.model_copy(update={"novelty_limit": limit})
+    card = shipped.card.model_copy(update={"novelty_limit": limit, "gate": None})
     with pytest.raises(CheckpointError, match="needs both a novelty measure and a limit"):
         save(tmp_path / "m.safetensors", shipped.model.state_dict(), card, measure)
 
