@@ -1,6 +1,6 @@
 """The command `classifier`: score files, look at a model, make one.
 
-Imports of torch wait inside the commands, so that `--help` answers at once.
+Imports of torch stand inside the commands, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ class Exchange(StrEnum):
 
 
 class Rule(StrEnum):
-    """What to do where the tags leave a question open."""
+    """What to do if the tags do not answer a question."""
 
     REFUSE = "refuse"
     SCORE = "score"
 
 
 class Doubt(StrEnum):
-    """What to do with an image that the model does not know the like of."""
+    """What to do with an image unlike the training images."""
 
     UNDETERMINED = "undetermined"
     DECIDE = "decide"
@@ -98,16 +98,16 @@ def predict(
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE...", help="DICOM, JPEG or PNG files; a folder is searched with all below."
+            metavar="FILE...", help="DICOM, JPEG or PNG files; folders are searched with their subfolders."
         ),
     ],
     *,
     output: FormatOption = PredictionFormat.TABLE,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     unknown_body_part: Annotated[
-        Rule, typer.Option(help="Images whose tags tell no body part.")
+        Rule, typer.Option(help="Images whose tags state no body part.")
     ] = Rule.REFUSE,
-    unknown_view: Annotated[Rule, typer.Option(help="Images whose tags tell no view.")] = Rule.REFUSE,
+    unknown_view: Annotated[Rule, typer.Option(help="Images whose tags state no view.")] = Rule.REFUSE,
     unlike_training: Annotated[
         Doubt, typer.Option(help="Images unlike the training images, or of patients of another age.")
     ] = Doubt.UNDETERMINED,
@@ -170,7 +170,7 @@ def explore(
     data: DataArgument,
     out: Annotated[Path, typer.Option(help="Folder for page, pictures and findings.json.")],
 ) -> None:
-    """Look at labelled images: counts, sizes, duplicates, and what a network could read instead of lungs."""
+    """Examine labelled images: counts, sizes, duplicates, and what a network could learn instead of lungs."""
     from classifier.measuring.explore import explore as look  # noqa: PLC0415
     from classifier.progress import counting  # noqa: PLC0415
 
@@ -199,36 +199,43 @@ def train(
     *,
     recipe: Annotated[str | None, typer.Option(help="default or published.")] = None,
     weights: Annotated[str | None, typer.Option(help="imagenet, none or a model file.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Most epochs.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Largest number of epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images in a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Largest learning rate.")] = None,
-    patience: Annotated[int | None, typer.Option(help="Epochs without progress; 0 never ends early.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Epochs without progress before it stops; 0 = no limit.")
+    ] = None,
     image_size: Annotated[int | None, typer.Option(help="Side in pixels.")] = None,
     val_share: Annotated[float | None, typer.Option(help="Share kept for validation, by patient.")] = None,
-    sensitivity: Annotated[float | None, typer.Option(help="What the threshold must reach.")] = None,
+    sensitivity: Annotated[
+        float | None, typer.Option(help="Sensitivity that the threshold must reach.")
+    ] = None,
     band: Annotated[
-        float | None, typer.Option(help="Nearer than this to the threshold is undetermined.")
+        float | None, typer.Option(help="Probabilities nearer than this to the threshold are undetermined.")
     ] = None,
     unlike_share: Annotated[
         float | None, typer.Option(help="Share of the validation images beyond the novelty limit.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of split, weights and augmentation.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Decoding processes; 0 = one a processor.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of split, weights and augmentation.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Decoding processes; 0 = one for each processor.")
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="auto, bf16 or fp32.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last whole epoch.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue after the last complete epoch.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable images.")] = False,
-    name: Annotated[str, typer.Option(help="Of the model, for its card.")] = "densenet121",
-    version: Annotated[str, typer.Option(help="Of the model, for its card.")] = "1",
-    description: Annotated[str, typer.Option(help="Of the data, for the card.")] = "",
-    population: Annotated[str, typer.Option(help="Whom the data stand for, for the card.")] = "Not stated.",
-    licence: Annotated[str, typer.Option(help="Of the data, for the card.")] = "Not stated.",
+    name: Annotated[str, typer.Option(help="Name of the model, for its card.")] = "densenet121",
+    version: Annotated[str, typer.Option(help="Version of the model, for its card.")] = "1",
+    description: Annotated[str, typer.Option(help="Description of the data, for the card.")] = "",
+    population: Annotated[str, typer.Option(help="Population of the data, for the card.")] = "Not stated.",
+    licence: Annotated[str, typer.Option(help="Licence of the data, for the card.")] = "Not stated.",
     ages: Annotated[
-        str | None, typer.Option(help="Of the population in years, such as 1-5; others are undetermined.")
+        str | None,
+        typer.Option(help="Ages of the population in years, such as 1-5; others are undetermined."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="File with the section classifier.train.")] = None,
 ) -> None:
-    """Train a model for the node. It can be stopped at any time; --resume goes on."""
+    """Train a model for the node. You can stop it at any time; --resume continues."""
     from classifier.commands import options, run_training, settings  # noqa: PLC0415
     from classifier.training.card import About  # noqa: PLC0415
 
@@ -281,7 +288,7 @@ def export(
     out: Annotated[Path, typer.Option(help="File, or folder of the bundle.")],
     output: Annotated[Exchange, typer.Option("--format", help="What to make.")] = Exchange.ONNX,
 ) -> None:
-    """Write a model, with all that follows decoding, for ONNX Runtime or as a MONAI bundle."""
+    """Write a model, with all steps after decoding, for ONNX Runtime or as a MONAI bundle."""
     from classifier.export import to_bundle, to_onnx  # noqa: PLC0415
     from classifier.model.checkpoint import load  # noqa: PLC0415
 
@@ -309,9 +316,9 @@ def _sentence(error: ClassifierError | OSError) -> str:
 
 
 def _stated(option: str, text: str) -> str:
-    """Refuse what the card cannot say, before anything is trained for it."""
+    """Refuse an empty text for the card before the training starts."""
     if not text.strip():
-        raise ClassifierError(f"{option} is empty; leave it out, or say something.")
+        raise ClassifierError(f"{option} is empty; give a text, or leave it out.")
     return text
 
 
@@ -320,7 +327,7 @@ def _ages(text: str | None) -> tuple[int, int] | None:
         return None
     found = re.fullmatch(r"(\d{1,3})-(\d{1,3})", text)
     if found is None or int(found[1]) > int(found[2]):
-        raise ClassifierError(f"The ages {text!r} are none; write the youngest and the oldest, such as 1-5.")
+        raise ClassifierError(f"The ages {text!r} are not valid; write youngest and oldest, such as 1-5.")
     return int(found[1]), int(found[2])
 
 
@@ -332,11 +339,11 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ClassifierError(f"{path} is not text in UTF-8; write it anew.") from error
+        raise ClassifierError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
 
 
 def _find(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yield files, and those in folders that may be images, in a stable order."""
+    """Yield files, and possible images in folders, in a stable order."""
     for path in paths:
         if path.is_dir():
             yield from _find_in(path)
@@ -363,7 +370,7 @@ def _predict_in_batches(predictor: Predictor, files: Sequence[Path]) -> Iterator
 
 
 def _tell_of_ages(predictor: Predictor, predictions: Sequence[Prediction]) -> None:
-    """Say what to do where images have no decision for want of an age."""
+    """Say what to do if images have no decision because their age is unknown."""
     number = sum(prediction.reason is Reason.UNKNOWN_AGE for prediction in predictions)
     if number and predictor.card.ages is not None:
         youngest, oldest = predictor.card.ages

@@ -1,4 +1,4 @@
-"""What `classifier train` does between the command line and the run: settings, options, progress."""
+"""The part of `classifier train` between the command line and the run: settings, options, progress."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FIELDS_OF_RECIPE = {"weights", "epochs", "batch_size", "learning_rate", "patien
 
 
 def settings(config: Path | None, given: dict[str, object]) -> TrainSettings:
-    """Read ``[classifier.train]`` of config.toml, and override it with what the command line gave."""
+    """Read ``[classifier.train]`` of config.toml; options of the command line override it."""
     path = config or Path("config.toml")
     content: dict[str, object] = {}
     if path.is_file():
@@ -49,12 +49,12 @@ def _read_section(path: Path) -> dict[str, object]:
 def _table(content: dict[str, object], name: str, path: Path) -> dict[str, object]:
     found = content.get(name, {})
     if not isinstance(found, dict):
-        raise ClassifierError(f"In {path}, {name} is no table; write its settings below its heading.")
+        raise ClassifierError(f"In {path}, {name} is not a table; write its settings below its heading.")
     return found
 
 
 def options(chosen: TrainSettings, about: About, *, resume: bool, skip_bad: bool) -> Options:
-    """Return what a run needs beside its recipe."""
+    """Return what a run needs in addition to its recipe."""
     return Options(
         seed=chosen.seed,
         val_share=chosen.val_share,
@@ -81,7 +81,7 @@ def run_training(source: Path, out: Path, chosen: TrainSettings, options: Option
             train(source, out, recipe, options, shown.watcher())
         except KeyboardInterrupt:
             has_state = (out / LAST_FILE).is_file()
-            console.print("Stopped. Go on with --resume." if has_state else "Stopped in the first epoch.")
+            console.print("Stopped. Continue with --resume." if has_state else "Stopped in the first epoch.")
             sys.exit(130)
     minutes = (time.monotonic() - started) / 60
     done = f"Done in {minutes:.1f} min. Model: {out / MODEL_FILE}. History: {out / HISTORY_FILE}."

@@ -1,4 +1,4 @@
-"""Which device a network runs on."""
+"""The choice of the device that a network runs on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def choose_device(name: str) -> torch.device:
     Raises
     ------
     DeviceError
-        When it is not a device name or the machine has no such device.
+        If it is not a device name, or the machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,7 +1,8 @@
-"""A model in the formats of others: an ONNX graph, or a MONAI bundle. Both give the same figures.
+"""A model in other formats: an ONNX graph or a MONAI bundle. Both give the same figures.
 
-What follows decoding travels along: both take the decoded grey image, of any size, and resize and normalise
-it as the node does. Decoding DICOM (windows, look-up tables, MONOCHROME1) stays with `classifier.decoding`.
+All steps after decoding are included: both take the decoded grey image, of any size, and resize and normalise
+it as the node does. Decoding of DICOM (windows, look-up tables, MONOCHROME1) remains in
+`classifier.decoding`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from classifier.model.checkpoint import Checkpoint
 from classifier.model.gate import judge
 from classifier.model.transforms import tail
 
-OPSET = 18  # the first whose Resize smooths when it shrinks
+OPSET = 18  # the first version whose Resize smooths when it shrinks
 OUTPUTS = ("probability", "logit", "novelty")
 _SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -33,7 +34,7 @@ _SCHEMA = (
 
 
 class ExportedNetwork(nn.Module):
-    """All that follows decoding, as one module.
+    """All steps after decoding, as one module.
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ class ExportedNetwork(nn.Module):
         Returns
         -------
         tuple of Tensor
-            Calibrated probability, logit and, of a model that has the measure, novelty; (B,) each.
+            Calibrated probability, logit and, if the model has the measure, novelty; (B,) each.
         """
         square = self.resize(image.squeeze(1)).unsqueeze(1)  # images are as independent as channels
         prepared = torch.vmap(self._prepared)(square)
@@ -86,7 +87,7 @@ def to_onnx(checkpoint: Checkpoint, out: Path) -> None:
     Raises
     ------
     ClassifierError
-        When the packages for it are not installed.
+        If the packages for it are not installed.
     """
     _require("onnx", "onnxscript")
     scorer = ExportedNetwork(checkpoint).eval()
@@ -95,7 +96,7 @@ def to_onnx(checkpoint: Checkpoint, out: Path) -> None:
     dynamic = torch.export.Dim.DYNAMIC
     logging.getLogger("onnxscript").setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of PyTorch's exporter about its own modules
+        warnings.simplefilter("ignore")  # warnings of PyTorch's exporter about its own modules
         program = torch.onnx.export(
             scorer,
             (example,),
@@ -107,7 +108,9 @@ def to_onnx(checkpoint: Checkpoint, out: Path) -> None:
             dynamic_shapes={"image": {0: dynamic, 2: dynamic, 3: dynamic}},
         )
     if program is None:
-        raise ClassifierError("PyTorch made no ONNX program of the model; update torch and onnxscript.")
+        raise ClassifierError(
+            "PyTorch could not make an ONNX program of the model; update torch and onnxscript."
+        )
     card = checkpoint.card
     program.model.metadata_props.update(card=card.model_dump_json(), sha256=card.sha256)
     program.model.doc_string = f"{card.name} {card.version}. {card.limits[0]}"
@@ -117,27 +120,27 @@ def to_onnx(checkpoint: Checkpoint, out: Path) -> None:
 def to_bundle(checkpoint: Checkpoint, out: Path) -> None:
     """Write a MONAI bundle, for ``python -m monai.bundle run --config_file configs/inference.json``.
 
-    The network is torchvision's own class, and every step MONAI's or PyTorch's: the bundle needs none of this
-    program. It gives probabilities; the novelty measure does not travel along.
+    The network is torchvision's own class, and every step is MONAI's or PyTorch's: the bundle does not need
+    this program. It gives probabilities, without the novelty measure.
 
     Raises
     ------
     ClassifierError
-        When there is something in the way.
+        If the folder is not empty, or cannot be written.
     """
     if out.exists() and any(out.iterdir()):
         raise ClassifierError(f"{out} is not empty; name another folder.")
     card = checkpoint.card
-    tail(card.preprocessing)  # refuses what is no number: MONAI will evaluate the expressions made of it
+    tail(card.preprocessing)  # refuses anything but numbers: MONAI will evaluate the expressions made of them
     for folder in ("configs", "models", "docs"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     state = checkpoint.model.state_dict()
     renamed = {name.replace("classifier.1.", "classifier."): tensor for name, tensor in state.items()}
     try:
         torch.save(renamed, out / "models" / "model.pt")
-    except RuntimeError as error:  # of PyTorch's own writer
+    except RuntimeError as error:  # by PyTorch's own writer
         raise ClassifierError(
-            f"The weights cannot be written to {out}; make space, then export anew."
+            f"The weights cannot be written to {out}; make space, then export again."
         ) from error
     _write(out / "configs" / "metadata.json", _metadata(card))
     _write(out / "configs" / "inference.json", _inference(card))

@@ -1,4 +1,4 @@
-"""What long commands of the classifier show while they work: bars on a terminal, lines in a log."""
+"""Progress of long commands of the classifier: bars on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from classifier.measuring import plots
 from classifier.training.options import Epoch, Watcher
 from classifier.training.run_folder import SKIPPED_FILE
 
-_LOG_SECONDS = 30.0  # between lines where there is no terminal
+_LOG_SECONDS = 30.0  # between lines without a terminal
 _MOST_NAMED = 10
 
 
 class TrainingProgress:
-    """Shows how a training run goes, and draws its curves after each epoch.
+    """Shows the progress of a training run, and draws its curves after each epoch.
 
     Parameters
     ----------
     progress, console
-        Where it is shown.
+        Where to show it.
     epochs
-        How many there will be at most.
+        The largest number of epochs.
     curves
-        Where the picture of the curves goes; ``None`` where another process draws it.
+        File for the picture of the curves; ``None`` if another process draws it.
     """
 
     def __init__(self, progress: Progress, console: Console, epochs: int, curves: Path | None) -> None:
@@ -47,7 +47,7 @@ class TrainingProgress:
         self._last_line = time.monotonic()
 
     def watcher(self) -> Watcher:
-        """Return what a run tells."""
+        """Return the callbacks for a run."""
         return Watcher(self._on_decoded, self._on_split, self._on_embedded, self._on_step, self._on_epoch)
 
     def _on_decoded(self, done: int, total: int) -> None:
@@ -80,7 +80,7 @@ class TrainingProgress:
 
 
 def _described(examples: Sequence[Example], skipped: Mapping[Path, str]) -> Iterator[str]:
-    """Say what is trained on, and what one should know of it."""
+    """Say which data are used for training, and what to know about them."""
     for name, what in (("train", "training"), ("val", "validation")):
         images = [example for example in examples if example.split == name]
         yield f"{len(images)} images of {len({e.patient for e in images})} patients for {what}"
@@ -95,14 +95,14 @@ def _described(examples: Sequence[Example], skipped: Mapping[Path, str]) -> Iter
 
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Return a function that shows how many of all are done."""
+    """Return a function that shows how many items of all are done."""
     with bars(terminal.console(stderr=True)) as progress:
         task = progress.add_task(what)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def bars(console: Console) -> Progress:
-    """Return progress bars, which a log does not show."""
+    """Return progress bars; a log does not show them."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    is_log = not console.is_terminal  # where even a bar that is gone would leave an empty line
+    is_log = not console.is_terminal  # in a log, even a removed bar would leave an empty line
     return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=is_log)

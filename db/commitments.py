@@ -1,4 +1,4 @@
-"""Storage commitment, both ways: what destinations promised the node, and what modalities asked it."""
+"""Storage commitment, both ways: promises of destinations to the node, requests of modalities to it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from db.models import CommitmentAsked, CommitmentWanted, Delivery, Instance
 from db.queue import Kind, close, enqueue, insert_or
 
-_MOST_IN = 500  # values of one IN
+_MOST_IN = 500  # values in one IN list
 
 Reference = tuple[str, str]
 """SOP Class UID and SOP Instance UID."""
@@ -21,7 +21,7 @@ Reference = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Uncommitted:
-    """One report that a destination took, and has not promised to keep yet."""
+    """One report that a destination accepted but has not yet promised to keep."""
 
     id: int
     sop_class_uid: str
@@ -31,7 +31,7 @@ class Uncommitted:
 
 @dataclass(frozen=True, kw_only=True)
 class ModalityRequest:
-    """One request of a modality."""
+    """One request from a modality."""
 
     id: int
     calling_ae_title: str
@@ -40,11 +40,11 @@ class ModalityRequest:
     give_up_at: datetime
 
 
-# What destinations are asked
+# What the node asks destinations
 
 
 def uncommitted(session: Session, ids: Sequence[int]) -> list[Uncommitted]:
-    """Return those of the deliveries that are delivered but not committed."""
+    """Return the deliveries among `ids` that are delivered but not committed."""
     statement = select(Delivery).where(Delivery.id.in_(ids), Delivery.state == "delivered")
     return [
         Uncommitted(
@@ -58,7 +58,7 @@ def uncommitted(session: Session, ids: Sequence[int]) -> list[Uncommitted]:
 
 
 def add_asked(session: Session, transaction_uid: str, destination: str, asked_at: datetime) -> None:
-    """Record a request before it is sent: the answer may come to another process at once."""
+    """Record a request before it is sent, because another process may get the answer at once."""
     session.execute(
         insert(CommitmentAsked).values(
             transaction_uid=transaction_uid, destination=destination, asked_at=asked_at
@@ -67,14 +67,14 @@ def add_asked(session: Session, transaction_uid: str, destination: str, asked_at
 
 
 def destination_asked(session: Session, transaction_uid: str) -> str | None:
-    """Return which destination was asked under a Transaction UID."""
+    """Return the destination that was asked under a Transaction UID."""
     return session.scalars(
         select(CommitmentAsked.destination).where(CommitmentAsked.transaction_uid == transaction_uid)
     ).first()
 
 
 def record_committed(session: Session, destination: str, uids: Iterable[str], at: datetime) -> int:
-    """Record that a destination keeps these objects; return of how many reports that is news."""
+    """Record that a destination keeps these objects; return how many reports are newly committed."""
     ids = _delivered(session, destination, uids)
     session.execute(
         update(Delivery)
@@ -88,7 +88,7 @@ def record_committed(session: Session, destination: str, uids: Iterable[str], at
 def record_lost(
     session: Session, destination: str, uids: Iterable[str], why: str, *, pause_seconds: float, at: datetime
 ) -> int:
-    """Record that a destination has not got these objects after all: they are sent again, or given up."""
+    """Record that a destination does not have these objects after all: send them again, or give up."""
     ids = _delivered(session, destination, uids)
     is_late = Delivery.give_up_at <= at
     late = list(session.scalars(select(Delivery.id).where(Delivery.id.in_(ids), is_late)))
@@ -109,7 +109,7 @@ def record_lost(
 def record_uncommittable(
     session: Session, destination: str, uids: Iterable[str], why: str, at: datetime
 ) -> int:
-    """Record that a destination will not promise to keep these objects, which it took all the same."""
+    """Record that a destination will not promise to keep these objects, although it accepted them."""
     ids = _delivered(session, destination, uids)
     session.execute(update(Delivery).where(Delivery.id.in_(ids)).values(error=why, updated_at=at))
     close(session, Kind.COMMIT, ids, why)
@@ -130,7 +130,7 @@ def _delivered(session: Session, destination: str, uids: Iterable[str]) -> list[
     return found
 
 
-# What modalities ask
+# What modalities ask of the node
 
 
 def add_wanted(
@@ -143,7 +143,7 @@ def add_wanted(
     give_up_at: datetime,
     wait_seconds: float,
 ) -> int:
-    """Record a request, with the job that answers it after a moment; return its id."""
+    """Record a request and the job that answers it a moment later; return the id of the request."""
     keys = {"calling_ae_title": calling_ae_title, "transaction_uid": transaction_uid}
     columns = {
         "sop_references": json.dumps(references),
@@ -178,7 +178,7 @@ def wanted(session: Session, ids: Sequence[int]) -> list[ModalityRequest]:
 
 
 def record_answered(session: Session, wanted_id: int, committed: int, refused: int, at: datetime) -> None:
-    """Record that a modality knows what is kept here."""
+    """Record that a modality was told what is kept here."""
     session.execute(
         update(CommitmentWanted)
         .where(CommitmentWanted.id == wanted_id)
@@ -187,7 +187,7 @@ def record_answered(session: Session, wanted_id: int, committed: int, refused: i
 
 
 def kept(session: Session, uids: Iterable[str]) -> dict[str, list[tuple[str, str, int]]]:
-    """Return SOP Class UID, digest and size of what is kept under SOP Instance UIDs, by these."""
+    """Return SOP Class UID, digest and size of the objects kept here, by SOP Instance UID."""
     asked = list(dict.fromkeys(uids))
     found: dict[str, list[tuple[str, str, int]]] = {}
     for at in range(0, len(asked), _MOST_IN):

@@ -1,4 +1,4 @@
-"""What can go wrong with the results database; no driver exception travels further than `db.session`.
+"""What can go wrong with the results database; no driver exception leaves `db.session`.
 
 ::
 
@@ -22,4 +22,4 @@ class WriteConflict(DatabaseError):
 
 
 class SchemaMismatch(DatabaseError):
-    """The schema is newer than this program, or not one of this program at all."""
+    """The schema is newer than this program, or belongs to another program."""

@@ -1,7 +1,7 @@
-"""Group commit: threads that wait to write share one transaction, and the one flush that its commit takes.
+"""Group commit: threads that wait to write share one transaction, and so one flush to disk.
 
-It is for SQLite, which has one writer at a time. Where rows are locked, two transactions that each write for
-several would wait for each other.
+It is for SQLite, which has one writer at a time. On a database with row locks, two transactions that each
+write for several threads could wait for each other.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class _Part:
     Attributes
     ----------
     leads
-        Whether its thread is to write for all that wait, and not to wait itself.
+        Whether its thread must write for all waiting threads instead of waiting itself.
     news
-        Set when it leads, or is done.
+        Set when it leads or is done.
     value, error
-        What came of it; one of them counts.
+        The result; exactly one of the two counts.
     """
 
     def __init__(self, statements: Statements, before_commit: BeforeCommit) -> None:
@@ -45,7 +45,7 @@ class _Part:
 
 
 class GroupCommit:
-    """Writes for all threads that wait when one of them has its turn.
+    """Lets the thread whose turn it is write for all waiting threads.
 
     Parameters
     ----------
@@ -70,12 +70,12 @@ class GroupCommit:
         statements
             May be run again, after a rollback.
         before_commit
-            Is given what `statements` returned; may wait, while those of others are done.
+            Is given what `statements` returned. It may wait; meanwhile the statements of other threads run.
 
         Raises
         ------
         Exception
-            What either raised, which is nobody else's concern; of `write`, what it raises.
+            What `statements` or `before_commit` raised, for this thread alone; also what `write` raises.
         """
         part = _Part(statements, before_commit)
         with self._guard:
@@ -86,8 +86,8 @@ class GroupCommit:
             with self._guard:
                 if part in self._waiting and not part.leads:
                     self._waiting.remove(part)
-                    raise DatabaseDown("The database does not work: it is locked for long.")
-            part.news.wait()  # it is being written now, and whoever does that says how it ends
+                    raise DatabaseDown("The database does not work: it has been locked for too long.")
+            part.news.wait()  # another thread is writing it now and will report the outcome
         if part.leads:
             self._lead()
         if part.error is not None:
@@ -95,7 +95,7 @@ class GroupCommit:
         return part.value
 
     def _lead(self) -> None:
-        """Write for all that wait now, then let one that came meanwhile do so."""
+        """Write for all threads that wait now, then pass the lead to one that came meanwhile."""
         with self._guard:
             parts, self._waiting = self._waiting, []
         try:
@@ -130,11 +130,11 @@ class GroupCommit:
                 part.end(value)
 
     def _write_each(self, parts: Sequence[_Part]) -> None:
-        """Write one by one, so that who prevented the others has the error alone."""
+        """Write one by one, so that only the thread that caused the error gets it."""
         down: DatabaseDown | None = None
         for part in parts:
             if down is None:
                 self._write_all([part])
                 down = part.error if isinstance(part.error, DatabaseDown) else None
-            else:  # it took long to find out
+            else:  # finding out took long
                 part.end(error=DatabaseDown(*down.args))

@@ -1,4 +1,4 @@
-"""What the node has of given images and studies, for comparing it with what a PACS lists."""
+"""What the node knows of given images and studies, for comparison with what a PACS lists."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from sqlalchemy.orm import Session
 from db.models import Delivery, Instance, Job, Report, ReportImage, Score, Study
 from db.queue import Kind
 
-_MOST_IN = 500  # values of one IN; SQLite allows 32,766 in a statement
+_MOST_IN = 500  # values in one IN list; SQLite allows 32,766 in a statement
 
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """One received image: the first object that came under its SOP Instance UID.
+    """One received image: the first object with its SOP Instance UID.
 
     Attributes
     ----------
     is_removed
-        Whether retention let its file go.
+        Whether retention removed its file.
     job_state, job_error
-        Of its scoring: ready, done or failed, and what went wrong last; ``None`` without job.
+        State of the scoring job (ready, done or failed) and its last error; ``None`` without a job.
     """
 
     digest: str
@@ -35,7 +35,7 @@ class Known:
 
 @dataclass(frozen=True, kw_only=True)
 class SentReport:
-    """How one destination stands to a report, and the UID under which it got it where it got it."""
+    """State of a report at one destination, and the UID under which it was sent there, if it was."""
 
     destination: str
     state: str
@@ -45,20 +45,20 @@ class SentReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Reported:
-    """What became of a study of which images were received.
+    """What became of a study from which images were received.
 
     Attributes
     ----------
     unscored
-        Images whose scoring is still to come; those of which it was given up are not among them.
+        Images that are still to be scored; images whose scoring was given up do not count.
     unreported
-        Images that the newest report does not state, which are all where there is no report.
+        Images that the newest report does not state: all images where there is no report.
     report_uid
-        SOP Instance UID of the newest report; ``None`` where there is none.
+        SOP Instance UID of the newest report; ``None`` if there is none.
     sent
-        Its deliveries.
+        The deliveries of the newest report.
     job_state, job_error
-        Of its reporting: ready, done or failed, and what went wrong last; ``None`` without job.
+        State of the report job (ready, done or failed) and its last error; ``None`` without a job.
     """
 
     unscored: int
@@ -70,7 +70,7 @@ class Reported:
 
 
 def known(session: Session, sop_instance_uids: Collection[str]) -> dict[str, Known]:
-    """Return what was received of these images, by SOP Instance UID."""
+    """Return which of these images were received, by SOP Instance UID."""
     scored = exists().where(Score.instance_id == Instance.id).label("is_scored")
     asked = (
         select(Instance.sop_instance_uid, Instance.digest, Instance.removed_at, scored, Job.state, Job.error)
@@ -98,14 +98,14 @@ def reported(
     sop_classes: Collection[str],
     uncounted: Collection[str] = (),
 ) -> Reported | None:
-    """Return what became of a study; ``None`` where none of its images was received.
+    """Return what became of a study; ``None`` if none of its images was received.
 
     Parameters
     ----------
     sop_classes
-        Of the images for which a report is made; others do not count.
+        SOP classes of images that are reported; other objects do not count.
     uncounted
-        Reasons of objects that do not count either, such as the heat maps of other programs.
+        Reasons for which an object does not count either, such as a heat map from another program.
     """
     study_id = session.scalars(
         select(Study.id).where(Study.study_instance_uid == study_instance_uid)

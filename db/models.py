@@ -1,6 +1,6 @@
 """Tables of the results database and the constraints that guard them.
 
-Times are UTC. `Job.visible_at` and `Study.quiet_at` are numbers, seconds since the epoch by the clock of the
+Times are UTC. `Job.visible_at` and `Study.quiet_at` are numbers: seconds since the epoch by the clock of the
 database server, so that several machines agree on leases.
 """
 
@@ -32,7 +32,7 @@ UID = String(64)  # VR UI
 AE_TITLE = String(16)  # VR AE
 LABEL = String(64)
 WORD = String(32)
-Key = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers INTEGER keys only
+Key = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys
 
 
 class Utc(TypeDecorator[datetime]):
@@ -42,7 +42,7 @@ class Utc(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Refuse a moment without zone: nobody could tell later which one it was."""
+        """Refuse a moment without a time zone: nobody could tell later which moment it was."""
         if value is None:
             return None
         if value.utcoffset() is None:
@@ -73,25 +73,27 @@ class Base(DeclarativeBase):
 
 
 class Study(Base):
-    """One study, with the identifiers of the first object that came of it."""
+    """One study, with the identifiers of the first object that came of it; each instance has its own."""
 
     __tablename__ = "study"
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     study_instance_uid: Mapped[str] = mapped_column(UID, unique=True)
-    patient_id: Mapped[str] = mapped_column(LABEL, index=True)
-    patient_name: Mapped[str] = mapped_column(Text, index=True)
-    accession_number: Mapped[str] = mapped_column(LABEL, index=True)
-    study_date: Mapped[str] = mapped_column(String(8), index=True)  # VR DA as received; empty where unknown
+    patient_id: Mapped[str] = mapped_column(LABEL)
+    patient_name: Mapped[str] = mapped_column(Text)
+    accession_number: Mapped[str] = mapped_column(LABEL)
+    study_date: Mapped[str] = mapped_column(String(8))  # VR DA as received; empty where unknown
     first_received_at: Mapped[datetime]
     last_received_at: Mapped[datetime]
-    quiet_at: Mapped[float] = mapped_column(Float)  # database clock; the study may be reported from then on
+    # by the database clock; the study may be reported from then on
+    quiet_at: Mapped[float] = mapped_column(Float)
 
 
 class Instance(Base):
     """One object that was answered with Success; its file is named by `digest`.
 
-    `copy` numbers objects of different content that came under one SOP Instance UID, from 0.
+    `copy` numbers objects of different content that came under one SOP Instance UID, from 0. Those of them
+    that are the same image have the same `image_id`; of these, the one with the largest `turn` counts.
     """
 
     __tablename__ = "instance"
@@ -99,6 +101,10 @@ class Instance(Base):
         UniqueConstraint("sop_instance_uid", "digest"),
         UniqueConstraint("sop_instance_uid", "copy"),
         Index(None, "digest", "removed_at"),  # all that taking stock of the spool reads
+        Index(None, "patient_id"),
+        Index(None, "patient_name"),
+        Index(None, "accession_number"),
+        Index(None, "study_date"),
     )
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
@@ -115,6 +121,26 @@ class Instance(Base):
     calling_ae_title: Mapped[str] = mapped_column(AE_TITLE)
     received_at: Mapped[datetime] = mapped_column(index=True)
     removed_at: Mapped[datetime | None]  # when retention let its file go; the row stays
+    patient_id: Mapped[str] = mapped_column(LABEL, server_default=text("''"))
+    patient_name: Mapped[str] = mapped_column(Text, server_default=text("''"))
+    accession_number: Mapped[str] = mapped_column(LABEL, server_default=text("''"))
+    study_date: Mapped[str] = mapped_column(String(8), server_default=text("''"))
+    # NULL in a row that an earlier version wrote, whose four columns above are those of its study
+    issuer_of_patient_id: Mapped[str | None] = mapped_column(LABEL)
+    patient_birth_date: Mapped[str | None] = mapped_column(String(8))
+    turn: Mapped[int] = mapped_column(Integer, server_default="0")  # order in which copies came last
+    image_id: Mapped[int | None] = mapped_column(BigInteger)  # the first of these; NULL while it has no other
+
+
+class StudyProblem(Base):
+    """Why a study gets no report until a person has done something about it."""
+
+    __tablename__ = "study_problem"
+
+    study_id: Mapped[int] = mapped_column(ForeignKey(Study.id), primary_key=True, autoincrement=False)
+    problem: Mapped[str] = mapped_column(WORD)
+    found_at: Mapped[datetime]
+    dismissed_at: Mapped[datetime | None]  # when a person said that nothing more will be done
 
 
 class Model(Base):
@@ -133,7 +159,7 @@ class Model(Base):
 
 
 class Score(Base):
-    """What one model said of one instance: a probability, or the reason why there is none."""
+    """The score of one instance by one model: a probability, or the reason why there is none."""
 
     __tablename__ = "score"
     __table_args__ = (
@@ -159,7 +185,7 @@ class Score(Base):
 
 
 class Report(Base):
-    """One revision of a study's report; `content` holds the exact bytes of every send."""
+    """One revision of a study's report; `content` holds the exact bytes that are sent."""
 
     __tablename__ = "report"
     __table_args__ = (UniqueConstraint("study_id", "revision"),)
@@ -185,10 +211,10 @@ class ReportImage(Base):
 
 
 class Delivery(Base):
-    """One report on its way to one destination, and what the destination said last.
+    """One report on its way to one destination, and the last answer of the destination.
 
     `delivered` means that C-STORE was answered with Success, `committed` that the destination promised to
-    keep the object (Storage Commitment, PS3.4 Annex J), `abandoned` that the destination is no more.
+    keep the object (Storage Commitment, PS3.4 Annex J), `abandoned` that the destination no longer exists.
     """
 
     __tablename__ = "delivery"
@@ -202,11 +228,11 @@ class Delivery(Base):
     report_id: Mapped[int] = mapped_column(ForeignKey(Report.id))
     destination: Mapped[str] = mapped_column(WORD)
     state: Mapped[str] = mapped_column(WORD)
-    tries: Mapped[int] = mapped_column(Integer)  # associations or sends that did not end in Success
+    tries: Mapped[int] = mapped_column(Integer)  # failed associations and sends
     give_up_at: Mapped[datetime]
     sop_class_uid: Mapped[str | None] = mapped_column(
         UID
-    )  # as sent: the destination may not take the first one
+    )  # as sent; the destination may refuse the original one
     sop_instance_uid: Mapped[str | None] = mapped_column(UID)
     status: Mapped[int | None] = mapped_column(Integer)  # DIMSE status of the last answer
     error: Mapped[str | None] = mapped_column(Text)
@@ -216,7 +242,7 @@ class Delivery(Base):
 
 
 class CommitmentAsked(Base):
-    """One request for storage commitment to a destination; its answer names it by `transaction_uid`."""
+    """One storage commitment request to a destination; the answer refers to it by `transaction_uid`."""
 
     __tablename__ = "commitment_asked"
 
@@ -226,7 +252,7 @@ class CommitmentAsked(Base):
 
 
 class CommitmentWanted(Base):
-    """One request for storage commitment that came from a modality, and how it was answered."""
+    """One storage commitment request from a modality, and how it was answered."""
 
     __tablename__ = "commitment_wanted"
     __table_args__ = (UniqueConstraint("calling_ae_title", "transaction_uid"),)
@@ -254,9 +280,9 @@ class Process(Base):
 
 
 class Job(Base):
-    """One piece of work; the queue is this table.
+    """One piece of work; this table is the queue.
 
-    `visible_at` is lease, back-off and study-quiet timer in one: a job can be claimed once it has passed.
+    `visible_at` serves as lease, back-off and quiet timer of a study: a job can be claimed after that time.
     """
 
     __tablename__ = "job"
@@ -267,23 +293,23 @@ class Job(Base):
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     kind: Mapped[str] = mapped_column(WORD)  # a `db.queue.Kind`
-    lane: Mapped[str] = mapped_column(
-        WORD
-    )  # the destination of a delivery, so that no lane waits for another
-    ref: Mapped[int] = mapped_column(BigInteger)  # what the kind is about
+    lane: Mapped[str] = mapped_column(WORD)  # the destination of a delivery; no lane waits for another
+    ref: Mapped[int] = mapped_column(BigInteger)  # id of the row that the job is about
     state: Mapped[str] = mapped_column(WORD)
     visible_at: Mapped[float] = mapped_column(Float)
-    attempts: Mapped[int] = mapped_column(Integer)  # claims that did not come to an orderly end
-    token: Mapped[str | None] = mapped_column(WORD)  # of the worker that may finish it
+    attempts: Mapped[int] = mapped_column(Integer)  # claims that did not end in good order
+    token: Mapped[str | None] = mapped_column(WORD)  # of the worker that may finish the job
     error: Mapped[str | None] = mapped_column(Text)
 
 
 def _partial(name: str, condition: str, *columns: Any) -> Index:
-    """Index the few rows of which something is asked; the planners of both databases take it by its words."""
+    """Index the few rows that are asked for; both planners use it only for the same words in the query."""
     return Index(name, *columns, postgresql_where=text(condition), sqlite_where=text(condition))
 
 
 _partial("ix_instance_held", "removed_at IS NULL", Instance.received_at)
+_partial("ix_instance_image", "image_id IS NOT NULL", Instance.image_id, Instance.turn)
+_partial("ix_instance_unread", "issuer_of_patient_id IS NULL", Instance.id)
 _partial("ix_score_probability", "probability IS NOT NULL", Score.probability, Score.instance_id)
 _partial("ix_delivery_sent", "sop_instance_uid IS NOT NULL", Delivery.sop_instance_uid)
 _partial("ix_job_ready", "state = 'ready'", Job.kind, Job.lane, Job.visible_at)

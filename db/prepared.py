@@ -1,6 +1,6 @@
-"""Statements that are compiled once and handed straight to the driver, for what runs with every object.
+"""Statements that are compiled once and passed directly to the driver, for work done for every object.
 
-Of a short statement's time, SQLAlchemy takes several times as much as the database does.
+For a short statement, SQLAlchemy takes several times as long as the database.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ class Prepared:
     Parameters
     ----------
     statement
-        Of SQLAlchemy Core, with a `bindparam` for each value that changes.
+        A statement of SQLAlchemy Core with a `bindparam` for each value that changes.
     dialect
-        Of the connections on which it will run.
+        Dialect of the connections on which it will run.
 
     Attributes
     ----------
     sql
-        As the driver gets it.
+        The text that the driver gets.
     """
 
     def __init__(self, statement: Any, dialect: Dialect) -> None:
@@ -48,12 +48,12 @@ class Prepared:
         return all_values if self._order is None else tuple([all_values[name] for name in self._order])
 
     def run(self, connection: Connection, **values: Any) -> Sequence[tuple[Any, ...]]:
-        """Execute it in the connection's transaction; return its rows as the driver does.
+        """Execute the statement in the connection's transaction; return the rows of the driver.
 
         Raises
         ------
         sqlalchemy.exc.DBAPIError
-            Of the subclass that SQLAlchemy raises for the same error.
+            An error of the same subclass that SQLAlchemy itself would raise.
         """
         given = self.bound(values)
         driver: Any = connection.connection.driver_connection
@@ -62,5 +62,5 @@ class Prepared:
             cursor = driver.execute(self.sql, given)
             return [] if cursor.description is None else list(cursor.fetchall())
         except errors as error:
-            # Without the values, which may be a patient's
+            # Without the values: they may identify a patient
             raise DBAPIError.instance(self.sql, None, error, errors, dialect=self._dialect) from error

@@ -1,4 +1,4 @@
-"""The work queue: rows of `Job`, claimed for a time, finished by whoever still holds them.
+"""The work queue: rows of `Job` that are claimed for a time and finished by whoever still holds them.
 
 Time is the clock of the database server, so that leases mean the same on every machine.
 """
@@ -34,25 +34,25 @@ from db.models import Job
 from db.prepared import Prepared
 
 MAX_ATTEMPTS = 5
-_MAX_ATTEMPTS_AT_SENDING = 50  # no report can kill a process; who is killed again and again was unlucky
+_MAX_ATTEMPTS_AT_SENDING = 50  # no report can kill a process; repeated deaths have another cause
 LONGEST_WAIT_SECONDS = 3000.0
-"""No job may be put off for longer, by whatever machine and for whatever reason."""
+"""No machine may put off a job for longer, for whatever reason."""
 
-# In the words of the partial indexes, and not bound: planners do not look into parameters
+# Literal, in the words of the partial indexes: planners do not look into bound parameters
 READY: ColumnElement[bool] = Job.state == literal_column("'ready'")
 FAILED: ColumnElement[bool] = Job.state == literal_column("'failed'")
-# From so many attempts on a job is claimed alone, so that it cannot take others with it
+# After this many attempts a job is claimed alone, so that other jobs cannot fail with it
 _SUSPECT: ColumnElement[int] = literal_column("2")
 
 
 class Kind(StrEnum):
-    """What is to be done, and of what `Job.ref` is the id."""
+    """What is to be done, and what `Job.ref` is the id of."""
 
     SCORE = "score"  # an instance
     REPORT = "report"  # a study
     DELIVER = "deliver"  # a delivery
-    COMMIT = "commit"  # a delivery: the destination is to promise that it keeps the report
-    CONFIRM = "confirm"  # a wanted commitment: a modality is to be told what is kept here
+    COMMIT = "commit"  # a delivery: ask the destination to promise that it keeps the report
+    CONFIRM = "confirm"  # a storage commitment request: tell the modality what is kept here
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Claimed:
 
 @dataclass(frozen=True)
 class Claim:
-    """Jobs that are this worker's until the lease ends, and those given up because workers died of them."""
+    """Jobs that this worker holds until the lease ends, and jobs given up because workers died of them."""
 
     token: str
     jobs: Sequence[Claimed]
@@ -74,7 +74,7 @@ class Claim:
 
 
 def enqueue(session: Session, kind: Kind, ref: int, *, lane: str = "", wait_seconds: float = 0.0) -> None:
-    """Add a job, or make an existing one ready anew; whoever is at work on it can no longer finish it."""
+    """Add a job, or make an existing one ready again; a worker that holds it can no longer finish it."""
     values = {"of_kind": kind, "of_ref": ref, "in_lane": lane, "wait_seconds": wait_seconds}
     connection = session.connection()
     _enqueue(connection.dialect).run(connection, **values)
@@ -101,7 +101,7 @@ def _enqueue(dialect: Dialect) -> Prepared:
 
 
 def revive(session: Session, kind: Kind, ref: int) -> None:
-    """Make a job that was given up ready anew; the sender came back with what it needs."""
+    """Make a job that was given up ready again: its object was received once more."""
     session.execute(
         update(Job)
         .where(Job.kind == kind, Job.ref == ref, Job.state == "failed")
@@ -111,7 +111,7 @@ def revive(session: Session, kind: Kind, ref: int) -> None:
 
 
 def wake(session: Session, kind: Kind, refs: Any, visible_at: Any) -> None:
-    """Make jobs ready from `visible_at` on; whoever is at work on them can no longer finish them."""
+    """Make jobs ready from `visible_at` on; workers that hold them can no longer finish them."""
     session.execute(
         update(Job)
         .where(Job.kind == kind, Job.ref.in_(refs))
@@ -126,18 +126,18 @@ def is_any_due(connection: Connection, kind: Kind, lane: str) -> bool:
 
 
 def _is_any(connection: Connection, kind: Kind, lane: str) -> tuple[bool, bool]:
-    """Tell whether any job is due, and whether any went astray."""
+    """Tell whether any job is due, and whether any went astray (see `_due`)."""
     ((due, stray),) = _asking(connection.dialect).run(connection, of_kind=kind, in_lane=lane)
     return bool(due), bool(stray)
 
 
 def claim(session: Session, kind: Kind, lane: str, *, limit: int, lease_seconds: float) -> Claim:
-    """Take the jobs that have waited longest.
+    """Claim the jobs that have waited longest.
 
     Parameters
     ----------
     limit
-        At most so many; a job that outlived several workers comes alone.
+        The largest number of jobs; a job that outlived several workers comes alone.
     lease_seconds
         After this time another worker may take them.
     """
@@ -151,7 +151,7 @@ def claim(session: Session, kind: Kind, lane: str, *, limit: int, lease_seconds:
         return Claim("", [], [])
     token = uuid.uuid4().hex
     values = {**where, **_limits(kind), "by_token": token, "lease_seconds": lease_seconds}
-    # Suspects first: with steady work they would never have their turn, and each has few turns left
+    # Suspects first: under steady load they would never get a turn, and each has few turns left
     for statement, most in ((statements.take_suspects, 1), (statements.take_others, limit)):
         rows = connection.execute(statement, {**values, "most": most}).all()
         if rows:
@@ -160,7 +160,7 @@ def claim(session: Session, kind: Kind, lane: str, *, limit: int, lease_seconds:
 
 
 def claim_one(session: Session, kind: Kind, ref: int, lease_seconds: float) -> Claim:
-    """Take one certain job, if it is ready, even before its time: it has just become possible."""
+    """Claim one given job if it is ready, even before its time, because it can now be done."""
     token = uuid.uuid4().hex
     statement = _claiming(is_postgresql(session)).take_one
     where = {"of_kind": kind, "of_ref": ref}
@@ -169,7 +169,7 @@ def claim_one(session: Session, kind: Kind, ref: int, lease_seconds: float) -> C
 
 
 def max_attempts(kind: Kind) -> int:
-    """Return how many workers may die of a job before it is given up."""
+    """Return how many workers may die of a job before the node gives it up."""
     return MAX_ATTEMPTS if kind in (Kind.SCORE, Kind.REPORT) else _MAX_ATTEMPTS_AT_SENDING
 
 
@@ -202,9 +202,9 @@ def _asking(dialect: Dialect) -> Prepared:
 
 
 def _waiting(is_postgresql: bool) -> tuple[Any, Any]:
-    """Return the jobs of a kind and lane that are due, and those that went astray.
+    """Return the jobs of a kind and lane that are due, and the jobs that went astray.
 
-    A job that seems to be put off for longer than any is was put off before the clock jumped back.
+    A job went astray if it is put off for longer than any job may be: the clock has jumped back since.
     """
     job: Any = Job.__table__.c
     # As a subquery it is one value for the whole statement, which PostgreSQL can look up in an index
@@ -231,7 +231,7 @@ def _claiming(is_postgresql: bool) -> _Claiming:
 
 
 def _change(picked: Any, is_postgresql: bool) -> Any:
-    """Return an UPDATE of the jobs picked that are nobody else's at this moment."""
+    """Return an UPDATE of the picked jobs that no other worker takes at this moment."""
     if is_postgresql:  # SQLite has one writer at a time
         picked = picked.with_for_update(skip_locked=True)
     # A CTE and not a subquery of IN: PostgreSQL may run that one more than once and exceed the limit.
@@ -241,7 +241,7 @@ def _change(picked: Any, is_postgresql: bool) -> Any:
 
 
 def _take(picked: Any, is_postgresql: bool) -> Any:
-    """Return the statement that takes the jobs picked, and gives up those of which too many workers died."""
+    """Return the statement that claims the picked jobs and gives up those that killed too many workers."""
     table: Any = Job.__table__
     is_hopeless = table.c.attempts >= bindparam("most_attempts", type_=Integer())
     died = func.coalesce(table.c.error, bindparam("died"))
@@ -259,17 +259,19 @@ def _take(picked: Any, is_postgresql: bool) -> Any:
 
 
 def finish(session: Session, token: str, job_ids: Sequence[int]) -> set[int]:
-    """Mark jobs done; return those that were still the holder's, for which alone results may be written."""
+    """Mark jobs done; return those that were still held. Only for these may results be written."""
     return _settle(session, token, job_ids, state="done", error=None)
 
 
 def fail(session: Session, token: str, job_ids: Sequence[int], error: str) -> set[int]:
-    """Give jobs up, visibly; return those that were still the holder's."""
+    """Give up jobs with a visible error; return those that were still held."""
     return _settle(session, token, job_ids, state="failed", error=error)
 
 
 def close(session: Session, kind: Kind, refs: Sequence[int], error: str | None = None) -> None:
-    """End jobs by what came from outside, done or given up; whoever is at work on them can finish no more."""
+    """End jobs, as done or given up, by a cause from outside; workers that hold them can no longer finish
+    them.
+    """
     session.execute(
         update(Job)
         .where(Job.kind == kind, Job.ref.in_(refs), Job.state == "ready")
@@ -287,9 +289,9 @@ def postpone(
     *,
     is_attempt: bool = False,
 ) -> set[int]:
-    """Put jobs off; return those that were still the holder's.
+    """Put jobs off; return those that were still held.
 
-    Unless it `is_attempt`, that was in good order and does not count towards `max_attempts`.
+    Without `is_attempt`, the postponement is in good order and does not count towards `max_attempts`.
     """
     attempts = Job.attempts if is_attempt else Job.attempts - 1
     return _settle(
@@ -298,7 +300,7 @@ def postpone(
 
 
 def renew(session: Session, token: str, lease_seconds: float) -> int:
-    """Prolong the lease of all jobs held under a token; return how many there are."""
+    """Extend the lease of all jobs held under a token; return how many there are."""
     rows = session.execute(
         update(Job)
         .where(Job.token == token, READY)
@@ -321,24 +323,24 @@ def _settle(session: Session, token: str, job_ids: Sequence[int], **values: Any)
 
 
 def later(session: Session, seconds: float) -> ColumnElement[float]:
-    """Return the moment that many seconds from now, in seconds since the epoch, by the database's clock."""
+    """Return the moment `seconds` from now, in seconds since the epoch by the database's clock."""
     return clock(is_postgresql(session)) + seconds
 
 
 def insert_or(session: Session, entity: Any) -> Any:
-    """Return an INSERT that knows ON CONFLICT, which SQLAlchemy has for each dialect apart."""
+    """Return an INSERT that supports ON CONFLICT, which SQLAlchemy has separately for each dialect."""
     return insert_for(is_postgresql(session), entity)
 
 
 def insert_for(is_postgresql: bool, entity: Any) -> Any:
-    """Return the same for a statement that is built once."""
+    """Return such an INSERT for a statement that is built once."""
     return (postgresql if is_postgresql else sqlite).insert(entity)
 
 
 def clock(is_postgresql: bool) -> ColumnElement[float]:
     """Return the time of the database's clock, in seconds since the epoch."""
     if is_postgresql:
-        # Not now(), which stands still in a transaction
+        # Not now(): it does not advance during a transaction
         return cast(extract("epoch", func.clock_timestamp()), Float)
     return (func.julianday("now", type_=Float()) - 2440587.5) * 86400.0
 

@@ -1,4 +1,4 @@
-"""What people ask the results database: what each image was scored with, and what became of its report."""
+"""What people ask the results database: the score of each image, and what became of its report."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ RESULT_COLUMNS = (
         "model_sha256",
     ),
     *("report_uid", "report_revision", "deliveries", "novelty", "age"),
+    *("issuer_of_patient_id", "patient_birth_date", "study_problem"),
 )
 LEDGER_COLUMNS = (
     *("study_instance_uid", "accession_number", "patient_id", "sop_instance_uid", "calling_ae_title"),
@@ -53,10 +54,11 @@ LEDGER_COLUMNS = (
     *("report_uid", "report_revision", "reported_at"),
     *("destination", "state", "tries", "sent_uid", "status", "delivered_at", "committed_at"),
     *("give_up_at", "error"),
+    *("patient_name", "issuer_of_patient_id", "patient_birth_date", "study_problem", "is_replaced"),
 )
 _DEARER = 6  # times, to look up an image somewhere than to pass it on the way from the newest
 _EVER = datetime(1900, 1, 1, tzinfo=UTC)  # before anything was received
-_AT_ONCE = 200  # images of which all is looked up
+_AT_ONCE = 200  # images that are looked up in full at once
 
 
 def _view(name: str, columns: Sequence[str]) -> TableClause:
@@ -70,14 +72,14 @@ _LEDGER = _view("ledger", LEDGER_COLUMNS)
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """Which rows of the view `results` are wanted; ``None`` asks for any. In texts, ``*`` is anything.
+    """Which rows of the view `results` are wanted; ``None`` matches all. In texts, ``*`` matches anything.
 
     Attributes
     ----------
     study_dates
-        The first and the last one, YYYYMMDD; not in the ledger.
+        The first and the last date, YYYYMMDD; not for the ledger.
     state
-        Of a delivery; in the ledger alone.
+        State of a delivery; for the ledger only.
     """
 
     patient: str | None = None
@@ -98,17 +100,17 @@ def results(session: Session, wanted: Filter) -> list[dict[str, Any]]:
 
 
 def ledger(session: Session, wanted: Filter) -> list[dict[str, Any]]:
-    """Return rows of the view `ledger`, the newest first: one for each image and each destination."""
+    """Return rows of the view `ledger`, the newest first: one for each image and destination."""
     return _newest(session, _LEDGER, wanted, LEDGER_COLUMNS, ("sop_instance_uid", "destination"))
 
 
 def _newest(
     session: Session, view: TableClause, wanted: Filter, names: Sequence[str], ties: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return rows in two steps: first which images, by no more than is needed to tell; then all about these.
+    """Return rows in two steps: first find the images with as little as possible, then read all about them.
 
-    Which way to the images is short cannot be left to planners: SQLite has no statistics, and those of
-    PostgreSQL do not tell how often what is rare on the whole is among the newest.
+    Planners cannot choose the short way to the images: SQLite has no statistics, and those of PostgreSQL do
+    not tell whether a value that is rare overall is frequent among the newest images.
     """
     conditions = [*_conditions(wanted, view.c)]
     order = (view.c.received_at.desc(), *(view.c[name] for name in ties))
@@ -117,7 +119,7 @@ def _newest(
         return [dict(row) for row in session.execute(statement).mappings()]
     few = _few(session, wanted)
     if few is None:
-        # The period tells SQLite that an index has the rows in this order
+        # The period makes SQLite use the index that has the rows in this order
         on_the_way = [*conditions, view.c.received_at >= _EVER, *_before_all_else(wanted, view.c.instance_id)]
         asked = select(view.c.instance_id).where(*on_the_way).order_by(*order)
         few = session.scalars(asked.limit(wanted.limit)).all()
@@ -132,7 +134,7 @@ def _newest(
 
 
 def _few(session: Session, wanted: Filter) -> Sequence[int] | None:
-    """Return the images, newest first, of which one thing that is wanted is or was true, if they are few."""
+    """Return the images that meet, or once met, one of the conditions, newest first, if they are few."""
     most = _worth_looking_up(session, wanted.limit or 1)
     for some in _narrowing(wanted):
         number = select(func.count()).select_from(some.limit(most + 1).subquery())
@@ -144,32 +146,34 @@ def _few(session: Session, wanted: Filter) -> Sequence[int] | None:
 
 
 def _worth_looking_up(session: Session, limit: int) -> int:
-    """Return of how many images it is faster to look up each than to go from the newest until enough are met.
+    """Return the number of images up to which looking up each is faster than a walk from the newest.
 
-    If there are `number`, ``limit * all / number`` images are passed on the way to the last one wanted.
+    If `number` images match, a walk passes ``limit * all / number`` images before it has enough.
     """
     everything = session.execute(select(func.max(Instance.id))).scalar_one() or 0
     return math.isqrt(limit * everything // _DEARER)
 
 
 def _before_all_else(wanted: Filter, instance_id: Any) -> Iterator[Any]:
-    """Yield what tells of most images on the way that they are not wanted, by the look at one index."""
+    """Yield conditions that exclude most images on the walk by one index lookup each."""
     if wanted.min_probability is not None:
         any_score = select(func.max(Score.probability)).where(Score.instance_id == instance_id)
         yield any_score.scalar_subquery() >= wanted.min_probability
 
 
 def _narrowing(wanted: Filter) -> Iterator[Select[Any]]:
-    of_study = select(Instance.id).join(Study, Study.id == Instance.study_id)
+    any_image = select(Instance.id)
     if wanted.study is not None and "*" not in wanted.study:
+        of_study = any_image.join(Study, Study.id == Instance.study_id)
         yield of_study.where(Study.study_instance_uid == wanted.study)
     if wanted.accession is not None and "*" not in wanted.accession:
-        yield of_study.where(Study.accession_number == wanted.accession)
+        yield any_image.where(Instance.accession_number == wanted.accession)
     if wanted.patient is not None and "*" not in wanted.patient:
-        either = (of_study.where(one == wanted.patient) for one in (Study.patient_id, Study.patient_name))
+        named = (Instance.patient_id, Instance.patient_name)
+        either = (any_image.where(one == wanted.patient) for one in named)
         yield select(union(*either).subquery().c.id)
     if wanted.study_dates is not None:
-        yield of_study.where(Study.study_date.between(*wanted.study_dates))
+        yield any_image.where(Instance.study_date.between(*wanted.study_dates))
     if wanted.state is not None:
         is_its = Delivery.report_id == ReportImage.report_id
         yield select(ReportImage.instance_id).join(Delivery, is_its).where(Delivery.state == wanted.state)
@@ -196,7 +200,7 @@ def _conditions(wanted: Filter, columns: Any) -> Iterable[Any]:
     if wanted.decision is not None:
         yield columns.decision == wanted.decision
     if wanted.min_probability is not None:
-        yield func.coalesce(columns.probability, -1) >= wanted.min_probability  # nothing to begin with
+        yield func.coalesce(columns.probability, -1) >= wanted.min_probability  # no result yet
     if wanted.state is not None:
         yield columns.state == wanted.state
 

@@ -1,4 +1,6 @@
-"""What `db.queries` takes and gives: frozen values, so that no caller writes to the database by accident."""
+"""What `db.queries` takes and returns: frozen values, so that no caller writes to the database by
+accident.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ from enum import StrEnum
 
 
 class Received(StrEnum):
-    """What a received object is to the database."""
+    """How a received object relates to the database."""
 
     NEW = "new"
     AGAIN = "again"  # the same bytes came before
-    CONFLICT = "conflict"  # other bytes came under this SOP Instance UID before
+    COPY = "copy"  # other bytes came under this SOP Instance UID before: of the same image, or of another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,9 @@ class NewInstance:
 
     study_instance_uid: str
     patient_id: str
+    issuer_of_patient_id: str
     patient_name: str
+    patient_birth_date: str
     accession_number: str
     study_date: str
     sop_instance_uid: str
@@ -39,21 +43,37 @@ class NewInstance:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredInstance:
-    """One stored object with the newest score it has."""
+    """One stored object with the newest score it has.
+
+    Attributes
+    ----------
+    copy, turn, image_id
+        See `db.models.Instance`.
+    issuer_of_patient_id, patient_birth_date
+        ``None`` where an earlier version recorded the object: it did not keep them, and what is beside them
+        is of the first object of the study.
+    """
 
     id: int
+    study_id: int
     sop_instance_uid: str
     sop_class_uid: str
     series_instance_uid: str
     copy: int
+    turn: int
+    image_id: int | None
     digest: str
+    patient_id: str
+    issuer_of_patient_id: str | None
+    patient_name: str
+    patient_birth_date: str | None
     job_state: str | None
     score: StoredScore | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredScore:
-    """What a model said of one instance."""
+    """The score of one instance by a model."""
 
     id: int
     model: StoredModel
@@ -95,7 +115,10 @@ class NewScore:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredReport:
-    """One revision of a report without its bytes; `images` are pairs of instance id and score id."""
+    """One revision of a report without its bytes; `images` are pairs of instance id and score id.
+
+    `earlier_uids` are the SOP Instance UIDs of this and all earlier revisions.
+    """
 
     id: int
     revision: int
@@ -103,6 +126,7 @@ class StoredReport:
     sop_instance_uid: str
     series_instance_uid: str
     images: frozenset[tuple[int, int | None]]
+    earlier_uids: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +147,7 @@ class NewReport:
 
 @dataclass(frozen=True, kw_only=True)
 class PendingDelivery:
-    """One report that a destination has yet to get."""
+    """One report that a destination has not yet got."""
 
     id: int
     destination: str

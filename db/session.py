@@ -34,13 +34,13 @@ from db.errors import DatabaseDown, DatabaseError, SchemaMismatch, WriteConflict
 from db.group_commit import GroupCommit
 
 try:
-    # SQLite itself comes with it: a release in which WAL is safe, whatever the operating system has
+    # It brings SQLite itself, in a release in which WAL is safe, whatever the operating system has
     from pysqlite3 import dbapi2 as _driver
-except ImportError:  # a machine for which it is not built
+except ImportError:  # a machine for which there is no build
     from sqlite3 import dbapi2 as _driver
 
 sqlite: Any = _driver
-"""The driver of SQLite: a module like `sqlite3`."""
+"""The SQLite driver: a module like `sqlite3`."""
 
 T = TypeVar("T")
 
@@ -51,17 +51,17 @@ _DRIVERS = {
 }
 _BUSY_SECONDS = 30
 _LOOK_SECONDS = 0.0005  # between looks whether another process still writes
-_UPGRADE_LOCK = 0x7061_6373  # any number, the same in every process
-# Dead peers are noticed, and nobody waits longer for a lock than a sender waits for its answer. Nor does a
-# machine that was cut off in a transaction keep its locks: its server would hear of that after two hours.
+_UPGRADE_LOCK = 0x7061_6373  # any number; the same in every process
+# Dead peers are noticed, and nobody waits longer for a lock than a sender waits for its answer. A machine
+# that was cut off in a transaction does not keep its locks; without this, it would keep them for two hours.
 _POSTGRESQL: dict[str, Any] = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
     "tcp_user_timeout": 20_000,
     "options": f"-c lock_timeout={_BUSY_SECONDS}s -c timezone=UTC "
     f"-c idle_in_transaction_session_timeout={_BUSY_SECONDS}s "
-    # No statement here reads much: compiling it and starting helpers takes longer than running it; and what
-    # is read from here and there lies in memory, or on a disk without heads.
+    # No statement here reads much: compiling it and starting parallel workers takes longer than running it.
+    # Scattered reads come from memory or from a solid-state disk.
     "-c jit=off -c max_parallel_workers_per_gather=0 -c random_page_cost=1.1",
 }
 
@@ -72,12 +72,13 @@ class Database:
     Parameters
     ----------
     url
-        As SQLAlchemy takes it: ``sqlite:///file.sqlite`` or ``postgresql+psycopg://user:password@host/name``.
+        In the form of SQLAlchemy: ``sqlite:///file.sqlite`` or
+        ``postgresql+psycopg://user:password@host/name``.
 
     Raises
     ------
     DatabaseError
-        When the URL is none, or names a database that the program does not work with.
+        If the text is not a database URL, or names a database that the program does not support.
     """
 
     def __init__(self, url: str) -> None:
@@ -96,14 +97,14 @@ class Database:
             self._engine = create_engine(
                 self._url, connect_args=_POSTGRESQL, pool_pre_ping=True, max_overflow=100
             )
-            # By default each statement of a transaction would see another state.
+            # By default each statement of a transaction would see a state of its own.
             self._reader = self._engine.execution_options(isolation_level="REPEATABLE READ")
-        # SQLite has no row locks: a transaction that will write takes the one lock at its beginning.
+        # SQLite has no row locks: a transaction that will write takes the only lock at its beginning.
         self._writer = self._engine.execution_options(pacs_node_writes=True)
 
     @property
     def is_sqlite(self) -> bool:
-        """Whether it is SQLite, for one machine; PostgreSQL otherwise."""
+        """Whether the database is SQLite (for one machine) or PostgreSQL."""
         return self._url.get_backend_name() == "sqlite"
 
     @property
@@ -112,7 +113,7 @@ class Database:
         return Path(self._url.database) if self.is_sqlite and self._url.database else None
 
     def write(self) -> AbstractContextManager[Session]:
-        """Return a context with a `Session` whose transaction is committed at its end, whole or not at all.
+        """Return a context with a `Session`; at its end the transaction is committed whole or not at all.
 
         Raises
         ------
@@ -123,7 +124,7 @@ class Database:
 
     @contextmanager
     def ask(self) -> Iterator[Connection]:
-        """Return a context with a connection for questions of a single statement, which cost the least.
+        """Return a context with a connection for single-statement queries, which cost the least.
 
         Raises
         ------
@@ -134,39 +135,39 @@ class Database:
             yield connection
 
     def _make_file(self, *_dialect: object) -> None:
-        """Make the file of an SQLite database before SQLite does, readable by this user alone.
+        """Create the file of an SQLite database before SQLite does, readable only by this user.
 
-        SQLite gives what lies beside it, the log of changes and its index, the rights of the file.
+        SQLite gives the files beside it, the write-ahead log and its index, the same permissions.
         """
         if self.file is not None and self.file.parent.is_dir():
             with suppress(FileExistsError):
                 os.close(os.open(self.file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
     def _keep_private(self) -> None:
-        """Take the rights of others from files that an older version made."""
+        """Remove the permissions of other users from files that an older version created."""
         for end in ("", "-wal", "-shm", "-journal"):
             with suppress(FileNotFoundError, PermissionError):
                 Path(f"{self.file}{end}").chmod(0o600)
 
     def _require_file(self) -> None:
         if self.file is not None and not self.file.exists():
-            # An open connection would go on with a file that nobody can find any more
+            # An open connection would continue with a file that nobody can find any more
             raise DatabaseDown(f"The database {self.file} was removed; put it back.")
 
     def write_together(self, statements: Callable[[Session], T], before_commit: Callable[[T], object]) -> T:
-        """Write, maybe in one transaction with other threads; return what `statements` returned.
+        """Write, possibly in one transaction with other threads; return what `statements` returned.
 
         Parameters
         ----------
         statements
-            May be run again, after a rollback for another one's sake.
+            May be run again after a rollback that another thread caused.
         before_commit
-            Is given what `statements` returned, and ends the transaction by an error.
+            Is given what `statements` returned; an error that it raises rolls the transaction back.
 
         Raises
         ------
         Exception
-            What either raised.
+            What `statements` or `before_commit` raised.
         DatabaseDown, WriteConflict
         """
         if self.is_sqlite:
@@ -179,9 +180,9 @@ class Database:
 
     @contextmanager
     def _in_turn(self) -> Iterator[Session]:
-        # Who waits for SQLite's lock sleeps longer and longer; of these threads, the next one wakes at once
+        # A waiter for SQLite's own lock sleeps longer and longer; here the next thread wakes at once
         if not self._turn.acquire(timeout=_BUSY_SECONDS):
-            raise DatabaseDown(f"The database {self.name} does not work: it is locked for long.")
+            raise DatabaseDown(f"The database {self.name} does not work: it has been locked for too long.")
         try:
             with _transaction(self._writer, self.name) as session:
                 yield session
@@ -189,7 +190,7 @@ class Database:
             self._turn.release()
 
     def read(self) -> AbstractContextManager[Session]:
-        """Return a context with a `Session` that reads one state of the database.
+        """Return a context with a `Session` that reads one consistent state of the database.
 
         Raises
         ------
@@ -198,7 +199,7 @@ class Database:
         return _transaction(self._reader, self.name)
 
     def upgrade(self) -> None:
-        """Bring the schema to the version of this program; an empty database gets all tables.
+        """Upgrade the schema to the version of this program; an empty database gets all tables.
 
         Raises
         ------
@@ -216,7 +217,7 @@ class Database:
             self._keep_private()
 
     def require_current(self) -> None:
-        """Check that the schema is the one of this program, and change nothing.
+        """Check that the schema is that of this program; change nothing.
 
         Raises
         ------
@@ -238,19 +239,19 @@ class Database:
 def _parsed(url: str) -> URL:
     try:
         parsed = make_url(_encoded(url))
-    except (ArgumentError, ValueError) as error:  # ValueError: the port is no number
-        raise DatabaseError("The database URL is none; write it like sqlite:///pacs_node.sqlite.") from error
+    except (ArgumentError, ValueError) as error:  # ValueError: the port is not a number
+        raise DatabaseError("The database URL is wrong; write it like sqlite:///pacs_node.sqlite.") from error
     if parsed.drivername not in _DRIVERS:
         raise DatabaseError(f"The database {parsed.drivername!r} is not supported; use sqlite or postgresql.")
     return parsed.set(drivername=_DRIVERS[parsed.drivername])
 
 
 def _encoded(url: str) -> str:
-    """Return a URL whose user and password may be read up to the first @: another one is of the password."""
+    """Return a URL whose user and password end at the first @, with each other @ of the password escaped."""
     scheme, separator, rest = url.partition("://")
     user, at, host = rest.partition("?")[0].rpartition("@")
     if at and "/" in host:
-        host += rest[len(user) + 1 + len(host) :]  # the query, in which an @ is none of the password's
+        host += rest[len(user) + 1 + len(host) :]  # the query, in which an @ does not belong to the password
     else:
         user, at, host = rest.rpartition("@")
     if not at or scheme.startswith("sqlite"):
@@ -259,7 +260,7 @@ def _encoded(url: str) -> str:
 
 
 def _secrets(url: URL) -> list[str]:
-    """Return each password in the URL, as it is and as it may be written, the longest form first."""
+    """Return each password in the URL, plain and in each escaped form, the longest form first."""
     values = [url.password, *(url.query.get(key) for key in ("password", "sslpassword"))]
     plain = {one for value in values if value for one in ((value,) if isinstance(value, str) else value)}
     forms = {form(one) for one in plain for form in (str, quote, quote_plus, partial(quote, safe=""))}
@@ -267,7 +268,7 @@ def _secrets(url: URL) -> list[str]:
 
 
 def _hidden(text: str, url: URL) -> str:
-    """Return a message of a driver without passwords."""
+    """Return a driver message without passwords."""
     for secret in _secrets(url):
         text = text.replace(secret, "***")
     return text
@@ -299,7 +300,7 @@ def _cause(error: SQLAlchemyError) -> str:
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # transactions are begun by `_begin_sqlite`
+    connection.isolation_level = None  # `_begin_sqlite` begins transactions
     for pragma in (
         f"journal_mode={journal_mode(sqlite.sqlite_version_info)}",
         "synchronous=FULL",
@@ -309,10 +310,10 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 
 def journal_mode(version: tuple[int, ...]) -> str:
-    """Return the journal mode in which this version of SQLite loses no committed write.
+    """Return the fastest journal mode in which this version of SQLite loses no committed write.
 
-    Versions 3.7.0 to 3.51.2, but for the mended 3.44.6 and 3.50.7, can lose one in WAL mode with two or more
-    connections (sqlite.org, "WAL-reset bug").
+    Versions 3.7.0 to 3.51.2, except the fixed 3.44.6 and 3.50.7, can lose a write in WAL mode with two or
+    more connections (sqlite.org, "WAL-reset bug").
     """
     is_mended = version >= (3, 51, 3) or any(
         good <= version < (*good[:2], 99) for good in ((3, 44, 6), (3, 50, 7))
@@ -324,18 +325,18 @@ def _begin_sqlite(connection: Connection) -> None:
     if not connection.get_execution_options().get("pacs_node_writes"):
         connection.exec_driver_sql("BEGIN")
         return
-    # SQLite itself would look for the lock at ever longer intervals, up to a tenth of a second
+    # SQLite itself would check the lock at ever longer intervals, up to a tenth of a second
     driver: Any = connection.connection.driver_connection
     driver.execute("PRAGMA busy_timeout=0")
     try:
         if not _began(driver):
-            connection.exec_driver_sql("BEGIN IMMEDIATE")  # for the error that SQLAlchemy makes of it
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # to get the error that SQLAlchemy makes of it
     finally:
         driver.execute(f"PRAGMA busy_timeout={int(1000 * _BUSY_SECONDS)}")
 
 
 def _began(driver: Any) -> bool:
-    """Begin to write as soon as another process lets go of the lock; tell whether that came to pass."""
+    """Begin to write as soon as another process releases the lock; tell whether it did in time."""
     deadline = time.monotonic() + _BUSY_SECONDS
     while time.monotonic() < deadline:
         try:

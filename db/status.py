@@ -1,5 +1,6 @@
-"""What those who run the node ask: how much there is, what waits, what failed, who lives. And the orders they
-give: try again, give up.
+"""What operators of the node ask: how much there is, what waits, what failed, which processes run.
+
+Also what they order: try again, give up.
 """
 
 from __future__ import annotations
@@ -12,7 +13,18 @@ from typing import Any
 from sqlalchemy import func, literal, or_, select, text, update
 from sqlalchemy.orm import Session
 
-from db.models import CommitmentWanted, Delivery, Instance, Job, Process, Report, Score, Study, Utc
+from db.models import (
+    CommitmentWanted,
+    Delivery,
+    Instance,
+    Job,
+    Process,
+    Report,
+    Score,
+    Study,
+    StudyProblem,
+    Utc,
+)
 from db.queue import FAILED, READY, Kind, is_postgresql, later
 
 _COUNTABLE = 100_000  # rows
@@ -20,16 +32,16 @@ _COUNTABLE = 100_000  # rows
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """How much there is of everything, and of work by its state; as fast in a large database.
+    """Number of rows of each kind, and of jobs by state; counted as fast in a large database.
 
     Attributes
     ----------
     jobs
-        By kind and state. Of asking to commit and committing, what is done is not counted.
+        Jobs by kind and state. Finished jobs of storage commitment are not counted.
     deliveries
-        What is not delivered, by destination and state: pending or failed.
+        Reports not delivered, by destination and state: pending or failed.
     is_estimate
-        Whether the totals, and what is done, are estimates; those of PostgreSQL are, above 100,000 rows.
+        Whether totals and counts of finished work are estimates, as for PostgreSQL above 100,000 rows.
     """
 
     studies: int
@@ -72,10 +84,10 @@ class _Total:
 
 
 def _total(session: Session, entity: Any) -> _Total:
-    """Return how many rows there are of which none is ever removed, without reading them all."""
+    """Return the number of rows of a table from which none is ever removed, without reading them all."""
     if not is_postgresql(session):
         return _Total(session.execute(select(func.max(entity.id))).scalar_one() or 0, False)
-    # As the planner does; ids have gaps here
+    # Estimated as the planner does; ids have gaps here
     known = text(
         "SELECT reltuples / GREATEST(relpages, 1) * pg_relation_size(oid)"
         " / CAST(current_setting('block_size') AS integer)"
@@ -94,14 +106,14 @@ def _grouped(session: Session, key: Any, condition: Any) -> list[tuple[str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting:
-    """The study whose images have waited longest for their score."""
+    """The study whose images have waited longest for a score."""
 
     study_instance_uid: str
     received_at: datetime
 
 
 def oldest_waiting(session: Session) -> Waiting | None:
-    """Return the oldest image without score whose job is not given up."""
+    """Return the oldest image without a score whose job is not given up."""
     statement = (
         select(Study.study_instance_uid, Instance.received_at)
         .join(Instance, Instance.study_id == Study.id)
@@ -116,11 +128,11 @@ def oldest_waiting(session: Session) -> Waiting | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Undelivered:
-    """Reports that one destination has yet to get, and what it said to the last one that was tried."""
+    """Reports that one destination has not yet got, and its answer to the last try."""
 
     destination: str
     reports: int
-    tries: int  # the most for one report
+    tries: int  # the largest number for one report
     since: datetime  # when the oldest of them was made
     error: str | None
 
@@ -150,7 +162,7 @@ def undelivered(session: Session) -> list[Undelivered]:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """One job that was given up; `lane` is the other side where there is one."""
+    """One job that was given up; `lane` names the destination or modality, if there is one."""
 
     kind: str
     lane: str
@@ -185,8 +197,58 @@ def failures(session: Session, limit: int) -> list[Failure]:
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProblemStudies:
+    """How many studies get no report before a person has done something, and which was found first."""
+
+    problem: str
+    studies: int
+    study_instance_uid: str
+
+
+def problem_studies(session: Session) -> list[ProblemStudies]:
+    """Return studies that get no report, by what prevents it; not those that a person dismissed."""
+    is_open = StudyProblem.dismissed_at.is_(None)
+    numbers = session.execute(
+        select(StudyProblem.problem, func.count()).where(is_open).group_by(StudyProblem.problem)
+    ).all()
+    oldest = (
+        select(Study.study_instance_uid)
+        .join(StudyProblem, StudyProblem.study_id == Study.id)
+        .order_by(StudyProblem.found_at, Study.id)
+        .limit(1)
+    )
+    return [
+        ProblemStudies(
+            problem=problem,
+            studies=number,
+            study_instance_uid=session.scalars(oldest.where(is_open, StudyProblem.problem == problem)).one(),
+        )
+        for problem, number in sorted((row[0], row[1]) for row in numbers)
+    ]
+
+
+def dismiss(session: Session, study_instance_uid: str, at: datetime) -> bool:
+    """Let a study be without report, until something comes of it; tell whether anything prevented one."""
+    study = select(Study.id).where(Study.study_instance_uid == study_instance_uid)
+    dismissed = session.scalars(
+        update(StudyProblem)
+        .where(StudyProblem.study_id.in_(study), StudyProblem.dismissed_at.is_(None))
+        .values(dismissed_at=at)
+        .returning(StudyProblem.study_id)
+        .execution_options(synchronize_session=False)
+    ).all()
+    session.execute(
+        update(Job)
+        .where(Job.kind == Kind.REPORT, Job.ref.in_(dismissed), FAILED)
+        .values(state="done", error=None)
+        .execution_options(synchronize_session=False)
+    )
+    return bool(dismissed)
+
+
 def retry(session: Session, study_instance_uid: str | None, give_up_at: datetime) -> int:
-    """Make failed jobs ready again, all or those of one study; return how many."""
+    """Make failed jobs ready again, all of them or those of one study; return how many."""
     conditions = [FAILED]
     if study_instance_uid is not None:
         conditions.append(_belongs_to(study_instance_uid))
@@ -208,7 +270,7 @@ def retry(session: Session, study_instance_uid: str | None, give_up_at: datetime
 
 
 def abandon(session: Session, destination: str, at: datetime) -> int:
-    """Give up, for good, what a destination that is no more has yet to get; return how many reports."""
+    """Give up for good the reports not yet sent to a destination that no longer exists; return how many."""
     for state in (READY, FAILED):
         session.execute(
             update(Job)
@@ -238,7 +300,7 @@ def _belongs_to(study_instance_uid: str) -> Any:
 
 
 def study_exists(session: Session, study_instance_uid: str) -> bool:
-    """Tell whether anything came of a study."""
+    """Tell whether any object of a study was received."""
     return (
         session.scalars(select(Study.id).where(Study.study_instance_uid == study_instance_uid)).first()
         is not None

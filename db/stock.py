@@ -1,4 +1,4 @@
-"""What files the spool should hold: for taking stock of it, and for letting go what nobody needs any more."""
+"""Which files the spool should hold: to take stock of it, and to remove files that nobody needs any more."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from db.models import Delivery, Instance, Job, Report, Study
-from db.queue import Kind
+from db.queue import Kind, enqueue
 
-_AT_ONCE = 500  # images looked at
+_AT_ONCE = 500  # images examined at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Held:
 
 
 def held(session: Session, first: str, last: str) -> dict[str, bool]:
-    """Return of the objects with ``first <= digest < last`` whether their file was let go, by digest."""
+    """Return, by digest, whether the file of each object with ``first <= digest < last`` was removed."""
     rows = session.execute(
         select(Instance.digest, Instance.removed_at.is_not(None)).where(
             Instance.digest >= first, Instance.digest < last
@@ -36,7 +36,7 @@ def held(session: Session, first: str, last: str) -> dict[str, bool]:
 
 
 def missed(session: Session, digest: str) -> Held | None:
-    """Return an object that should have a file now; ``None`` where there is none, or it was let go."""
+    """Return an object that should have a file; ``None`` if there is none, or its file was removed."""
     row = session.execute(
         select(Instance.sop_instance_uid, Study.study_instance_uid)
         .join(Study, Study.id == Instance.study_id)
@@ -46,10 +46,11 @@ def missed(session: Session, digest: str) -> Held | None:
 
 
 def spent(session: Session, before: datetime, limit: int) -> list[int]:
-    """Return the ids of studies that nothing came of since `before` and of which nothing is left to be done.
+    """Return the ids of studies that got no object since `before` and have no work left.
 
-    Each image is scored, the report made, and each delivery of each of its revisions final: delivered, and
-    committed where the destination was asked to. What failed is not final: a person has yet to look.
+    Each image is scored, the report is made, and each delivery of each of its revisions is final: delivered,
+    and committed where storage commitment was requested. Failed work is not final: a person has yet to look
+    at it.
     """
     found: dict[int, None] = {}
     for studies in _old(session, before):
@@ -61,7 +62,7 @@ def spent(session: Session, before: datetime, limit: int) -> list[int]:
 
 
 def _old(session: Session, before: datetime) -> Iterator[set[int]]:
-    """Yield studies of which files are here that came before a moment, those of the oldest files first."""
+    """Yield studies with files here that were received before a moment, those with the oldest files first."""
     moment, last = datetime.min.replace(tzinfo=UTC), 0
     while True:
         came_later = or_(Instance.received_at > moment, Instance.id > last)
@@ -79,11 +80,11 @@ def _old(session: Session, before: datetime) -> Iterator[set[int]]:
 
 
 def release(session: Session, study_id: int, before: datetime, at: datetime) -> list[str]:
-    """Let go of the files of a study, unless something came or began meanwhile; return their digests.
+    """Mark the files of a study as removed, unless something came or began meanwhile; return their digests.
 
-    Only after the commit may they be removed, each while `lock_released` holds it.
+    The files may be removed only after the commit, each while `lock_released` holds it.
     """
-    # Receiving an object of the study waits for this, and what it committed before is seen below
+    # Receiving an object of the study waits for this lock; what it committed before is seen below
     session.execute(update(Study).where(Study.id == study_id).values(quiet_at=Study.quiet_at))
     is_still = select(Study.id).where(Study.id == study_id, *_is_spent(before))
     if session.execute(is_still).first() is None:
@@ -99,7 +100,7 @@ def release(session: Session, study_id: int, before: datetime, at: datetime) -> 
 
 
 def lock_released(session: Session, digests: Sequence[str]) -> set[str]:
-    """Return which of the files nobody needs, even now, and keep it so until the end of the transaction."""
+    """Return the files that still nobody needs, and keep it so until the end of the transaction."""
     statement = (
         update(Instance)
         .where(Instance.digest.in_(digests), Instance.removed_at.is_not(None))
@@ -120,7 +121,7 @@ def _is_spent(before: datetime) -> Iterator[ColumnElement[bool]]:
 
 
 def _is_none(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Count what there is of a study: asked only whether there is any, planners may begin with all jobs."""
+    """Count the work of a study: if asked only whether there is any, planners may begin with all jobs."""
     return select(func.count()).where(*conditions).correlate(Study).scalar_subquery() == 0
 
 
@@ -128,6 +129,36 @@ def _is_unfinished(kind: Kind, ref: Any) -> ColumnElement[bool]:
     return exists().where(Job.kind == kind, Job.ref == ref, Job.state != "done")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unread:
+    """One object that an earlier version recorded: of whom and of which order only its file tells."""
+
+    id: int
+    study_id: int
+    digest: str
+    patient_id: str
+    patient_name: str
+
+
+def unread(session: Session, before_id: int | None, limit: int) -> list[Unread]:
+    """Return objects whose file is here and was not read since the upgrade, the newest first."""
+    asked = select(
+        Instance.id, Instance.study_id, Instance.digest, Instance.patient_id, Instance.patient_name
+    )
+    asked = asked.where(Instance.issuer_of_patient_id.is_(None), Instance.removed_at.is_(None))
+    if before_id is not None:
+        asked = asked.where(Instance.id < before_id)
+    rows = session.execute(asked.order_by(Instance.id.desc()).limit(limit))
+    return [Unread(**row) for row in rows.mappings()]
+
+
+def record_read(session: Session, one: Unread, **values: str) -> None:
+    """Record whom an object names and its order; where it is another patient, look at its study anew."""
+    session.execute(update(Instance).where(Instance.id == one.id).values(**values))
+    if (values["patient_id"], values["patient_name"]) != (one.patient_id, one.patient_name):
+        enqueue(session, Kind.REPORT, one.study_id)
+
+
 def is_known(session: Session, digest: str) -> bool:
-    """Tell whether an object is recorded now."""
+    """Tell whether an object is now recorded."""
     return session.execute(select(Instance.id).where(Instance.digest == digest)).first() is not None

@@ -1,6 +1,6 @@
 """The command `pacs-node`: serve, try out, ask, retry.
 
-Imports wait inside the commands, so that `--help` answers at once.
+Imports stand inside the commands, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ app = typer.Typer(
 def serve(
     config: ConfigOption = None,
     roles: Annotated[
-        str, typer.Option(help="What this machine does: receive, score, deliver, with commas between.")
+        str, typer.Option(help="What this machine does: receive, score, deliver; separated by commas.")
     ] = "receive,score,deliver",
 ) -> None:
-    """Run the node until SIGTERM or Ctrl-C, which it answers by finishing what is at hand."""
+    """Run the node until SIGTERM or Ctrl-C; then it finishes its current work and stops."""
     from pacs_node.errors import UserError  # noqa: PLC0415
     from pacs_node.running.roles import ROLES  # noqa: PLC0415
     from pacs_node.running.supervisor import serve as run  # noqa: PLC0415
@@ -75,11 +75,11 @@ def serve(
 def role(
     name: Annotated[str, typer.Argument(help="receive, score or deliver.")],
     config: ConfigOption = None,
-    control: Annotated[int, typer.Option(help="Descriptor of the socket to the supervisor.")] = -1,
-    number: Annotated[int, typer.Option(help="Which of several with this role.")] = 0,
-    listening: Annotated[int, typer.Option(help="Descriptor of the socket that receivers share.")] = -1,
+    control: Annotated[int, typer.Option(help="File descriptor of the socket to the supervisor.")] = -1,
+    number: Annotated[int, typer.Option(help="Number of this process among those of its role.")] = 0,
+    listening: Annotated[int, typer.Option(help="File descriptor of the socket that receivers share.")] = -1,
 ) -> None:
-    """Be one process of `serve`."""
+    """Run as one process of `serve`."""
     from pacs_node.running.supervisor import run_role  # noqa: PLC0415
 
     control_socket, shared = (None if fd < 0 else socket.socket(fileno=fd) for fd in (control, listening))
@@ -91,11 +91,11 @@ def role(
 )
 def demo(
     images: Annotated[
-        Path | None, typer.Option(help="Folder with images of your own instead of the drawn ones.")
+        Path | None, typer.Option(help="Folder with your own images instead of the drawn ones.")
     ] = None,
-    into: Annotated[Path, typer.Option(help="Where the folder of this run is made.")] = Path("demo"),
+    into: Annotated[Path, typer.Option(help="Where to create the folder of this run.")] = Path("demo"),
 ) -> None:
-    """Show the whole product at work on this machine, in half a minute."""
+    """Show the whole product at work on this machine in half a minute."""
     from pacs_node.demo.demo import run  # noqa: PLC0415
 
     sys.exit(run(images, into))
@@ -103,12 +103,14 @@ def demo(
 
 @app.command(epilog="Example:\n\npacs-node send study/ extra.dcm --to PACS_NODE@127.0.0.1:11112")
 def send(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="DICOM files, or folders of them.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="DICOM files, or folders of DICOM files.")
+    ],
     to: Annotated[str, typer.Option(metavar="AE@HOST:PORT", help="Where to send.")],
     *,
     calling: CallingOption = "PACS_NODE_SEND",
 ) -> None:
-    """Send DICOM files by C-STORE, as they are. Exit code 1 when one was not stored."""
+    """Send DICOM files unchanged by C-STORE. Exit code 1 if any file was not stored."""
     from rich.progress import track  # noqa: PLC0415
 
     from pacs_node.network import scu  # noqa: PLC0415
@@ -135,7 +137,7 @@ def echo(
     *,
     calling: CallingOption = "PACS_NODE_SEND",
 ) -> None:
-    """Ask a DICOM peer by C-ECHO whether it is there."""
+    """Check by C-ECHO whether a DICOM peer answers."""
     from pacs_node.network import scu  # noqa: PLC0415
 
     scu.echo(Peer.parse(peer), calling)
@@ -150,17 +152,17 @@ def echo(
 def results(
     *,
     patient: Annotated[
-        str | None, typer.Option(help="Patient ID or name, whole; with * for anything, upper or lower case.")
+        str | None, typer.Option(help="Patient ID or name in full, upper or lower case; * matches anything.")
     ] = None,
     accession: Annotated[str | None, typer.Option(help="Accession number.")] = None,
     study: Annotated[str | None, typer.Option(help="Study Instance UID.")] = None,
     study_date: Annotated[
-        str | None, typer.Option(help="Study date (ISO 8601), or the first and the last one with / between.")
+        str | None, typer.Option(help="Study date (ISO 8601), or first and last date separated by /.")
     ] = None,
     since: Annotated[
-        str | None, typer.Option(help="Received since: a date or time (ISO 8601), or an age: 30m, 2h, 7d.")
+        str | None, typer.Option(help="Received since a date or time (ISO 8601), or an age: 30m, 2h, 7d.")
     ] = None,
-    until: Annotated[str | None, typer.Option(help="Received before; as --since.")] = None,
+    until: Annotated[str | None, typer.Option(help="Received before; same format as --since.")] = None,
     decision: Annotated[DecisionFilter | None, typer.Option(help="Only these.")] = None,
     min_probability: Annotated[float | None, typer.Option(min=0, max=1, help="Lowest probability.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most rows.")] = 100,
@@ -169,7 +171,7 @@ def results(
     ),
     config: ConfigOption = None,
 ) -> None:
-    """Ask the results database, newest first; it is open to any SQL tool too, in its view `results`."""
+    """List results from the database, newest first. Any SQL tool can read them too, in the view `results`."""
     from db.results import RESULT_COLUMNS, Filter  # noqa: PLC0415
     from db.results import results as ask  # noqa: PLC0415
     from pacs_node.terminal import tables  # noqa: PLC0415
@@ -198,10 +200,10 @@ def results(
 def ledger(
     *,
     study: Annotated[str | None, typer.Option(help="Study Instance UID.")] = None,
-    patient: Annotated[str | None, typer.Option(help="Patient ID, whole; with * for anything.")] = None,
+    patient: Annotated[str | None, typer.Option(help="Patient ID or name, as for `results`.")] = None,
     accession: Annotated[str | None, typer.Option(help="Accession number.")] = None,
-    since: Annotated[str | None, typer.Option(help="Received since; as for `results`.")] = None,
-    until: Annotated[str | None, typer.Option(help="Received before; as --since.")] = None,
+    since: Annotated[str | None, typer.Option(help="Received since; same format as for `results`.")] = None,
+    until: Annotated[str | None, typer.Option(help="Received before; same format as --since.")] = None,
     state: Annotated[DeliveryState | None, typer.Option(help="Only deliveries in this state.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most rows.")] = 100,
     output: Annotated[OutputFormat, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
@@ -209,7 +211,7 @@ def ledger(
     ),
     config: ConfigOption = None,
 ) -> None:
-    """Account for each received image: its score, its report, and what each destination said when."""
+    """Account for each received image: its score, its report, and what each destination answered and when."""
     from db.results import LEDGER_COLUMNS, Filter  # noqa: PLC0415
     from db.results import ledger as ask  # noqa: PLC0415
     from pacs_node.terminal import tables  # noqa: PLC0415
@@ -234,12 +236,12 @@ def status(
     output: Annotated[StatusFormat, typer.Option("--format", help="For people or scripts.")] = (
         StatusFormat.TABLE
     ),
-    files: Annotated[bool, typer.Option(help="Look whether each object's file is there, and none else.")] = (
-        True
-    ),
+    files: Annotated[bool, typer.Option(help="Check that files and database match.")] = (True),
     config: ConfigOption = None,
 ) -> None:
-    """Show counts by state, the oldest waiting image, space, model. Exit code 1 when a person should look."""
+    """Show counts by state, the oldest waiting image, space, and model. Exit code 1 if a person should
+    look.
+    """
     from pacs_node.running.status import snapshot  # noqa: PLC0415
     from pacs_node.terminal import tables  # noqa: PLC0415
 
@@ -255,22 +257,22 @@ def status(
 @app.command(epilog="Examples:\n\npacs-node retry --failed\n\npacs-node retry 1.2.826.0.1.3680043.8.498.1")
 def retry(
     study_uid: Annotated[
-        str | None, typer.Argument(metavar="STUDY_UID", help="Only what failed of this study.")
+        str | None, typer.Argument(metavar="STUDY_UID", help="Only failed work of this study.")
     ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="Everything that failed.")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Try again what was given up: scoring, reports and deliveries."""
+    """Retry work that was given up: scoring, reports and deliveries."""
     from db import status as asked  # noqa: PLC0415
     from pacs_node.errors import UserError  # noqa: PLC0415
 
     if failed == (study_uid is not None):
-        raise UserError("Say what to try again: --failed for everything, or one STUDY_UID.")
+        raise UserError("Say what to retry: --failed for everything, or one STUDY_UID.")
     settings = _configured(config)
     give_up_at = datetime.now(UTC) + timedelta(hours=settings.deliver.give_up_hours)
     with _database(settings).write() as session:
         if study_uid is not None and not asked.study_exists(session, study_uid):
-            raise UserError(f"There is no study {study_uid}; `pacs-node results --format csv` names them.")
+            raise UserError(f"There is no study {study_uid}; `pacs-node results --format csv` lists studies.")
         number = asked.retry(session, study_uid, give_up_at)
     terminal.console().print(
         f"{number} {'job' if number == 1 else 'jobs'} will be tried again.", highlight=False
@@ -283,25 +285,28 @@ def retry(
 )
 def reconcile(
     *,
-    against: Annotated[str, typer.Option(metavar="AE@HOST:PORT", help="The PACS that is asked by C-FIND.")],
+    against: Annotated[str, typer.Option(metavar="AE@HOST:PORT", help="The PACS to ask by C-FIND.")],
     since: Annotated[
-        str | None, typer.Option(help="Study date from: a date (ISO 8601), or an age: 2d; 7d when not given.")
+        str | None,
+        typer.Option(help="First study date (ISO 8601), or an age such as 2d; default 7d."),
     ] = None,
-    until: Annotated[str | None, typer.Option(help="Study date before; as --since.")] = None,
+    until: Annotated[str | None, typer.Option(help="Study date before; same format as --since.")] = None,
     calling: Annotated[
-        str | None, typer.Option("--from", metavar="AE", help="Own AE title; the node's when not given.")
+        str | None, typer.Option("--from", metavar="AE", help="Own AE title; default: that of the node.")
     ] = None,
-    fetch: Annotated[bool, typer.Option("--fetch", help="Get images that the node does not have.")] = False,
+    fetch: Annotated[bool, typer.Option("--fetch", help="Fetch images that the node does not have.")] = False,
     by: Annotated[
         Fetching,
-        typer.Option(help="C-MOVE, by which the PACS sends to the running node; or C-GET, to this command."),
+        typer.Option(help="C-MOVE: the PACS sends to the running node; or C-GET: it sends to this command."),
     ] = Fetching.MOVE,
     output: Annotated[OutputFormat, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
         OutputFormat.TABLE
     ),
     config: ConfigOption = None,
 ) -> None:
-    """List chest radiographs of a PACS that were not received, scored or reported. Exit code 1 if any is."""
+    """List chest radiographs of a PACS that were not received, scored or reported. Exit code 1 if there are
+    any.
+    """
     from pacs_node.reconciling.reconcile import period  # noqa: PLC0415
 
     settings = _configured(config)
@@ -318,21 +323,34 @@ def reconcile(
 
 @app.command(epilog="Example:\n\npacs-node abandon OLD_PACS")
 def abandon(
-    destination: Annotated[str, typer.Argument(help="Its name, which [[destinations]] no longer has.")],
+    destination: Annotated[str, typer.Argument(help="Its name, no longer in [[destinations]].")],
     config: ConfigOption = None,
 ) -> None:
-    """Give up for good what waits for a destination that is no more; `retry` cannot bring it back."""
+    """Give up reports that wait for a destination that no longer exists. `retry` cannot bring them back."""
     from db import status as asked  # noqa: PLC0415
     from pacs_node.errors import UserError  # noqa: PLC0415
 
     settings = _configured(config)
     if destination in {one.name for one in settings.destinations}:
-        raise UserError(
-            f"{destination} is still among the [[destinations]]; take it out and restart the node."
-        )
+        raise UserError(f"{destination} is still in [[destinations]]; remove it and restart the node.")
     with _database(settings).write() as session:
         number = asked.abandon(session, destination, datetime.now(UTC))
     terminal.console().print(f"{number} {'report' if number == 1 else 'reports'} abandoned.", highlight=False)
+
+
+@app.command(epilog="Example:\n\npacs-node dismiss 1.2.826.0.1.3680043.8.498.1")
+def dismiss(
+    study_uid: Annotated[str, typer.Argument(metavar="STUDY_UID", help="A study that `status` names.")],
+    config: ConfigOption = None,
+) -> None:
+    """Let a study be without report whose images name different patients, until another image of it comes."""
+    from db import status as asked  # noqa: PLC0415
+    from pacs_node.errors import UserError  # noqa: PLC0415
+
+    with _database(_configured(config)).write() as session:
+        if not asked.dismiss(session, study_uid, datetime.now(UTC)):
+            raise UserError(f"Nothing prevents a report of study {study_uid}; see `pacs-node status`.")
+    terminal.console().print("The study stays without report.", highlight=False)
 
 
 @app.command()
@@ -344,7 +362,7 @@ def version() -> None:
 
 
 def main() -> None:
-    """Run the command; what a person can mend ends in one sentence and exit code 2."""
+    """Run the command; an error that the user can fix ends in one sentence and exit code 2."""
     from db.errors import DatabaseError  # noqa: PLC0415
     from pacs_node.errors import UserError  # noqa: PLC0415
 
@@ -373,7 +391,7 @@ def _database(settings: Settings) -> Database:
 
 
 def _moments(since: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
-    """Return when a period begins and ends, both seen from the same now."""
+    """Return begin and end of a period, both relative to the same moment."""
     now = datetime.now(UTC)
     first, last = (None if text is None else moment(text, now) for text in (since, until))
     return first, last
@@ -388,7 +406,7 @@ def _reconciled(
     fetching: Fetching | None,
     console: Console,
 ) -> Reconciliation:
-    """Compare a PACS with the database, and fetch what is missing if that is wanted."""
+    """Compare a PACS with the database, and fetch missing images if requested."""
     from rich.progress import track  # noqa: PLC0415
 
     from pacs_node.reconciling import query  # noqa: PLC0415
@@ -410,7 +428,7 @@ def _reconciled(
 
 
 def _keeping(settings: Settings, database: Database, spool: Spool) -> Services:
-    """Return what keeps the objects that come by C-GET, as the node keeps what is sent to it."""
+    """Return services that keep objects arriving by C-GET, in the same way as objects sent to the node."""
     from pacs_node.receiving.receiver import Receiver  # noqa: PLC0415
     from pacs_node.reconciling.reconcile import prepare  # noqa: PLC0415
 
@@ -447,6 +465,6 @@ def _print_reconciliation(found: Reconciliation, output: OutputFormat, console: 
     notes = [] if output is OutputFormat.TABLE else [found.summary]
     notes += found.troubles
     if not found.is_complete:
-        notes.append("Some answers of the PACS could not be read: more may be missing; see its log.")
+        notes.append("Some answers of the PACS could not be read. More may be missing; see its log.")
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)

@@ -30,12 +30,12 @@ from pacs_node.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "PACS_NODE_"
 
-# PS3.5 6.2: AE has 1 to 16 characters without backslash and control characters; spaces around mean nothing.
+# PS3.5 6.2: AE has 1 to 16 characters without backslash and control characters; outer spaces mean nothing.
 AETitle = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")
 ]
 Port = Annotated[int, Field(ge=1, le=65535)]
-# What is longer than `db.queue.LONGEST_WAIT_SECONDS` would be taken for a clock that jumped back.
+# A wait longer than `db.queue.LONGEST_WAIT_SECONDS` would look like a clock that jumped back.
 Seconds = Annotated[float, Field(gt=0, le=LONGEST_WAIT_SECONDS)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[ -\[\]-~]+$")]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[ -~]+$")]
@@ -77,14 +77,14 @@ class ReceiveSettings(_Section):
 
 
 class SpoolSettings(_Section):
-    """Where received objects lie."""
+    """Where received objects are stored."""
 
     path: Path = Path("spool")
     orphan_minutes: Annotated[float, Field(gt=0)] = 10
 
 
 class DatabaseSettings(_Section):
-    """The results database, as SQLAlchemy's URL."""
+    """The results database, as an SQLAlchemy URL."""
 
     url: str = "sqlite:///pacs_node.sqlite"
 
@@ -96,7 +96,7 @@ class StudySettings(_Section):
 
 
 class RetentionSettings(_Section):
-    """How long the files of studies that are through with are kept."""
+    """How long the files of finished studies are kept."""
 
     days: Annotated[float, Field(ge=0)] = 0
 
@@ -119,7 +119,7 @@ class ClassifierSettings(_Section):
 
     @property
     def is_cautious(self) -> bool:
-        """Whether an image that the model does not know the like of is undetermined."""
+        """Whether an image unlike the training data is undetermined."""
         return self.unlike_training == "undetermined"
 
     @field_validator("model", mode="before")
@@ -137,7 +137,7 @@ class WorkSettings(_Section):
 
 
 class DeliverSettings(_Section):
-    """How long and how often a destination is tried."""
+    """How long and how often the node tries a destination."""
 
     retry_seconds: Seconds = 5
     max_retry_seconds: Seconds = 300
@@ -161,7 +161,7 @@ class LogSettings(_Section):
 class Destination(_Section):
     """One PACS that gets the reports."""
 
-    name: Name = ""  # the AE title, when not given
+    name: Name = ""  # the AE title by default
     ae_title: AETitle
     host: Annotated[str, Field(min_length=1)]
     port: Port
@@ -177,7 +177,7 @@ class Destination(_Section):
 
 
 class Modality(_Section):
-    """One application entity that asks for storage commitment, and where it is answered."""
+    """One application entity that asks for storage commitment, and the address for the answer."""
 
     ae_title: AETitle
     host: Annotated[str, Field(min_length=1)]
@@ -221,7 +221,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let the environment override the file, which comes as arguments."""
+        """Let the environment override the file, whose values come as arguments."""
         return (env_settings, init_settings)
 
 
@@ -235,12 +235,12 @@ def load(path: Path | None) -> Settings:
     Parameters
     ----------
     path
-        The file; ``None`` takes ``config.toml`` of the current folder where there is one, else the defaults.
+        The file; ``None`` means ``config.toml`` in the current folder if it exists, else the defaults.
 
     Raises
     ------
     ConfigError
-        When the file cannot be read, or holds an unknown key or a value that makes no sense.
+        If the file cannot be read, or has an unknown key or an invalid value.
     """
     if path is None:
         path = Path("config.toml") if Path("config.toml").is_file() else None
@@ -278,7 +278,7 @@ def _sentence(error: Mapping[str, Any]) -> str:
         return f"{where}: {error['ctx']['error']}"
     message = str(error["msg"])
     if error["loc"][:1] == ("database",):
-        return f"{where}: {message[0].lower()}{message[1:]}"  # the value may hold a password
+        return f"{where}: {message[0].lower()}{message[1:]}"  # the value may contain a password
     return f"{where}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
 
 
@@ -286,8 +286,8 @@ def _no_json(error: SettingsError) -> str:
     value = getattr(error.__cause__, "doc", None)
     for variable in sorted(os.environ):
         if variable.upper().startswith(ENVIRONMENT_PREFIX) and os.environ[variable] == value:
-            return f'The environment variable {variable} holds no JSON; write a list as ["A", "B"].'
-    return f"The environment holds something that cannot be used: {error}."
+            return f'The environment variable {variable} is not valid JSON; write a list as ["A", "B"].'
+    return f"The environment has a value that cannot be used: {error}."
 
 
 def _keys(section: tuple[object, ...]) -> list[str]:
@@ -301,7 +301,7 @@ def _keys(section: tuple[object, ...]) -> list[str]:
 
 
 def _unknown_variables() -> Iterator[str]:
-    """Yield variables with our prefix that name no key: a slip there must not go unnoticed either."""
+    """Yield variables with our prefix that name no key: a typing error there must be noticed too."""
     for variable in sorted(os.environ):
         if variable.upper().startswith(ENVIRONMENT_PREFIX):
             names = variable[len(ENVIRONMENT_PREFIX) :].lower().split("__")

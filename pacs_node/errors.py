@@ -1,9 +1,9 @@
-"""Every error of the node, drawn once.
+"""Every error of the node, in one tree.
 
 ::
 
     PacsNodeError
-    ├── UserError            the person at the keyboard can mend it: exit code 2, one sentence
+    ├── UserError            the user can fix it: exit code 2, one sentence
     │   ├── ConfigError          config.toml or the environment holds something it should not
     │   ├── DatabaseUnusable     cannot be reached, or its schema is newer than this program
     │   ├── SpoolUnusable        the spool folder cannot be written
@@ -30,11 +30,11 @@ class PacsNodeError(Exception):
 
 
 class UserError(PacsNodeError):
-    """The person at the keyboard can mend it."""
+    """The user can fix it."""
 
 
 class ConfigError(UserError):
-    """config.toml or the environment holds something it should not."""
+    """config.toml or the environment holds a value that it should not."""
 
 
 class DatabaseUnusable(UserError):
@@ -66,7 +66,7 @@ class Retryable(PacsNodeError):
 
 
 class DestinationDown(Retryable):
-    """No association with the destination, or it broke."""
+    """No association with the destination, or the association broke."""
 
 
 class DestinationBusy(Retryable):
@@ -82,12 +82,12 @@ class Terminal(PacsNodeError):
 
 
 class DestinationRefused(Terminal):
-    """The destination takes none of the report classes, or says the object is wrong.
+    """The destination accepts no report class, or says that the object is wrong.
 
     Parameters
     ----------
     status
-        The C-STORE response status, where there was one.
+        The C-STORE response status, if there was one.
     """
 
     def __init__(self, message: str, status: int | None = None) -> None:
@@ -96,7 +96,7 @@ class DestinationRefused(Terminal):
 
 
 class NotAssociated(PacsNodeError):
-    """No association came about; ``str()`` is a half sentence that follows the name of the peer."""
+    """No association was established; ``str()`` is half a sentence that follows the name of the peer."""
 
 
 class TakesNothing(NotAssociated):
@@ -125,12 +125,13 @@ class UnreadableHeader(PacsNodeError):
 
 
 class ProtocolError(PacsNodeError):
-    """A peer sent what breaks PS3.7 or PS3.8; ``str()`` says what, for the log.
+    """A peer violated PS3.7 or PS3.8; ``str()`` says how, for the log.
 
     Parameters
     ----------
     source, reason
-        Of the A-ABORT that answers it (PS3.8 9.3.8): by default, of the service-user.
+        Source and reason of the A-ABORT that answers it (PS3.8 9.3.8); the default source is the
+        service-user.
     """
 
     def __init__(self, message: str, source: int = 0, reason: int = 0) -> None:
@@ -140,4 +141,4 @@ class ProtocolError(PacsNodeError):
 
 
 class InvalidReport(PacsNodeError):
-    """A report cannot be built from this input: the input breaks the contract, or names no SOP instance."""
+    """No report can be built from this input: it violates the contract, or names no SOP instance."""

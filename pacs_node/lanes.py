@@ -1,4 +1,4 @@
-"""What all stages of one destination have in common: each destination is a lane of its own in the queue."""
+"""What all stages of one destination share: each destination has its own lane in the queue."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pacs_node.config import DeliverSettings, Destination
 
 
 class DestinationStage:
-    """Work for one destination, which waits for no other.
+    """Work for one destination; it never waits for another one.
 
     Parameters
     ----------
     database
-        Where jobs and deliveries stand.
+        The database with jobs and deliveries.
     destination
         The PACS.
     ae_title
-        The node's own.
+        The AE title of the node.
     settings
-        How long and how often it is tried.
+        How long and how often to try.
     """
 
     def __init__(
@@ -33,4 +33,4 @@ class DestinationStage:
         self._settings = settings
 
     def give_up(self, session: Session, ref: int) -> None:
-        """Nothing more to record: the job says it all."""
+        """Record nothing more: the job has all the information."""

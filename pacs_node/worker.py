@@ -1,7 +1,8 @@
-"""When work is done: claim, lease, retry, stop. What is done is the business of the stages of each wing.
+"""When work is done: claim, lease, retry, stop. The stages of each wing decide what is done.
 
 A worker holds the jobs of one claim under a token and a lease that it keeps renewing. If it dies, the lease
-ends and another worker takes over. If it only seemed dead, its token no longer counts and it writes nothing.
+ends and another worker takes over. If it only seemed dead, its token is no longer valid and it writes
+nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pacs_node.progress import Progress
 _log = log.get(__name__)
 
 _MOST_BACK_OFF = 10.0  # seconds, while the database is away
-_HUNG_SECONDS = 900.0  # longer than any stage may take for what it settles together
+_HUNG_SECONDS = 900.0  # longer than any stage may take for one group of outcomes
 _SETTLE_TRIES, _SETTLE_PAUSE = 5, 2.0  # seconds; after `stop`
 
 Write = Callable[[Session], None]
@@ -42,7 +43,7 @@ class Done:
 class Later:
     """The work could not be done yet; `write` records the try.
 
-    In good order, it may be put off for ever. With `is_attempt` it counts like a worker that died.
+    A job may be put off any number of times. With `is_attempt`, the try counts like the death of a worker.
     """
 
     seconds: float
@@ -64,14 +65,14 @@ Settled = Sequence[tuple[Claimed, Outcome]]
 
 
 class Stage(Protocol):
-    """What a worker does with the jobs it claimed.
+    """What a worker does with the jobs that it claimed.
 
     Attributes
     ----------
     kind, lane
         Which jobs it does.
     batch_size
-        How many at once, at most.
+        The largest number of jobs to claim at once.
     """
 
     kind: Kind
@@ -81,14 +82,14 @@ class Stage(Protocol):
     def run(self, jobs: Sequence[Claimed], may_go_on: Callable[[], bool]) -> Iterator[Settled]:
         """Do the work, outside of any transaction; yield jobs with their outcomes, each job once.
 
-        What is yielded together is recorded at once and together, before the work goes on. `may_go_on` is for
-        the moment before something that cannot be undone: it asks the database whether the lease still holds.
-        While the database is away, or when the worker is told to stop, the answer is no.
+        Outcomes that are yielded together are recorded together, before the work continues. Call `may_go_on`
+        before something that cannot be undone: it asks the database whether the lease is still valid. The
+        answer is no if the database is unavailable or the worker was told to stop.
         """
         ...
 
     def give_up(self, session: Session, ref: int) -> None:
-        """Record that a job was given up after too many attempts, in the transaction that says so."""
+        """Record that a job was given up after too many attempts, in the transaction that gives it up."""
         ...
 
 
@@ -98,20 +99,21 @@ class Worker:
     Parameters
     ----------
     database
-        The one with the queue.
+        The database with the queue.
     stage
-        What to do.
+        What to do with the jobs.
     poll_seconds
         How often to look for work when there is none.
     lease_seconds
-        How long others wait before they take this worker for dead.
+        How long other workers wait before they consider this worker dead.
     hung_seconds
-        Longer than the stage may take for what it settles together.
+        A time without progress after which the worker is considered hung; longer than any group of outcomes
+        may take.
 
     Attributes
     ----------
     progress
-        Whether it gets on.
+        Tells whether the worker makes progress.
     """
 
     def __init__(
@@ -130,7 +132,7 @@ class Worker:
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Let the jobs at hand be finished and `run` return."""
+        """Finish the current jobs, then let `run` return."""
         self._stopped.set()
 
     def run(self) -> None:
@@ -159,7 +161,7 @@ class Worker:
         Raises
         ------
         DatabaseError
-            When the database is away; the jobs become claimable again when their lease ends.
+            If the database is unavailable; the jobs can be claimed again when their lease ends.
         """
         stage = self._stage
         with self._database.ask() as connection:
@@ -193,7 +195,7 @@ class Worker:
     def _may_go_on(self, token: str, number: int) -> bool:
         if self._stopped.is_set():
             return False
-        # An error here would cost the outcome of what is being done
+        # An error here would lose the outcome of the current work
         try:
             with self._database.write() as session:
                 return queue.renew(session, token, self._lease) == number
@@ -202,7 +204,7 @@ class Worker:
             return False
 
     def _settle(self, token: str, settled: Settled) -> None:
-        """Record the outcomes; keep them while the database is away: what was sent must not be sent again."""
+        """Record the outcomes; keep them while the database is away, so that nothing is sent twice."""
         failures, last_tries = 0, _SETTLE_TRIES
         while True:
             try:
@@ -217,7 +219,7 @@ class Worker:
                 self._back_off(failures, error)
 
     def _write(self, token: str, settled: Settled) -> None:
-        """Write everything in one transaction, for those jobs alone that are still this worker's."""
+        """Write everything in one transaction, only for jobs that this worker still holds."""
         lost = []
         with self._database.write() as session:
             for job, outcome in settled:
@@ -240,10 +242,10 @@ def _finish(session: Session, token: str, job: Claimed, outcome: Outcome) -> boo
 
 
 class _Lease:
-    """Renews a lease while a stage is at work; stops with the process, which is the point.
+    """Renews a lease while a stage is at work; it stops when the process dies, so that the lease ends.
 
-    A stage that hangs would keep its jobs for ever. So a process whose work makes no progress gives no
-    heartbeat, and is ended from outside: it is started again, and the jobs have one attempt less.
+    A stage that hangs would keep its jobs for ever. So a process whose work makes no progress sends no
+    heartbeat, and its supervisor ends it and starts it again. The jobs then have one attempt fewer.
     """
 
     def __init__(self, database: Database, token: str, lease_seconds: float) -> None:
@@ -271,13 +273,15 @@ class _Lease:
                 _log.warning("lease not renewed", cause=str(error))
 
 
-_RETRY_SECONDS = 30.0  # after a fault of the machine, such as a file system that is away; doubles each time
+_RETRY_SECONDS = 30.0  # after a fault of the machine, such as an unavailable file system; doubles each time
 
 
 _LONGEST_RETRY = 480.0
 
 
 def retry_unreadable(job: Claimed, error: OSError) -> Later:
-    """Try a file again, ever later; one that stays unreadable must not hold up its study for ever."""
+    """Try a file again after a growing pause; a file that stays unreadable must not block its study for
+    ever.
+    """
     pause = min(_LONGEST_RETRY, _RETRY_SECONDS * 2 ** (job.attempts - 1))
     return Later(pause, f"The file cannot be read: {error.strerror}", is_attempt=True)

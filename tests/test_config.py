@@ -209,7 +209,7 @@ def test_a_list_in_the_environment_that_is_no_json_is_refused(
     variable: str, value: str, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
-    assert refusal(write("")).startswith(f"The environment variable {variable} holds no JSON")
+    assert refusal(write("")).startswith(f"The environment variable {variable} is not valid JSON")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
-"""Labelled images: where they lie, whose they are, and which of them may be looked at for what.
+"""Labelled images: their files, their patients, and the split that each belongs to.
 
-A patient is in one split only, whatever the number of his images; otherwise a model is measured on people it
-has seen.
+Each patient is in only one split; otherwise a model would be measured on people that it has seen.
 """
 
 from __future__ import annotations
@@ -60,9 +59,8 @@ _COLUMNS = ("path", "label", "patient", "split")
 
 @dataclass(frozen=True)
 class Example:
-    """One image with its label, 1 for pneumonia; `split` is empty where none is fixed.
-
-    `rule` is what told its patient.
+    """One image with its label, 1 for pneumonia; `split` is empty if it is not fixed. `rule` tells how its
+    patient was found.
     """
 
     path: Path
@@ -78,16 +76,16 @@ def load(data: Path) -> list[Example]:
     Parameters
     ----------
     data
-        A folder of two class folders, such as ``NORMAL`` and ``PNEUMONIA``, maybe below ``train``, ``val``
-        and ``test``; or a CSV manifest with the columns path, label and, where known, patient and split.
-        Paths in it are relative to its folder. A folder below a class folder is one patient's, whatever the
+        A folder of two class folders, such as ``NORMAL`` and ``PNEUMONIA``, possibly below ``train``, ``val``
+        and ``test``; or a CSV manifest with the columns path, label and, if known, patient and split. Its
+        paths are relative to its folder. A folder below a class folder belongs to one patient, whatever the
         names of its files.
 
     Raises
     ------
     DataError
-        When there is no image, a class is missing or unknown, a patient is in two splits, or a file is
-        several times there with different labels, patients or splits.
+        If there is no image, a class is missing or unknown, a patient is in two splits, or a file occurs more
+        than once with different labels, patients or splits.
     """
     if data.is_dir():
         examples = list(_from_folder(data))
@@ -111,7 +109,7 @@ def write_manifest(path: Path, examples: Iterable[Example]) -> None:
 
 
 def told_apart(examples: Iterable[Example]) -> str:
-    """Say by what patients are told apart, with the number of images where there are several rules."""
+    """Say how patients are told apart, with the number of images for each rule if there are several."""
     counts = Counter(example.rule for example in examples)
     if len(counts) == 1:
         return _RULES[next(iter(counts))]
@@ -119,7 +117,7 @@ def told_apart(examples: Iterable[Example]) -> str:
 
 
 def split(examples: Sequence[Example], share: float, seed: int) -> list[Example]:
-    """Put each patient without a split into ``train`` or ``val``, and all images of one with a split into it.
+    """Assign each patient without a split to ``train`` or ``val``, and all images of another to its split.
 
     Parameters
     ----------
@@ -131,7 +129,7 @@ def split(examples: Sequence[Example], share: float, seed: int) -> list[Example]
     Raises
     ------
     DataError
-        When a class has too few patients for both splits.
+        If a class has too few patients for both splits.
     """
     fixed = {example.patient: example.split for example in examples if example.split}
     known = [replace(example, split=fixed.get(example.patient, "")) for example in examples]
@@ -149,7 +147,7 @@ def split(examples: Sequence[Example], share: float, seed: int) -> list[Example]
 
 
 def require_both_classes(examples: Sequence[Example]) -> None:
-    """Raise `DataError` where the training or the validation images lack a class."""
+    """Raise `DataError` if the training or the validation images lack a class."""
     for name in ("train", "val"):
         if len({example.label for example in examples if example.split == name}) < 2:
             raise DataError(
@@ -159,7 +157,9 @@ def require_both_classes(examples: Sequence[Example]) -> None:
 
 
 def digest(examples: Iterable[Example]) -> str:
-    """Return the SHA-256 over names, labels, patients and splits: which data a model has seen."""
+    """Return the SHA-256 of names, labels, patients and splits, to identify the data that a model has
+    seen.
+    """
     sha = hashlib.sha256()
     for line in sorted(f"{e.path.name}\t{e.label}\t{e.patient}\t{e.split}\n" for e in examples):
         sha.update(line.encode())
@@ -167,10 +167,10 @@ def digest(examples: Iterable[Example]) -> str:
 
 
 def _choose(patients: dict[str, list[Example]], share: float, seed: int) -> set[str]:
-    """Choose patients for validation, class by class, until their images are the wanted share."""
+    """Choose patients for validation, class by class, until they have the wanted share of the images."""
     chosen: set[str] = set()
     for label in (0, 1):
-        # A patient with images of both classes is a sick one.
+        # A patient with images of both classes counts as sick.
         group = sorted(p for p, images in patients.items() if max(i.label for i in images) == label)
         random.Random(f"{seed}/{label}").shuffle(group)
         wanted = share * sum(len(patients[patient]) for patient in group)
@@ -187,17 +187,17 @@ def _from_folder(data: Path) -> Iterator[Example]:
     folders = sorted(path for path in data.iterdir() if path.is_dir() and not path.name.startswith("."))
     if folders and all(folder.name.lower() in _SPLITS for folder in folders):
         for folder in folders:
-            # Only a test set is kept apart; the rest is split anew, by patient
+            # Only a test set is kept apart; the rest is split again, by patient
             fixed: Split = "test" if _SPLITS[folder.name.lower()] == "test" else ""
             for example in _from_folder(folder):
-                # A folder "test" is taken at its word: its patients are not those of the same names elsewhere
+                # A folder "test" is trusted: its patients differ from patients with the same names elsewhere
                 patient = f"test/{example.patient}" if fixed else example.patient
                 yield replace(example, split=fixed, patient=patient)
         return
     for folder in folders:
         label = CLASSES.get(folder.name.lower())
         if label is None:
-            raise DataError(f"The folder {folder} is no class; name the classes NORMAL and PNEUMONIA.")
+            raise DataError(f"The folder {folder} is not a class; name the classes NORMAL and PNEUMONIA.")
         for path in candidates(folder):
             if path.suffix.lower() in PICTURES or is_dicom(path):
                 patient, rule = _told(path, folder)
@@ -213,7 +213,7 @@ def _from_manifest(path: Path) -> list[Example]:
                 raise DataError(f"{path} has no column {min(missing)!r}; it needs path and label.")
             return [_row(row, path, number) for number, row in enumerate(reader, 2)]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no CSV in UTF-8; write it anew.") from error
+        raise DataError(f"{path} is not CSV in UTF-8; save it as that.") from error
 
 
 def _row(row: dict[str, str | None], manifest: Path, number: int) -> Example:
@@ -233,14 +233,14 @@ def _row(row: dict[str, str | None], manifest: Path, number: int) -> Example:
 def patient_of(path: Path, class_folder: Path | None = None) -> str:
     """Return the patient of a file.
 
-    That is its Patient ID in DICOM, else the folder that it lies in below the class folder, else what its
-    name tells in the public sets that are known, else its name.
+    This is its Patient ID in DICOM, else its folder below the class folder, else the patient in its name in
+    the known public sets, else its name.
     """
     return _told(path, class_folder)[0]
 
 
 def _told(path: Path, class_folder: Path | None = None) -> tuple[str, Rule]:
-    """Return the patient of a file, and what told it."""
+    """Return the patient of a file, and the rule that found it."""
     if path.suffix.lower() not in PICTURES and (known := _patient_id(path)):
         return known, "DICOM"
     below = () if class_folder is None else path.relative_to(class_folder).parts[:-1]
@@ -261,7 +261,7 @@ def _patient_id(path: Path) -> str | None:
 
 
 def _require_names(examples: Sequence[Example]) -> None:
-    """Refuse names that no text file can hold: manifests and pages name each image."""
+    """Refuse names that cannot be written in UTF-8, because manifests and pages name each image."""
     for example in examples:
         name = printable(example.path)
         if name != str(example.path):
@@ -278,13 +278,13 @@ def _require_classes(examples: Sequence[Example], data: Path) -> None:
 
 
 def _require_distinct(examples: Sequence[Example]) -> None:
-    """Refuse a file that is there again as something else, under whatever path."""
+    """Refuse a file that occurs again with other values, whatever its path."""
     seen: dict[str, Example] = {}
     for example in examples:
         first = seen.setdefault(os.path.realpath(example.path), example)
         for what in ("label", "patient", "split"):
             if getattr(first, what) != getattr(example, what):
-                raise DataError(f"{example.path} is there twice, not with the same {what}; keep one of them.")
+                raise DataError(f"{example.path} occurs twice, with a different {what}; keep one of them.")
 
 
 def _require_disjoint(examples: Sequence[Example], data: Path) -> None:

@@ -11,9 +11,9 @@ _DICOM = {".dcm", ".dicom", ".dic", ".ima", ""}
 
 
 def candidates(folder: Path) -> list[Path]:
-    """Return the files of a folder and all below that may be images, in a stable order.
+    """Return the files of a folder and its subfolders that may be images, in a stable order.
 
-    Links are followed; a folder that lies in itself is entered once. Bare UIDs are accepted as names: their
+    Links are followed; a folder inside itself is entered once. Bare UIDs are accepted as names: their
     last part looks like a suffix made of digits.
     """
     return sorted(path for path in _files(folder) if _is_candidate(path))
@@ -25,7 +25,7 @@ def is_dicom(path: Path) -> bool:
     Raises
     ------
     OSError
-        When it cannot be read.
+        If the file cannot be read.
     """
     if path.suffix.lower() in _DICOM - {""}:
         return True
@@ -34,7 +34,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def printable(path: Path) -> str:
-    """Return a path whose name may be in another encoding than the terminal's."""
+    """Return a path as printable text, even if its name is in another encoding than the terminal's."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 

@@ -21,7 +21,7 @@ from classifier.decoding.decode import decode
 from classifier.errors import DataError, NotScorable
 
 _CHUNK = 16
-_Outcome: TypeAlias = NDArray[np.uint8] | str  # (1, size, size), or why it cannot be decoded
+_Outcome: TypeAlias = NDArray[np.uint8] | str  # (1, size, size), or the reason why it cannot be decoded
 _Result = TypeVar("_Result")
 
 
@@ -31,11 +31,11 @@ class Decoded(NamedTuple):
     Attributes
     ----------
     examples
-        Those that could be decoded, in their order.
+        The examples that could be decoded, in their order.
     images
         (N, 1, size, size) uint8.
     bad
-        The others, and why each cannot be decoded.
+        The other examples, and why each cannot be decoded.
     """
 
     examples: list[Example]
@@ -62,7 +62,7 @@ def decode_all(
     workers
         Processes; 0 takes one for each processor.
     skip_bad
-        Leave out what cannot be decoded; otherwise the first such image ends it.
+        Leave out images that cannot be decoded; otherwise the first such image is an error.
     progress
         Called with the number of images just done.
 
@@ -93,14 +93,15 @@ def require_none(bad: Mapping[Path, str]) -> None:
     """Raise `DataError` that names the images that cannot be decoded, if there are any."""
     if bad:
         named = _listed([f"{path} ({why})" for path, why in bad.items()])
-        raise DataError(f"{named} cannot be decoded; mend them, or leave them out with --skip-bad.")
+        raise DataError(f"{named} cannot be decoded; repair them, or leave them out with --skip-bad.")
 
 
 @contextmanager
 def in_processes(
     function: Callable[[Path], _Result], paths: Sequence[Path], workers: int = 0
 ) -> Iterator[Iterator[_Result]]:
-    """Look at files in this process alone, or in several that are forked from a clean one: this has threads.
+    """Examine files in this process, or in several processes forked from a clean one, as this one has
+    threads.
 
     Parameters
     ----------
@@ -110,7 +111,7 @@ def in_processes(
     Raises
     ------
     DataError
-        When a process was killed.
+        If a process was killed.
     """
     if workers == 1:
         yield map(function, paths)
@@ -120,14 +121,14 @@ def in_processes(
     try:
         with ProcessPoolExecutor(workers or _processors(), context, torch.set_num_threads, (1,)) as pool:
             yield pool.map(function, paths, chunksize=_CHUNK)
-    except (BrokenProcessPool, EOFError, ConnectionError) as error:  # the latter: of the server of processes
+    except (BrokenProcessPool, EOFError, ConnectionError) as error:  # the latter: from the fork server
         raise DataError(
-            "A process that decodes images was killed, perhaps for lack of memory; make some, and try again."
+            "A process that decodes images was killed, perhaps for lack of memory; free some, and try again."
         ) from error
 
 
 def _processors() -> int:
-    """Return this process's share of the processors, of those that torchrun started."""
+    """Return the number of processors for this process, one of those that torchrun started."""
     return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 

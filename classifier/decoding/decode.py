@@ -115,6 +115,22 @@ def read(source: Source, rules: Eligibility | None = None, size: int | None = No
         return _read_bytes(_load(source, limit), rules, limit, size)
 
 
+def read_data_set(file: BinaryIO, max_pixels: int) -> Dataset:
+    """Parse the header and the pixels of a DICOM file, and decode nothing.
+
+    Raises
+    ------
+    NotScorable
+        When it is larger than any image of `max_pixels`, or does not parse.
+    OSError
+        When it cannot be opened or read.
+    """
+    part10 = Part10(_load(file, max_pixels))
+    header = part10.header()
+    _add_pixels(header, part10.pixels(max_pixels * _BYTES_PER_PIXEL))
+    return header
+
+
 def _load(source: Path | BinaryIO, limit: int) -> bytes:
     """Read a whole file, unless it is larger than any image within the limit can be."""
     largest = limit * _BYTES_PER_PIXEL + HEADER_BYTES
@@ -146,16 +162,16 @@ def _read_dataset(
         image = image_pixel(header, limit)
         age = told(header)
     if isinstance(content, Part10):
-        _add_pixels(header, content.whole(image.native_bytes))
+        _add_pixels(header, content.pixels(image.native_bytes))
     with translated("Rendering the image"):
         grey = turn_upright.applied(_render(header, image, size))
     return Radiograph(np.ascontiguousarray(grey)[np.newaxis], view, age, turn_upright)
 
 
-def _add_pixels(header: Dataset, whole: Dataset) -> None:
+def _add_pixels(header: Dataset, rest: Dataset) -> None:
     """Add nothing but the pixels: what stands behind them was not judged, and must not count."""
-    for tag in whole.group_dataset(0x7FE0).keys():  # noqa: SIM118 - iterating a data set decodes its elements
-        header[tag] = whole.get_item(tag)
+    for tag in rest.group_dataset(0x7FE0).keys():  # noqa: SIM118 - iterating a data set decodes its elements
+        header[tag] = rest.get_item(tag)
 
 
 def _render(ds: Dataset, image: ImagePixel, size: int | None) -> Grey:

@@ -11,7 +11,8 @@ from io import BytesIO
 from typing import Final
 
 from pydicom import dcmread
-from pydicom.dataset import FileDataset
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.filereader import read_dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from classifier.decoding.refusal import too_large, translated, unreadable
@@ -60,23 +61,33 @@ class Part10:
 
     def header(self) -> FileDataset:
         """Return all that comes before Pixel Data."""
-        file = _Counted(self._data)
-        header = _parsed(file, stop_before_pixels=True)
-        if self._rest is None or self._rest.is_over or file.tell() < len(self._data) - _ELEMENT_BYTES:
+        header = self._parsed_header()
+        if self._rest is None or self._rest.is_over or self._file.tell() < len(self._data) - _ELEMENT_BYTES:
             return header
         self._data += self._rest.up_to(HEADER_BYTES)
-        return _parsed(_Counted(self._data), stop_before_pixels=True)
+        return self._parsed_header()
 
-    def whole(self, pixel_bytes: int) -> FileDataset:
-        """Return the data set with Pixel Data, of which `pixel_bytes` are declared."""
-        most = 2 * pixel_bytes + HEADER_BYTES
+    def _parsed_header(self) -> FileDataset:
+        self._file = _Counted(self._data)
+        with translated("Reading the data set"):
+            header = dcmread(self._file, stop_before_pixels=True)
+        self._encoding = header.original_encoding
+        return header
+
+    def pixels(self, declared: int) -> Dataset:
+        """Return what comes after the header, Pixel Data first, of which `declared` bytes are declared."""
+        position, most = self._file.tell(), 2 * declared + HEADER_BYTES
         if self._rest is not None and not self._rest.is_over:
             self._data += self._rest.up_to(most - len(self._data))
+            self._file = _Counted(self._data)
+            self._file.seek(position)
             if not self._rest.is_over:
                 raise too_large(f"The deflated data set has more than {most} bytes")
         elif len(self._data) > most:
             raise too_large(f"The data set has more than {most} bytes")
-        return _parsed(_Counted(self._data))
+        with translated("Reading the pixel data"):
+            is_implicit, is_little_endian = self._encoding
+            return read_dataset(self._file, bool(is_implicit), is_little_endian is not False)
 
 
 class _Inflating:
@@ -112,11 +123,6 @@ class _Counted(BytesIO):
         if self._left < 0:
             raise too_large("The data set has more elements and items than any radiograph")
         return super().read(size)
-
-
-def _parsed(file: _Counted, *, stop_before_pixels: bool = False) -> FileDataset:
-    with translated("Reading the data set"):
-        return dcmread(file, stop_before_pixels=stop_before_pixels)
 
 
 def _end_of_meta(data: bytes) -> int:

@@ -1,1 +1,1 @@
-"""How good a model is, and what a data set holds: figures, plots and pages."""
+"""Measures a model and examines data sets: figures, plots and pages."""

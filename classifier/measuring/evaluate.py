@@ -33,7 +33,7 @@ _THUMBNAIL = 256  # pixels
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out; the arrays have one entry for each of `examples`."""
+    """The result; the arrays have one entry for each of `examples`."""
 
     examples: Sequence[Example]
     labels: Numbers
@@ -60,16 +60,16 @@ def evaluate(
     source
         Folder of classes or manifest; see `classifier.data.load`.
     split
-        Only the images of this split; all when empty.
+        Only the images of this split; empty for all.
     skip_bad
-        Leave out what cannot be decoded; otherwise it ends the evaluation.
+        Leave out images that cannot be decoded; otherwise they are an error.
     progress
-        Called with the number of images done and of all.
+        Called with the number of images done and the total.
 
     Raises
     ------
     DataError
-        When there is nothing to measure, or an image cannot be decoded.
+        If there is nothing to measure, or an image cannot be decoded.
     """
     out.mkdir(parents=True, exist_ok=True)
     examples = [example for example in data.load(source) if not split or example.split == split]
@@ -128,7 +128,7 @@ def _write(evaluation: Evaluation, card: ModelCard, source: Path, out: Path) -> 
             page.Section("Measures", rows=_rows(measures), figures=paths[:4]),
             page.Section("By class", preformatted=report),
             page.Section("Known and unknown", rows=_doubts(evaluation, card), figures=paths[5:]),
-            page.Section("Worst mistakes", "Surest wrong answers first.", figures=paths[4:5]),
+            page.Section("Worst mistakes", "Wrong answers, the most certain first.", figures=paths[4:5]),
         ],
     )
 
@@ -199,7 +199,7 @@ def _novelty(evaluation: Evaluation) -> Figure:
 
 
 def _mistakes(evaluation: Evaluation) -> Figure:
-    """Draw the images whose answers are furthest on the wrong side of the threshold."""
+    """Draw the wrongly answered images that are furthest from the threshold."""
     wrong = [
         (example, probability)
         for example, probability in zip(evaluation.examples, evaluation.probability.tolist(), strict=True)

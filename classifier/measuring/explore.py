@@ -1,4 +1,4 @@
-"""Look at labelled images before training on them: what is there, and what would spoil a measurement."""
+"""Examine labelled images before training: what there is, and what would spoil a measurement."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from classifier.model.transforms import Resize
 Numbers = NDArray[np.float64]
 
 NAMES = ("NORMAL", "PNEUMONIA")
-_HASH_SIDE = 16  # pixels; 256 bits tell near duplicates from merely similar chests
+_HASH_SIDE = 16  # pixels; 256 bits distinguish near duplicates from similar chests
 _NEAR_BITS = 6
 _SAMPLES = 16
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found; lists name files, or patients where they say so."""
+    """The findings; lists name files, or patients where stated."""
 
     images: int
     patients: int
@@ -49,10 +49,10 @@ class Findings:
 
 @dataclass(frozen=True)
 class _Look:
-    """One image, looked at."""
+    """One examined image."""
 
     digest: str
-    size: tuple[int, int] | None  # rows, columns; None where it cannot be decoded
+    size: tuple[int, int] | None  # rows, columns; None if it cannot be decoded
     mean: float
     deviation: float
     bits: bytes
@@ -62,12 +62,12 @@ class _Look:
 def explore(
     source: Path, out: Path, progress: Callable[[int, int], None] = lambda _done, _total: None
 ) -> Findings:
-    """Look at every image and write findings.json, pictures and a page into `out`.
+    """Examine every image and write findings.json, pictures and a page into `out`.
 
     Raises
     ------
     DataError
-        When `classifier.data.load` refuses the set, or a process was killed.
+        If `classifier.data.load` refuses the set, or a process was killed.
     """
     examples = data.load(source)
     out.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ def _write_page(
         out / "index.html",
         f"Data in {source.name}",
         "A difference between the classes in brightness, contrast or shape is something that a network can "
-        "read instead of the lungs.",
+        "learn instead of the lungs.",
         [
             page.Section("Counts", rows=_rows(findings), figures=paths[:4]),
             page.Section("What would spoil a measurement", rows=_warnings(findings)),
@@ -201,7 +201,7 @@ def _warnings(findings: Findings) -> dict[str, str]:
         "Files with the same bytes": _some([" = ".join(group) for group in findings.exact_duplicates]),
         "Files that look the same": _some([" ~ ".join(pair) for pair in findings.near_duplicates]),
         "Patients in both classes": _some(findings.patients_in_two_classes),
-        "Patients with several images": "none is known; where there are, name patients by folders or manifest"
+        "Patients with several images": "none is known; if there are, name patients by folders or manifest"
         if findings.patients == findings.images
         else "kept together when images are split",
     }

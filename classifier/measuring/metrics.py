@@ -19,7 +19,7 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Measures:
-    """What `classifier evaluate` writes into metrics.json, but for the list of files.
+    """What `classifier evaluate` writes into metrics.json, without the list of files.
 
     A measure whose denominator is empty, such as the precision when nothing was called positive, is ``None``.
     """
@@ -56,11 +56,11 @@ def measure(
     labels, probability
         (N,) each; labels 0 or 1, both present.
     patients
-        Of each image; intervals come from a bootstrap of patients (Efron 1979), not of images.
+        The patient of each image; intervals come from a bootstrap of patients (Efron 1979), not of images.
     threshold
         The decision is ``probability >= threshold``.
     seed
-        Of the bootstrap.
+        Seed of the bootstrap.
     """
     positive = probability >= threshold
     tp, fn = int(np.sum(positive & (labels == 1))), int(np.sum(~positive & (labels == 1)))
@@ -89,7 +89,7 @@ def measure(
 def auroc(labels: Numbers, scores: Numbers) -> float:
     """Return the area under the ROC curve: the share of pairs in the right order (Mann and Whitney 1947).
 
-    As scikit-learn's, without its checks, which took most of the time of a bootstrap.
+    The same result as scikit-learn's, without its checks, which took most of the time of a bootstrap.
 
     Parameters
     ----------

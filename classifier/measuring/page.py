@@ -1,4 +1,4 @@
-"""One self-contained HTML page: its figures are inside it, nothing is loaded from elsewhere."""
+"""One self-contained HTML page: its figures are inside it, and nothing is loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _TEMPLATE = """<!doctype html>
 
 @dataclass(frozen=True)
 class Section:
-    """One part of a page: a text, a table of names and values, a text as it is, pictures (PNG files)."""
+    """One part of a page: a text, a table of names and values, a preformatted text, pictures (PNG files)."""
 
     title: str
     text: str = ""

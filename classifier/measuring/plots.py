@@ -21,12 +21,12 @@ _BLUE, _RED, _GREY = "#2166ac", "#b2182b", "#888888"
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, the same bytes for the same figure."""
+    """Write a figure as PNG; the same figure gives the same bytes."""
     figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
 
 
 def roc(labels: Numbers, probability: Numbers, measures: Measures) -> Figure:
-    """Draw sensitivity over 1 - specificity, with the operating point."""
+    """Draw sensitivity against 1 - specificity, with the operating point."""
     figure, axes = _axes("1 - specificity", "Sensitivity")
     false_positive, true_positive, _ = roc_curve(labels, probability)
     low, high = measures.auroc_ci95
@@ -41,7 +41,7 @@ def roc(labels: Numbers, probability: Numbers, measures: Measures) -> Figure:
 
 
 def precision_recall(labels: Numbers, probability: Numbers, measures: Measures) -> Figure:
-    """Draw precision over sensitivity."""
+    """Draw precision against sensitivity."""
     figure, axes = _axes("Sensitivity (recall)", "Precision")
     precision, recall, _ = precision_recall_curve(labels, probability)
     axes.axhline(labels.mean(), color=_GREY, linewidth=0.8, linestyle=":")
@@ -51,7 +51,7 @@ def precision_recall(labels: Numbers, probability: Numbers, measures: Measures) 
 
 
 def calibration(labels: Numbers, probability: Numbers, measures: Measures) -> Figure:
-    """Draw the share of positives over the stated probability, in ten bins, with their sizes."""
+    """Draw the share of positives against the stated probability, in ten bins, with their sizes."""
     figure, axes = _axes("Stated probability", "Share with pneumonia")
     filled = [inside for inside in bins(probability) if len(inside)]
     stated = [float(probability[inside].mean()) for inside in filled]

@@ -1,4 +1,4 @@
-"""The model card: what a checkpoint says of itself."""
+"""The model card: what a checkpoint says about itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Frozen(BaseModel):
 
 
 class Metric(_Frozen):
-    """One measurement: what, how much (with its 95 % interval), on how many images of which data, by whom."""
+    """One measurement: name, value with its 95 % interval, number of images, data, and who measured it."""
 
     name: Text
     value: FiniteFloat
@@ -66,35 +66,35 @@ class GateCard(_Frozen):
 
 
 class ModelCard(_Frozen):
-    """What travels with the weights.
+    """The description that is stored with the weights.
 
     Attributes
     ----------
     name, version
         Identify the model in the database and in reports.
     architecture
-        A key of `ARCHITECTURES`.
+        A name that `classifier.model.network.build` knows.
     preprocessing
         The tail of the transform chain; see `classifier.model.transforms`.
     recipe
         How it was trained, in one line.
     threshold, threshold_source
-        Probability from which on the decision is positive, and how it was chosen.
+        Smallest probability for the decision positive, and how it was chosen.
     temperature, offset, temperature_source
         The probability is the sigmoid of ``(logit + offset) / temperature``, and how both were chosen.
     band
-        Probabilities nearer to the threshold than this are undetermined; 0 for none.
+        Probabilities nearer than this to the threshold are undetermined; 0 for none.
     ages
-        Youngest and oldest of the training population in completed years, or none where that is not known.
+        Youngest and oldest age of the training population in completed years, or none if not known.
     novelty_limit, novelty_source
         Distance from the training images, as `novelty` measures it, beyond which the answer is undetermined;
         none for a model without the measure. And how the limit was chosen.
     gate
         Of the network that tells strangers; none for a model without one.
     data, population, licence, metrics, limits
-        Training data, whom they stand for, terms of use, measurements, what the model must not be used for.
+        Training data, their population, terms of use, measurements, and what the model must not be used for.
     sha256
-        Hex digest of the checkpoint file; empty before the card has been in one.
+        Hex digest of the checkpoint file; empty until the card is stored in one.
     """
 
     format: Literal["pacs-node classifier"] = FORMAT
@@ -140,19 +140,19 @@ def parse_card(text: str | bytes) -> ModelCard:
     Raises
     ------
     CheckpointError
-        When it is not a card, of another format version, incomplete, or holds values that make no sense.
+        If it is not a card, has another format version, is incomplete, or has invalid values.
     """
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError("The model card is not JSON; write it anew.") from error
+        raise CheckpointError("The model card is not JSON; write it again.") from error
     if not isinstance(content, dict) or content.get("format", FORMAT) != FORMAT:
         raise CheckpointError(
             f"The model card is not of the format {FORMAT!r}; take a model made for this program."
         )
     if content.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
         raise CheckpointError(
-            "The model card has another format version; update the program or pack it anew."
+            "The model card has another format version; update the program or pack it again."
         )
     try:
         return ModelCard.model_validate_json(json.dumps(content))

@@ -1,4 +1,9 @@
-"""Checkpoints: weights and their card in one safetensors file."""
+"""Checkpoints: weights and their card in one safetensors file.
+
+The card is JSON in the metadata of the file. It has what is needed to use the weights and to judge them:
+preprocessing, threshold, calibration, data, measurements, licence and limits of use. Loading a safetensors
+file cannot execute code.
+"""
 
 from __future__ import annotations
 
@@ -49,18 +54,18 @@ def load(path: Path) -> Checkpoint:
     Parameters
     ----------
     path
-        A file that `save` wrote.
+        A file written by `save`.
 
     Returns
     -------
     Checkpoint
-        The network in evaluation mode, float32, on the CPU; the digest in the card is that of exactly the
-        bytes that were loaded.
+        The network in evaluation mode, float32, on the CPU; the digest in the card is that of the loaded
+        bytes.
 
     Raises
     ------
     CheckpointError
-        When the file is missing, damaged, without card, or does not fit its architecture.
+        If the file is missing, damaged, has no card, or does not fit its architecture.
     """
     content = _read(path)
     card = parse_card(_card_text(content, path))
@@ -87,7 +92,7 @@ def save(
     state
         The state dict of `build(card.architecture)`.
     card
-        What travels with it.
+        The card to store with the weights.
     novelty
         Fitted to this network's features; needed exactly where the card states a limit for it.
     gate
@@ -101,7 +106,7 @@ def save(
     Raises
     ------
     CheckpointError
-        When the state does not fit the architecture, or the file cannot be written.
+        If the state does not fit the architecture, or the file cannot be written.
     """
     _require_match(novelty, gate, card, path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -133,7 +138,7 @@ def _split(tensors: State, path: Path) -> Weights:
 def _require_match(novelty: Novelty | None, gate: Gate | None, card: ModelCard, path: Path) -> None:
     if (novelty is None) != (card.novelty_limit is None):
         raise CheckpointError(
-            f"{path} needs both a novelty measure and a limit for it in the card, or neither; pack it anew."
+            f"{path} needs both a novelty measure and its limit in the card, or neither; pack it again."
         )
     kinds = None if card.gate is None else len(card.gate.kinds)
     if kinds != (None if gate is None else gate.head.out_features):
@@ -153,7 +158,7 @@ def _tensors(content: bytes, path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_tensors(content)
     except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a type that torch does not have
-        raise CheckpointError(f"{path} is damaged or no safetensors file; copy it again.") from error
+        raise CheckpointError(f"{path} is damaged or not a safetensors file; copy it again.") from error
 
 
 def _card_text(content: bytes, path: Path) -> str:
@@ -162,16 +167,16 @@ def _card_text(content: bytes, path: Path) -> str:
     try:
         text = json.loads(content[8 : 8 + length]).get("__metadata__", {}).get(_CARD_KEY)
     except (ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file; copy it again.") from error
+        raise CheckpointError(f"{path} is damaged or not a safetensors file; copy it again.") from error
     if not isinstance(text, str):
-        raise CheckpointError(f"{path} holds no model card; make a model of it with `classifier pack`.")
+        raise CheckpointError(f"{path} has no model card; make a model of it with `classifier pack`.")
     return text
 
 
 def _assemble(architecture: str, tensors: State, path: Path) -> Network:
     floats = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
     if not all(bool(torch.isfinite(tensor).all()) for tensor in floats.values()):
-        raise CheckpointError(f"{path} holds weights that are not finite; train or copy it again.")
+        raise CheckpointError(f"{path} has weights that are not finite; train or copy it again.")
     with torch.device("meta"):
         model = build(architecture)
     try:

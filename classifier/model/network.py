@@ -1,8 +1,4 @@
-"""The network and its checkpoint: one safetensors file with the weights and, in its metadata, the card.
-
-The card is JSON and holds what is needed to serve the weights and to judge them: preprocessing, threshold,
-calibration, data, measurements, licence and limits of use. safetensors cannot execute code when it is loaded.
-"""
+"""The network: DenseNet121 with one logit, and the architectures that a card can name."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ from classifier.errors import CheckpointError
 
 
 class Network(DenseNet):  # type: ignore[misc]  # torchvision has no types
-    """DenseNet121 (Huang et al. 2017) with one logit, that also gives its penultimate features.
+    """DenseNet121 (Huang et al. 2017) with one logit, which also returns its penultimate features.
 
     The names of its weights are torchvision's, except for those of the head.
     """
@@ -48,7 +44,7 @@ def build(architecture: str) -> Network:
     Raises
     ------
     CheckpointError
-        When the architecture is not known.
+        If the architecture is not known.
     """
     try:
         return _ARCHITECTURES[architecture]()

@@ -1,12 +1,12 @@
 """The conversion from a file to the tensor that the network sees, as one MONAI chain.
 
-The chain is written in the checkpoint as a list such as::
+The checkpoint stores the chain as a list such as::
 
     [{"name": "Resize", "size": 160},
      {"name": "Normalise", "mean": 0.485, "std": 0.229},
      {"name": "RepeatChannel", "count": 3}]
 
-and built from it in training, evaluation and serving alike. Training puts its random transforms between
+and training, evaluation and serving all build it from there. Training puts its random transforms between
 `DecodeRadiograph` and the tail.
 """
 
@@ -40,9 +40,9 @@ class DecodeRadiograph(Transform):  # type: ignore[misc]  # monai publishes no t
     Attributes
     ----------
     rules
-        Which DICOM objects are wanted; ``None`` decodes any.
+        Which DICOM objects are wanted; ``None`` accepts any.
     size
-        Side in pixels of the square to resize to; ``None`` leaves that to `Resize`.
+        Side of the square to resize to, in pixels; ``None`` leaves the size to `Resize`.
     """
 
     rules: Eligibility | None = None
@@ -101,7 +101,7 @@ class Normalise(Transform):  # type: ignore[misc]
 class StretchContrast(Transform):  # type: ignore[misc]
     """Map two percentiles of the image to 0 and 1, and clip: exposure and window matter less.
 
-    The percentiles are those of a grid of about 64 x 64 pixels, which are as good and much faster found.
+    The percentiles are those of a grid of about 64 x 64 pixels, which are as good and much faster to find.
     """
 
     low: float
@@ -136,7 +136,7 @@ _ALLOWED = {kind.__name__: kind for kind in (Resize, StretchContrast, Normalise,
 
 
 class Chain(Compose):  # type: ignore[misc]
-    """MONAI's Compose, readable when printed, that lets `NotScorable` through as it is."""
+    """MONAI's Compose, readable when printed, which passes on `NotScorable` unchanged."""
 
     def __call__(
         self,
@@ -175,7 +175,7 @@ def tail(spec: Spec) -> Chain:
     Raises
     ------
     CheckpointError
-        When a transform or an argument is unknown, or a value makes no sense.
+        If a transform or an argument is unknown, or a value is invalid.
     """
     return Chain([_step(entry) for entry in spec])
 
@@ -183,8 +183,8 @@ def tail(spec: Spec) -> Chain:
 def chain(spec: Spec, rules: Eligibility | None = None) -> Chain:
     """Build the whole serving chain: `DecodeRadiograph`, then the `tail` of `spec`.
 
-    Decoding resizes to the size with which the tail begins, if it does: that is much faster, and `Resize` has
-    nothing left to do.
+    If the tail begins with a size, decoding resizes to it: that is much faster, and `Resize` has nothing left
+    to do.
     """
     steps = tail(spec).transforms
     size = steps[0].size if steps and isinstance(steps[0], Resize) else None

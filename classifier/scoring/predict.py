@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from classifier.config import SHIPPED_MODEL, DecodeLimits, Eligibility, UnknownAge
+from classifier.decoding.copies import Fingerprint
 from classifier.device import choose_device
 from classifier.errors import CheckpointError, NotScorable, Reason
 from classifier.model.card import Kind
@@ -178,6 +179,12 @@ class Predictor:
         """
         return self._answers(self._prepare(sources, _PATIENCE_SECONDS))
 
+    def fingerprints(
+        self, sources: Sequence[Path]
+    ) -> list[Fingerprint | NotScorable | OSError | StillDecoding]:
+        """Return what tells the pixels of files from those of others, or why not, as `attempt` does."""
+        return self._prepare.fingerprints(sources, _PATIENCE_SECONDS)
+
     def start(self) -> None:
         """Start the processes that decode, before there is work for them."""
         self._prepare.start()
@@ -263,7 +270,7 @@ class Predictor:
         tensor = self.chain(np.zeros((1, 32, 48), np.float32), start=1)
         if tensor.ndim != 3 or tuple(tensor.shape) != (3, tensor.shape[1], tensor.shape[1]):
             raise CheckpointError(
-                "The preprocessing of the model does not end in three square planes; pack it anew."
+                "The preprocessing of the model does not end in three square planes; pack it again."
             )
 
 

@@ -1,6 +1,6 @@
 """Random changes of training images, drawn for a whole batch and computed on the device of the network.
 
-They stand between decoding and the tail of the transform chain. What they change is what must not matter:
+They stand between decoding and the tail of the transform chain. They change only what must not matter:
 geometry, exposure and processing, sharpness, noise, the border of the image, and markers on it.
 """
 
@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 _BLUR_RADIUS = 4  # pixels
 _CURVE_POINTS = 6
-_COARSE = (6, 6)  # cells of the large shades of an image
+_COARSE = (6, 6)  # cells of the large-scale shading of an image
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Strength:
     blur, sharpen
         Largest standard deviation of a Gaussian in pixels, and largest weight of what it removes.
     detail
-        Largest factor on what is smaller than a lung, as multiscale processing changes it.
+        Largest factor for structures smaller than a lung, as multiscale processing changes them.
     shading
         Largest share by which the exposure of one part of the image differs from its mean.
     border, patch
@@ -75,7 +75,7 @@ class Augmentation(Protocol):
 class Published:
     """The augmentation of the published pipeline by torchvision's own transforms, image by image.
 
-    What it leaves open is chosen here: crops of 80 to 100 % of the area, brightness and contrast by a factor
+    Its open parameters are chosen here: crops of 80 to 100 % of the area, brightness and contrast by a factor
     of up to 1.2; saturation and hue of a grey image cannot change.
     """
 
@@ -102,7 +102,7 @@ class Augment:
     size
         Side of the result in pixels.
     strength
-        How far.
+        How far each change may go.
     """
 
     def __init__(self, size: int, strength: Strength) -> None:
@@ -117,10 +117,10 @@ class Augment:
         images
             (B, 1, H, W) float32 in 0..1.
         generator
-            On the CPU: the same state gives the same changes on every device.
+            Generator on the CPU; the same state gives the same changes on every device.
         total, part
-            Size of the whole batch, and which of it `images` are: however many processes share a batch, each
-            image is changed in the same way.
+            Size of the whole batch, and the part of it that `images` are. Each image is changed in the same
+            way, however many processes share a batch.
 
         Returns
         -------
@@ -205,7 +205,7 @@ class Augment:
         return torch.where(inside, images, _planes(draw.uniform() ** 3))
 
     def _patches(self, images: Tensor, draw: _Draw) -> Tensor:
-        """Cover some rectangles: no single place decides, and no marker does (Zhong et al. 2020)."""
+        """Cover some rectangles, so that no single place or marker decides (Zhong et al. 2020)."""
         along = torch.linspace(0, 1, self._size, device=images.device)
         x, y = along[None, None, None, :], along[None, None, :, None]
         for _ in range(self._strength.patches):

@@ -29,7 +29,7 @@ class Batch:
     targets
         (B,) float32 in 0..1.
     size
-        Of the whole batch.
+        Size of the whole batch.
     """
 
     images: Tensor
@@ -38,7 +38,7 @@ class Batch:
 
 
 class Batches:
-    """The training images in batches, anew for each epoch.
+    """The training images in batches, drawn again for each epoch.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class Batches:
     Raises
     ------
     TrainingError
-        When a batch has too few images for the processes.
+        If a batch has too few images for the processes.
     """
 
     def __init__(self, recipe: Recipe, images: DecodedSet, group: Group, seed: int) -> None:
@@ -57,14 +57,14 @@ class Batches:
         self.images = len(images.train)
         self.steps = math.ceil(self.images / recipe.batch_size)
         smallest = self.images // self.steps
-        if smallest < max(2, group.size):  # normalisation needs two images, each process one
+        if smallest < max(2, group.size):  # normalisation needs two images, and each process one
             raise TrainingError(
                 f"A batch of {smallest} images is too small; give more images or a larger --batch-size."
             )
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, the first being 1."""
-        # Seeded anew for each epoch: a run that was resumed sees the same batches as one that was not
+        # Seeded again for each epoch: a resumed run sees the same batches as an uninterrupted one
         seed = self._seed * 100_003 + number
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed * self._group.size + self._group.rank)  # dropout, torchvision's transforms
@@ -97,9 +97,10 @@ def _mixed(
     images: Tensor, targets: Tensor, alpha: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Blend each image, and its target, with its neighbour in the shuffled batch (Zhang et al. 2018)."""
-    # Beta(alpha, alpha) from two gamma variates, which take no generator: seeded by one that is drawn from it
+    # Beta(alpha, alpha) from two gamma variates, which accept no generator: a number drawn from it is the
+    # seed
     seed = int(torch.randint(2**31, (1,), generator=generator))
     share = float(np.random.default_rng(seed).beta(alpha, alpha))
-    # Pairs, so that no image needs one of another process
+    # Pairs, so that no image needs an image of another process
     other = (torch.arange(len(images)) ^ 1).clamp_max(len(images) - 1).to(images.device)
     return share * images + (1 - share) * images[other], share * targets + (1 - share) * targets[other]

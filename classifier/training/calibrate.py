@@ -1,7 +1,7 @@
 """From logits on validation data to calibrated probabilities, and to the operating threshold.
 
-Probabilities mean what they say where the classes are as frequent as they weighed: of a balanced recipe,
-where half of the patients are sick.
+Probabilities are right where the classes are as frequent as their weights: for a balanced recipe, where half
+of the patients are sick.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Numbers = NDArray[np.float64]
 
 _TEMPERATURES = (0.05, 20.0)
 _OFFSETS = (-20.0, 20.0)
-_DECIMALS = 4  # of a probability, wherever one is stated
+_DECIMALS = 4  # decimals of every stated probability
 
 
 class Calibration(NamedTuple):
@@ -35,7 +35,7 @@ def probabilities(logits: Numbers, calibration: Calibration) -> Numbers:
 def fit(logits: Numbers, labels: Numbers, weights: Numbers) -> Calibration:
     """Return the temperature, 0.05 to 20, and the offset with the smallest weighted log loss.
 
-    A temperature alone (Guo et al. 2017) cannot mend a network that leans to one class.
+    A temperature alone (Guo et al. 2017) cannot correct a network that prefers one class.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def fit(logits: Numbers, labels: Numbers, weights: Numbers) -> Calibration:
 
 
 def choose_threshold(probability: Numbers, labels: Numbers, sensitivity: float) -> float:
-    """Return the largest threshold at which at least that share of the positives is found.
+    """Return the largest threshold that finds at least this share of the positives.
 
     The decision is ``probability >= threshold``. Of all thresholds with the wanted sensitivity, the largest
     has the highest specificity.

@@ -1,4 +1,4 @@
-"""From trained weights to a model to use: temperature, threshold, novelty limit, measurements, card."""
+"""From trained weights to a usable model: temperature, threshold, novelty limit, measurements, card."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _UNFINISHED = "Training was not finished: it has no measure of what is unlike it
 
 @dataclass(frozen=True)
 class About:
-    """What the card says that no computation can tell.
+    """The contents of the card that cannot be computed.
 
     Attributes
     ----------
     ages
-        Youngest and oldest of the training population in completed years, where that is known.
+        Youngest and oldest age of the training population in completed years, if known.
     """
 
     name: str = "densenet121"
@@ -50,12 +50,12 @@ class About:
 
 @dataclass(frozen=True)
 class OperatingTarget:
-    """How the model is to be operated.
+    """How to operate the model.
 
     Attributes
     ----------
     sensitivity
-        What the threshold must reach on the validation images.
+        Sensitivity that the threshold must reach on the validation images.
     band
         Probabilities nearer to the threshold than this are undetermined.
     unlike_share
@@ -69,18 +69,18 @@ class OperatingTarget:
 
 @dataclass(frozen=True)
 class Validation:
-    """What a network says of the validation images, in the order of the examples.
+    """Outputs of a network for the validation images, in the order of the examples.
 
     Attributes
     ----------
     logits
         (N,).
     changed
-        (K, N), of the same images changed at random as in training: other machines, settings and positions.
-        On these the model is calibrated, since on images like its training images it is surer than it will be
-        on those of others. ``None`` where the recipe has no such changes.
+        (K, N), for the same images changed at random as in training: other machines, settings and positions.
+        The model is calibrated on these, because it is more certain on images like its training images than
+        on others. ``None`` if the recipe has no such changes.
     distances
-        (N,) from the training images; ``None`` for a model in the making, which has no intervals yet either.
+        (N,) from the training images; ``None`` for an unfinished model, which has no intervals yet either.
     """
 
     logits: Numbers
@@ -91,7 +91,9 @@ class Validation:
 def card(
     recipe: Recipe, examples: Sequence[Example], found: Validation, wanted: OperatingTarget, about: About
 ) -> ModelCard:
-    """Calibrate and measure on validation images, and write the card; `examples` are all of the run."""
+    """Calibrate and measure on validation images, and write the card; `examples` are all examples of the
+    run.
+    """
     held_out = [example for example in examples if example.split == "val"]
     people = len({example.patient for example in held_out})
     labels = np.array([example.label for example in held_out], np.float64)
@@ -148,7 +150,7 @@ def _weights(labels: Numbers, *, balanced: bool) -> Numbers:
 
 
 def _limit(distances: Numbers | None, unlike_share: float) -> tuple[float | None, int]:
-    """Return the limit, and how many lie beyond it: no more than the share wanted."""
+    """Return the limit and the number of images beyond it, at most the wanted share."""
     if distances is None:
         return None, 0
     chosen = float(np.quantile(distances, 1 - unlike_share, method="higher"))

@@ -20,24 +20,24 @@ _CACHE_MARGIN = 7 / 6  # images are kept this much larger than the network sees 
 
 
 def with_margin(side: int) -> int:
-    """Return the side of an image before it is changed at random, from the one that the network sees."""
+    """Return the side of an image before random changes, from the side that the network sees."""
     return round(side * _CACHE_MARGIN)
 
 
 @dataclass(frozen=True)
 class DecodedSet:
-    """What is trained and validated on, decoded.
+    """The decoded images for training and validation.
 
     Attributes
     ----------
     examples
-        All, those of training first.
+        All examples, those for training first.
     train
         (N, 1, S, S) uint8, larger than the network sees them.
     val
         (M, 1, S, S) uint8, as the network sees them.
     skipped
-        Images that were left out, and why.
+        Images that were left out, with the reason.
     """
 
     examples: Sequence[Example]
@@ -73,6 +73,6 @@ class DecodedSet:
 
     @property
     def labels(self) -> tuple[Tensor, Tensor]:
-        """Of the training images (N,) and the validation images (M,): 0 or 1, float32."""
+        """Labels of the training images (N,) and the validation images (M,): 0 or 1, float32."""
         labels = torch.tensor([float(example.label) for example in self.examples])
         return labels[: len(self.train)], labels[len(self.train) :]

@@ -1,9 +1,9 @@
-"""Training over several processes, started by torchrun: who they are, and what they must agree on.
+"""Training over several processes, started by torchrun: their numbers, and what they exchange.
 
 Each process augments and differentiates its slice of every batch. Gradients are averaged by
-DistributedDataParallel and the batch statistics shared, so that a run of two processes takes the steps that a
-run of one takes on the same batch, but for what each draws by itself: dropout, torchvision's transforms, and
-the partner of an image in mixup where a part begins at an odd place. Only the first process writes files.
+DistributedDataParallel and the batch statistics shared, so that two processes take the same steps as one
+process on the same batch, except for what each draws by itself: dropout, torchvision's transforms, and the
+mixup partner of an image if a part begins at an odd index. Only the first process writes files.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class Group:
         return self.rank == 0
 
     def part(self, number: int) -> slice:
-        """Return which of a batch of `number` images are this process's; sizes differ by one at most."""
+        """Return the part of a batch of `number` images for this process; sizes differ by at most one."""
         smallest, larger = divmod(number, self.size)
         start = self.rank * smallest + min(self.rank, larger)
         return slice(start, start + smallest + (self.rank < larger))
 
     def wrapped(self, model: nn.Module) -> nn.Module:
-        """Return what to call in training; it shares the weights of `model`."""
+        """Return the module to call in training; it shares the weights of `model`."""
         if self.size == 1:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
@@ -91,17 +91,17 @@ def _is_launched() -> bool:
 
 @contextmanager
 def joined(device: str) -> Iterator[Group]:
-    """Join the other processes where torchrun started this one; be alone otherwise.
+    """Join the other processes if torchrun started this one; otherwise work alone.
 
     Parameters
     ----------
     device
-        As `classifier.device.choose_device` takes it; on CUDA each process of a machine takes its own.
+        Argument of `classifier.device.choose_device`; on CUDA each process of a machine uses its own device.
 
     Raises
     ------
     DeviceError
-        When there is no such device.
+        If there is no such device.
     """
     size = int(os.environ["WORLD_SIZE"]) if _is_launched() else 1
     local = os.environ.get("LOCAL_RANK", "0")
@@ -121,7 +121,7 @@ def joined(device: str) -> Iterator[Group]:
 
 
 def share_statistics(model: nn.Module, group: Group) -> nn.Module:
-    """Let batch normalisation see the batch of all processes; PyTorch's own does so on CUDA only."""
+    """Let batch normalisation see the batch of all processes; PyTorch's own can do so only on CUDA."""
     if group.size == 1:
         return model
     if group.device.type == "cuda":
@@ -157,7 +157,7 @@ class _SharedBatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         wide = x.float()
         count = torch.full((1,), wide.numel() / wide.shape[1])
-        # In one go, since each exchange costs a round trip: sum, sum of squares, number
+        # In one exchange, because each costs a round trip: sum, sum of squares, number
         own = torch.cat([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3)), count])
         total: Tensor = _Sum.apply(own)
         number = total[-1]

@@ -1,4 +1,4 @@
-"""From decoded images to what the network takes."""
+"""From decoded images to the input of the network."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from classifier.training.recipes import Recipe
 
 
 class Feed:
-    """Brings images into the form that the network takes, on its device."""
+    """Brings images into the input form of the network, on its device."""
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self._post = Chain(tail(recipe.preprocessing).transforms[1:])  # what follows Resize
-        self._size = 2 * recipe.batch_size  # without gradients, twice as many fit
+        self._size = 2 * recipe.batch_size  # without gradients, twice as many images fit
         self._device = device
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -25,6 +25,6 @@ class Feed:
         return prepared.contiguous(memory_format=torch.channels_last)
 
     def pieces(self, images: Tensor) -> Iterator[Tensor]:
-        """Yield images (N, 1, S, S) uint8 some at a time: (B, 1, S, S) float32 in 0..1, on the device."""
+        """Yield images (N, 1, S, S) uint8 in groups: (B, 1, S, S) float32 in 0..1, on the device."""
         for at in range(0, len(images), self._size):
             yield images[at : at + self._size].to(self._device).float() / 255

@@ -1,4 +1,4 @@
-"""When the last epoch is done: the best model, measured anew as it will be used, in float32."""
+"""After the last epoch: measure the best model again as it will be used, in float32."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _DECODED_AT_ONCE = 4096  # of the training images, when their features are taken
 def measure(
     out: Path, recipe: Recipe, options: Options, images: DecodedSet, *, device: torch.device, watcher: Watcher
 ) -> None:
-    """Fit the novelty measure to the best model of a run, measure the model, and write it with both."""
+    """Fit the novelty measure to the best model of a run, measure the model, and write all of it."""
     best = load(out / MODEL_FILE).model.to(device, memory_format=torch.channels_last)
     total = len(images.train) + len(images.val) * (1 + _DRAWS)
     count = counted(watcher.embedded, total)
@@ -45,7 +45,7 @@ def measure(
 
 
 class _Measuring:
-    """A network, and the images of the run that it was trained in."""
+    """A network, and the images of its training run."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class _Measuring:
         )
 
     def training_images(self) -> Iterator[Tensor]:
-        """Yield the training images as the network sees them, (N, 1, S, S) uint8, some at a time."""
+        """Yield the training images as the network sees them, (N, 1, S, S) uint8, in groups."""
         for at in range(0, len(self._train), _DECODED_AT_ONCE):
             some = self._train[at : at + _DECODED_AT_ONCE]
             yield decode_all(some, self._recipe.image_size, workers=self._options.workers)[1]
@@ -86,7 +86,9 @@ class _Measuring:
         return logits
 
     def changed(self) -> Numbers | None:
-        """Return the logits of the validation images changed as in training, (draws, N), where they are."""
+        """Return logits of the validation images changed as in training, (draws, N), if the recipe changes
+        images.
+        """
         if self._recipe.augment is None:
             return None
         side = self._recipe.image_size

@@ -1,4 +1,4 @@
-"""From a recipe to what is trained and what trains it: network, optimiser, schedule, averaged weights."""
+"""From a recipe to the parts of training: network, optimiser, schedule, averaged weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from classifier.training.recipes import Recipe
 
 ARCHITECTURE = "densenet121"
 Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
-_FEWEST_STEPS = 10  # with 5, the rise of the learning rate would have no length
+_FEWEST_STEPS = 10  # with 5, the learning rate would have no time to rise
 _TRAINED_WHEN_FROZEN = (
     "features.denseblock3",
     "features.transition3",
@@ -33,7 +33,7 @@ def network(recipe: Recipe) -> Network:
     Raises
     ------
     TrainingError
-        When the weights cannot be had, or layers are to be frozen that were never trained.
+        If the weights are not available, or frozen layers would be untrained.
     """
     model = build(ARCHITECTURE)
     if recipe.weights == "imagenet":
@@ -57,7 +57,7 @@ def _load_file(model: nn.Module, path: Path) -> None:
 
 
 def _load_imagenet(model: nn.Module) -> None:
-    """Take torchvision's weights for all but the head."""
+    """Load torchvision's weights for everything but the head."""
     from torchvision.models import DenseNet121_Weights, densenet121  # noqa: PLC0415
 
     wanted = DenseNet121_Weights.IMAGENET1K_V1
@@ -75,7 +75,8 @@ def _load_imagenet(model: nn.Module) -> None:
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """Return the exponential moving average of a network's weights and statistics.
 
-    It forgets faster at first: on few images, it would hold the untrained weights for many epochs.
+    It forgets faster at first; otherwise, with few images, it would keep the untrained weights for many
+    epochs.
     """
 
     def average(averages: Tensors, currents: Tensors, number: Tensor | int) -> None:
@@ -93,7 +94,7 @@ def freeze_statistics(model: nn.Module) -> None:
 
 
 def optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """Return Adam, or AdamW where weights decay, over what is trained."""
+    """Return Adam, or AdamW with weight decay, for the trained parameters."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not recipe.weight_decay:
         return torch.optim.Adam(trained, lr=recipe.learning_rate, fused=True)

@@ -1,4 +1,4 @@
-"""What a run needs beside its recipe, and what it tells on the way."""
+"""What a run needs in addition to its recipe, and what it reports."""
 
 from __future__ import annotations
 
@@ -15,11 +15,7 @@ from classifier.training.card import About, OperatingTarget
 
 @dataclass(frozen=True)
 class Options:
-    """What a run needs beside its recipe.
-
-    Attributes
-    ----------
-    val_share
+    """What a run needs in addition to its recipe. Attributes ---------- val_share
         Share of the images whose patients are kept for validation.
     precision
         ``auto`` is bfloat16 autocast on a device that computes in bfloat16, and float32 on any other.
@@ -38,7 +34,7 @@ class Options:
     about: About = field(default_factory=About)
 
     def is_half(self, device: torch.device) -> bool:
-        """Whether to compute in bfloat16: unless told, not where it is emulated, which is far slower."""
+        """Whether to compute in bfloat16; by default not where it is emulated, which is far slower."""
         if self.precision != "auto":
             return self.precision == "bf16"
         if device.type == "cuda":
@@ -49,9 +45,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of history.csv; losses are binary cross-entropies, the speed is that of training alone.
+    """One line of history.csv; losses are binary cross-entropies; the speed is that of training alone.
 
-    Both losses weigh the classes as the recipe does: a balanced one is not judged by the share of the sick.
+    Both losses weight the classes as the recipe does, so that the share of the sick does not matter to a
+    balanced one.
     """
 
     epoch: int
@@ -66,17 +63,18 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Watcher:
-    """Who is told how it goes."""
+    """Callbacks that report the progress of a run."""
 
     decoded: Callable[[int, int], None] = lambda _done, _total: None
     split: Callable[[Sequence[Example], Mapping[Path, str]], None] = lambda *_: None  # and those left out
     embedded: Callable[[int, int], None] = lambda _done, _total: None
     stepped: Callable[[int, int, int, float, float], None] = lambda *_: None
-    finished: Callable[[Sequence[Epoch], int], None] = lambda *_: None  # all so far, number of the best
+    # all epochs so far, number of the best
+    finished: Callable[[Sequence[Epoch], int], None] = lambda *_: None
 
 
 def counted(told: Callable[[int, int], None], total: int) -> Callable[[int], None]:
-    """Return what takes the number just done, and tells `told` how many of `total` that makes."""
+    """Return a function that takes the number just done, and tells `told` the sum and `total`."""
     done = 0
 
     def count(number: int) -> None:

@@ -1,4 +1,4 @@
-"""Recipes: everything about a training run that is not about the data or the machine."""
+"""Recipes: all settings of a training run that do not concern the data or the machine."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Recipe:
     learning_rate
         Largest rate of the one-cycle schedule, or the first one of the plateau schedule.
     patience
-        Epochs without a better validation loss after which training ends; 0 never ends early.
+        Epochs without a better validation loss before training ends; 0 = no limit.
     frozen
-        Only denseblock3, denseblock4, what follows them and the head are trained.
+        Train only denseblock3, denseblock4, the layers after them, and the head.
     balanced
         Both classes weigh the same in the loss, whatever their share.
     smoothing
@@ -43,7 +43,7 @@ class Recipe:
     stretch
         Percentiles that the preprocessing maps to 0 and 1, or none.
     mean, std
-        Of the normalisation: one number, or one for each of the three channels.
+        Mean and deviation of the normalisation: one number, or one for each of the three channels.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Recipe:
     std: float | tuple[float, ...]
 
     def size_at(self, epoch: int) -> int:
-        """Return the side of the square that is trained on in an epoch, the first being 1."""
+        """Return the side of the training images in an epoch; the first epoch is 1."""
         grown = min(1.0, (epoch - 1) / max(1.0, _GROWING * self.epochs))
         side = self.image_size * (self.growth + (1 - self.growth) * grown)
         return min(self.image_size, 16 * math.ceil(side / 16))
@@ -91,7 +91,7 @@ class Recipe:
 
     @property
     def text(self) -> str:
-        """The recipe in one line, for the model card; a file of weights by its name, not its place."""
+        """The recipe in one line, for the model card; a file of weights by its name, without its folder."""
         told = asdict(self) | {"weights": Path(self.weights).name}
         return ", ".join(f"{key}={value}" for key, value in told.items() if key != "augment")
 
@@ -144,5 +144,5 @@ RECIPES = {recipe.name: recipe for recipe in (DEFAULT, PUBLISHED)}
 
 
 def changed(recipe: Recipe, **settings: Any) -> Recipe:
-    """Return a recipe with those settings that are not ``None``."""
+    """Return a recipe with the settings that are not ``None``."""
     return replace(recipe, **{name: value for name, value in settings.items() if value is not None})

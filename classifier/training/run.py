@@ -1,4 +1,6 @@
-"""A run: epochs of steps and validation; the best one is kept, and after each all that it takes to go on."""
+"""A run: epochs of steps and validation. It keeps the best epoch, and after each one the state to resume
+from.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ class Run:
     out
         Folder of the run; the first process of the group writes to it.
     images, group
-        On what, and by whom.
+        The images, and the processes that train on them.
 
     Attributes
     ----------
@@ -52,7 +54,7 @@ class Run:
     Raises
     ------
     TrainingError
-        When there are too few images, or the weights to start from cannot be had.
+        If there are too few images, or the initial weights are not available.
     """
 
     def __init__(self, recipe: Recipe, options: Options, out: Path, images: DecodedSet, group: Group) -> None:
@@ -81,7 +83,7 @@ class Run:
         Raises
         ------
         TrainingError
-            When the loss is not finite, or the state cannot be written.
+            If the loss is not finite, or the state cannot be written.
         """
         while len(self.history) < self._recipe.epochs and not self._is_exhausted():
             number = len(self.history) + 1
@@ -153,7 +155,7 @@ class Run:
         return float(loss.detach())
 
     def _weights(self, targets: Tensor) -> Tensor | None:
-        """Return weights with which both classes count the same; their mean over the training set is 1."""
+        """Return weights that make both classes count the same; their mean over the training set is 1."""
         if not self._recipe.balanced:
             return None
         share = float(self._labels.mean())
@@ -161,7 +163,7 @@ class Run:
 
     @torch.inference_mode()
     def _validate(self) -> Numbers:
-        """Return the logits of the validation images, (N,), by the averaged weights where there are some."""
+        """Return the logits of the validation images, (N,), by the averaged weights if there are any."""
         network = self._evaluated.eval()
         found = [torch.empty(0)]
         for images in self._feed.pieces(self._images.val[self._group.part(len(self._images.val))]):
@@ -178,7 +180,7 @@ class Run:
 
     @property
     def _evaluated(self) -> Network:
-        """The network that counts: the averaged one where there is one."""
+        """The network to keep: the averaged one if there is one."""
         averaged: Network = self._model if self._average is None else self._average.module  # type: ignore[assignment]
         return averaged
 
@@ -201,12 +203,12 @@ class Run:
         write_state(self._out, self._recipe, self._images.examples, self.history, parts)
 
     def resume(self) -> None:
-        """Go on from the last whole epoch.
+        """Continue after the last complete epoch.
 
         Raises
         ------
         TrainingError
-            When there is none, or it does not belong to this run.
+            If there is none, or it does not belong to this run.
         """
         self.history, parts = read_state(self._out, self._recipe, self._images.examples)
         self._model.load_state_dict(parts["model"])

@@ -1,6 +1,6 @@
 """The folder of a run: its settings, its state after the last whole epoch, its history.
 
-A state is replaced in one step, so that a run that is killed finds the one before.
+A state is replaced in one step, so that a killed run still has the previous one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SKIPPED_FILE = "skipped.csv"
 def write_settings(
     out: Path, recipe: Recipe, options: Options, examples: Sequence[Example], skipped: Mapping[Path, str]
 ) -> None:
-    """Write what the run is made from: split.csv, config.json, environment.json, and what was left out."""
+    """Write the inputs of the run: split.csv, config.json, environment.json, and what was left out."""
     data.write_manifest(out / "split.csv", examples)
     if skipped:
         with (out / SKIPPED_FILE).open("w", newline="", encoding="utf-8") as file:
@@ -65,7 +65,7 @@ def write_state(
     out
         Folder of the run.
     recipe, examples
-        What a run must have in common with this one to go on from the state.
+        What a run must have in common with this one to resume from the state.
     history
         All epochs so far.
     parts
@@ -74,7 +74,7 @@ def write_state(
     Raises
     ------
     TrainingError
-        When it cannot be written; the state before is still there.
+        If it cannot be written; the previous state is still there.
     """
     state = {**parts, **_origin(recipe, examples), "history": [asdict(epoch) for epoch in history]}
     temporary = out / f".{LAST_FILE}.tmp"
@@ -90,14 +90,14 @@ def write_state(
 
 
 def read_state(out: Path, recipe: Recipe, examples: Sequence[Example]) -> tuple[list[Epoch], dict[str, Any]]:
-    """Read the history and the rest of the state that `write_state` wrote, its tensors on the processor.
+    """Read the history and the other state that `write_state` wrote, with tensors on the CPU.
 
     Raises
     ------
     TrainingError
-        When there is none, it is damaged, or was made with other data or another recipe.
+        If there is none, it is damaged, or it was made with other data or another recipe.
     """
-    damaged = TrainingError(f"{out / LAST_FILE} is damaged; start anew in another --out.")
+    damaged = TrainingError(f"{out / LAST_FILE} is damaged; start again in another --out.")
     try:
         with ZipFile(out / LAST_FILE) as parts:
             if parts.testzip() is not None:

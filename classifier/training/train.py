@@ -1,8 +1,9 @@
-"""Train a network: epochs over augmented images, validation on patients it has not seen, the best epoch kept.
+"""Train a network: epochs over augmented images, validation on patients it has not seen; the best epoch is
+kept.
 
-The run is written to one folder and can be killed at any point: `last.pt` holds everything to go on from the
-last whole epoch, `model.safetensors` the best model so far with its card, ready for the node. When the last
-epoch is done, the novelty measure is fitted and all that the card states is measured anew, at full precision.
+The run is written to one folder and can be killed at any point: `last.pt` has everything to continue after
+the last complete epoch, `model.safetensors` the best model so far with its card, ready for the node. After
+the last epoch, the novelty measure is fitted and everything in the card is measured again, at full precision.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ def train(source: Path, out: Path, recipe: Recipe, options: Options, watcher: Wa
     out
         Folder of the run.
     recipe, options
-        How.
+        How to train.
     watcher
-        Who is told.
+        Callbacks for the progress.
 
     Returns
     -------
@@ -53,7 +54,7 @@ def train(source: Path, out: Path, recipe: Recipe, options: Options, watcher: Wa
             out.mkdir(parents=True, exist_ok=True)
         if not options.resume and (out / LAST_FILE).exists():
             raise TrainingError(
-                f"{out} holds a run already; add --resume to go on with it, or choose another --out."
+                f"{out} already has a run; add --resume to continue it, or choose another --out."
             )
         images = DecodedSet.decoded(source, recipe, options, watcher)
         watcher.split(images.examples, images.skipped)
@@ -67,7 +68,7 @@ def train(source: Path, out: Path, recipe: Recipe, options: Options, watcher: Wa
                 write_settings(out, recipe, options, images.examples, images.skipped)
             for _ in run.epochs(watcher):
                 watcher.finished(run.history, run.best_epoch)
-    if group.is_first:  # when the others have left: this takes longer than they may wait
+    if group.is_first:  # after the others have left, because this takes longer than they may wait
         with _memory_of(recipe):
             measure(out, recipe, options, images, device=group.device, watcher=watcher)
     return out / MODEL_FILE
@@ -79,4 +80,4 @@ def _memory_of(recipe: Recipe) -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError as error:
         less = max(2, recipe.batch_size // 2)
-        raise TrainingError(f"The memory of the GPU does not suffice; try --batch-size {less}.") from error
+        raise TrainingError(f"The GPU has too little memory; try --batch-size {less}.") from error

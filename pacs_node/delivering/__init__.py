@@ -1,1 +1,1 @@
-"""Reports to their destinations."""
+"""Sends reports to their destinations."""

@@ -1,7 +1,8 @@
-"""The DICOM side that sends: Storage SCU towards one destination (PS3.4 Annex B).
+"""The DICOM side of deliveries: Storage SCU for one destination (PS3.4 Annex B).
 
-The bytes of a report are sent as they are stored. A destination that does not take the preferred report class
-is offered the older ones, and one that knows Implicit VR Little Endian only gets that.
+The bytes of a report are sent as they are stored. A destination that does not accept the preferred report
+class is offered the older ones. A destination that accepts only Implicit VR Little Endian gets the report in
+it.
 """
 
 from __future__ import annotations
@@ -29,15 +30,14 @@ from pacs_node.network.association import application_entity, associate, store
 from pacs_node.reporting.encoding import implicit
 from pacs_node.reporting.report import REPORT_CLASSES, EncodedReport, as_class
 
-_DUPLICATE_SOP_INSTANCE = 0x0111  # PS3.7 C.5.7: it has the object already
+_DUPLICATE_SOP_INSTANCE = 0x0111  # PS3.7 C.5.7: the destination already has the object
 _CLASS_NOT_SUPPORTED = 0x0122
 
 
 @dataclass(frozen=True)
 class DeliveryResult:
-    """What a destination took: the object as it was sent, and the DIMSE status of the answer.
-
-    `commits` tells whether it offers storage commitment, for which it is to be asked.
+    """What a destination accepted: the object as it was sent, and the DIMSE status of the answer. `commits`
+    tells whether the destination offers storage commitment, so that the node must ask for it.
     """
 
     sop_class_uid: str
@@ -59,23 +59,23 @@ class Link:
         return bool(self._association.is_established)
 
     def send(self, content: bytes) -> DeliveryResult:
-        """Send one report in the first class that the destination takes.
+        """Send one report in the first class that the destination accepts.
 
         Parameters
         ----------
         content
-            A whole file that `report.build` made.
+            The whole file that `report.build` made.
 
         Raises
         ------
         DestinationDown
-            When the association breaks or no answer comes.
+            If the association breaks or no answer comes.
         DestinationBusy
-            When the answer is a failure that may pass.
+            If the answer is a failure that may pass.
         Retryable
-            When this machine cannot hand the report over, such as for lack of disk space.
+            If this machine cannot hand over the report, for example without free disk space.
         DestinationRefused
-            When no report class is taken, or the object is said to be wrong.
+            If the destination accepts no report class, or says that the object is wrong.
         """
         for sop_class in REPORT_CLASSES:
             syntax = self._accepted_syntax(sop_class)
@@ -88,7 +88,7 @@ class Link:
                 return DeliveryResult(
                     report.sop_class_uid, report.sop_instance_uid, status, self._offers_commitment
                 )
-        raise DestinationRefused(f"{self._name} takes no class of structured report; enable one there.")
+        raise DestinationRefused(f"{self._name} accepts no class of structured report; enable one there.")
 
     @property
     def _offers_commitment(self) -> bool:
@@ -118,12 +118,12 @@ class Link:
         return int(answer.Status)
 
     def _judge(self, status: int) -> None:
-        """Raise unless the status means that the destination has the report now; a warning does."""
+        """Raise unless the status means that the destination now has the report; a warning means that too."""
         if status in (0x0000, 0x0001, _DUPLICATE_SOP_INSTANCE) or 0xB000 <= status <= 0xBFFF:
             return
         said = f"{self._name} answered C-STORE with status 0x{status:04X}"
         if 0xA900 <= status <= 0xA9FF or 0xC000 <= status <= 0xCFFF:
-            raise DestinationRefused(f"{said}: it finds the report wrong; see its log.", status)
+            raise DestinationRefused(f"{said}: it says that the report is wrong; see its log.", status)
         raise DestinationBusy(f"{said}.", status)
 
 
@@ -134,9 +134,9 @@ def open_link(destination: Destination, calling_ae_title: str, settings: Deliver
     Raises
     ------
     DestinationDown
-        When there is no connection, or the association is rejected.
+        If there is no connection, or the association is rejected.
     DestinationRefused
-        When the association is accepted but none of the report classes is.
+        If the association is accepted, but no report class is.
     """
     association = _associate(destination, calling_ae_title, settings)
     try:
@@ -159,6 +159,8 @@ def _associate(destination: Destination, calling_ae_title: str, settings: Delive
     try:
         return associate(ae, destination.host, destination.port, destination.ae_title)
     except TakesNothing as error:
-        raise DestinationRefused(f"{where} takes no class of structured report; enable one there.") from error
+        raise DestinationRefused(
+            f"{where} accepts no class of structured report; enable one there."
+        ) from error
     except NotAssociated as error:
         raise DestinationDown(f"{where} {error}.") from error

@@ -1,4 +1,4 @@
-"""Send reports to one destination: in order, with growing pauses, for days; what the DIMSE status means."""
+"""Send reports to one destination: in order, with growing pauses, for days; act on the DIMSE status."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _log = log.get(__name__)
 
 
 class DeliverStage(DestinationStage):
-    """Send reports to one destination, all that wait over one association."""
+    """Send reports to one destination: all waiting reports over one association."""
 
     kind = Kind.DELIVER
     batch_size = 16
 
     def run(self, jobs: Sequence[Claimed], may_go_on: Callable[[], bool]) -> Iterator[Settled]:
-        """Send the reports of the jobs, each study's revisions in their order; each is recorded when sent."""
+        """Send the reports of the jobs, the revisions of each study in order; record each when it is sent."""
         with self._database.read() as session:
             pending = queries.deliveries(session, [job.ref for job in jobs])
         work = list(zip(jobs, pending, strict=True))
@@ -38,7 +38,7 @@ class DeliverStage(DestinationStage):
             yield from self._send(free, may_go_on)
 
     def give_up(self, session: Session, ref: int) -> None:
-        """Say so in the delivery too."""
+        """Record the failure in the delivery too."""
         why = "Sending was given up after too many attempts; see the log"
         queries.record_delivery(session, ref, state="failed", error=why, updated_at=datetime.now(UTC))
 
@@ -58,12 +58,13 @@ class DeliverStage(DestinationStage):
             _log.warning("destination put off", destination=self.lane, reports=len(left), cause=str(error))
             yield [(job, self._retry(delivery, error)) for job, delivery in left]
             return
-        # The rest did not fail: with the shorter pause, they come before the one that broke the association.
+        # The rest did not fail: with the shorter pause, they come before the report that broke the
+        # association.
         yield [(job, Later(self._settings.retry_seconds, "The association broke")) for job, _ in left]
 
     def _send_one(self, delivery: PendingDelivery, link: Link, may_go_on: Callable[[], bool]) -> Outcome:
         if not may_go_on():
-            return Later(0, "Another worker may have taken over, and sends it")
+            return Later(0, "Another worker may have taken over and sends it")
         try:
             return self._delivered(delivery, link.send(delivery.content))
         except DestinationRefused as error:

@@ -1,7 +1,7 @@
-"""`pacs-node demo`: the whole product at work on one machine, checked against what is known of the images.
+"""`pacs-node demo`: the whole product at work on one machine, checked against the known truth of the images.
 
-Everything is real but the patients: a node as `serve` starts it, associations over TCP, the model that ships,
-and a storage SCP that stands for the PACS.
+Everything but the patients is real: a node as `serve` starts it, associations over TCP, the shipped model,
+and a storage SCP in the place of the PACS.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ port = {pacs_port}
 
 @dataclass(frozen=True)
 class Check:
-    """One statement about the run, and whether it holds; ``None`` for one that cannot fail."""
+    """One statement about the run, and whether it is true; ``None`` if it cannot fail."""
 
     text: str
     holds: bool | None
@@ -83,7 +83,7 @@ class Check:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """Everything that is known at the end."""
+    """All results at the end of the run."""
 
     samples: Sequence[Sample]
     answers: dict[str, scu.SendResult]  # by path
@@ -105,17 +105,17 @@ def run(images: Path | None, into: Path) -> int:
     images
         A folder with DICOM, JPEG or PNG files; ``None`` draws the studies.
     into
-        Where the folder of this run is made; nothing that is there already is touched.
+        Where to create the folder of this run; existing files are left alone.
 
     Returns
     -------
     int
-        Exit code: 0 when every check holds, else 1.
+        Exit code: 0 if every check passes, else 1.
 
     Raises
     ------
     UserError
-        When there are no images, or the node does not start.
+        If there are no images, or the node does not start.
     """
     console = terminal.console(highlight=False)
     folder = _new_folder(into)
@@ -224,7 +224,7 @@ def _wait(database: Database, progress: Progress) -> None:
 
 
 def _checks(outcome: _Outcome, *, drawn: bool, refused: int) -> list[Check]:
-    """Hold what came out against what went in; with images of others, a wrong answer fails nothing."""
+    """Compare results with inputs; for images of the user, a wrong answer is not a failure."""
     stored = [sample for sample in outcome.samples if outcome.answers[str(sample.path)].is_stored]
     uids = {sample.sop_instance_uid for sample in stored}
     answered = [uid for uid in uids if outcome.rows.get(uid, {}).get("decision", "waiting") != "waiting"]
@@ -245,13 +245,13 @@ def _checks(outcome: _Outcome, *, drawn: bool, refused: int) -> list[Check]:
         sample for sample in known if _came_out(outcome.rows.get(sample.sop_instance_uid)) == sample.expected
     ]
     if known:
-        text = f"{len(right)} of {len(known)} answers are what the truth asks for"
+        text = f"{len(right)} of {len(known)} answers agree with the truth"
         checks.append(Check(text, len(right) == len(known) if drawn else None))
     return checks
 
 
 def _agree(outcome: _Outcome) -> bool:
-    """Tell whether the reports say what the database says, image by image."""
+    """Tell whether reports and database agree, image by image."""
     stated: dict[str, str] = {}
     for report in outcome.reports:
         rows = [row for row in outcome.rows.values() if row["report_uid"] == report.sop_instance_uid]

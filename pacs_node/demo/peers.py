@@ -1,4 +1,4 @@
-"""What the demonstration needs around it: a node in a process of its own, and a PACS that keeps reports."""
+"""What the demonstration needs: a node in its own process, and a PACS that keeps reports."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from pacs_node.errors import UserError
 from pacs_node.network.association import let_end
 from pacs_node.reporting.report import REPORT_CLASSES
 
-_START_SECONDS = 180
+_START_SECONDS = 600
 _END_SECONDS = 2  # for associations that are about to end
 _CERTAINTY, _SOURCE = "111012", "121112"  # DCM: Certainty of Finding, Source of Measurement
 
 
 @dataclass(frozen=True)
 class ReturnedReport:
-    """One report as the PACS has it; `percent` are the scores it states, by SOP Instance UID of the image."""
+    """One report as the PACS has it; `percent` holds its scores by SOP Instance UID of the image."""
 
     path: Path
     arrived: float  # monotonic seconds
@@ -46,9 +46,9 @@ class DemoPacs:
     Parameters
     ----------
     folder
-        Where reports go.
+        Folder for the reports.
     port
-        On 127.0.0.1.
+        TCP port on 127.0.0.1.
     """
 
     def __init__(self, folder: Path, port: int) -> None:
@@ -82,16 +82,16 @@ class DemoPacs:
 
 
 class NodeProcess:
-    """`pacs-node serve` in a process of its own.
+    """`pacs-node serve` in its own process.
 
     Parameters
     ----------
     config
-        Its settings; they ask for a log in JSON.
+        File with the settings, which choose a log in JSON.
     log
-        Where its log goes.
+        File for the log.
     roles
-        What it does, as `--roles` takes it.
+        What it does, in the form of `--roles`.
     """
 
     def __init__(self, config: Path, log: Path, roles: str = "receive,score,deliver") -> None:
@@ -107,7 +107,7 @@ class NodeProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """How it ended; ``None`` while it runs."""
+        """Exit code; ``None`` while it runs."""
         return self._popen.poll()
 
     def __enter__(self) -> NodeProcess:
@@ -128,7 +128,7 @@ class NodeProcess:
         Raises
         ------
         UserError
-            When it ends before, or takes longer than three minutes.
+            If it ends before that, or takes longer than ten minutes.
         """
         deadline = time.monotonic() + _START_SECONDS
         while not any(event.get("event") == "ready" for event in self._events()):
@@ -145,7 +145,7 @@ class NodeProcess:
 
 
 def free_port() -> int:
-    """Return a TCP port on which nobody listens."""
+    """Return a TCP port on which no program listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -180,7 +180,7 @@ def _groups(item: Dataset) -> Iterator[Dataset]:
 
 
 def _stated(group: Dataset) -> tuple[str, str] | None:
-    """Return the image and the certainty that a group states, if any."""
+    """Return the image and the certainty in a group, if any."""
     image = percent = None
     for item in group.ContentSequence:
         name = item.ConceptNameCodeSequence[0].CodeValue

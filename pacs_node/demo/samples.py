@@ -1,4 +1,4 @@
-"""Data sets for a demonstration: drawn studies that carry their truth, and pictures wrapped as DICOM."""
+"""Data sets for a demonstration: drawn studies with known truth, and pictures wrapped as DICOM."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from pacs_node.errors import UnreadableHeader, UserError
 Expected: TypeAlias = Literal["negative", "positive", "NOT_FRONTAL", "NOT_CHEST", "UNREADABLE", "OTHER_AGE"]
 
 KINDS = ("JPEG", "PNG")
-SPACING_MM = 0.3  # puts a child's chest of life size on the phantom's 1120 columns
+SPACING_MM = 0.3  # fits a child's chest in life size on the phantom's 1120 columns
 
 # SNOMED CT codes with their meanings: views (CID 4010) and regions (CID 4009).
 VIEWS = {
@@ -56,9 +56,9 @@ class Sample:
     patient
         Patient ID (0010,0020).
     truth
-        Short text for people; empty where nothing is known.
+        Short text for people; empty if nothing is known.
     expected
-        What the node should answer; `None` where nothing is known.
+        What the node should answer; `None` if nothing is known.
     """
 
     patient: str
@@ -103,8 +103,9 @@ class _SampleStudy:
     views: Sequence[_View]
 
 
-# The seeds are chosen so that the model that ships answers as the drawing asks: the demonstration shows that
-# the node works, and measures no model. Of the clear chests of seeds 1 to 60, it calls 9 negative.
+# The seeds are chosen so that the shipped model answers as the drawing asks. The demonstration shows that
+# the node works; it does not measure a model, which calls only 9 of the clear chests of seeds 1 to 60
+# negative.
 STUDIES = (
     _SampleStudy("Demo^Clear Lungs", 5, "F", [
         _View("clear lungs", "negative", partial(frontal_chest, 21)),
@@ -150,9 +151,9 @@ def write_samples(folder: Path) -> list[Sample]:
 def read_images(folder: Path, into: Path) -> SampleImages:
     """Collect the images of a folder and its subfolders.
 
-    DICOM files are taken as they are, where they are. JPEG and PNG files are wrapped with
-    `radiograph_from_picture` into Part 10 files under `into`, each a study of its own. The truth is known
-    where the parent folder is named ``NORMAL`` or ``PNEUMONIA``. Hidden files are passed over.
+    DICOM files are used unchanged, in their place. JPEG and PNG files are wrapped with
+    `radiograph_from_picture` into Part 10 files under `into`, each as a separate study. The truth is known if
+    the parent folder is named ``NORMAL`` or ``PNEUMONIA``. Hidden files are ignored.
 
     Raises
     ------
@@ -174,20 +175,20 @@ def read_images(folder: Path, into: Path) -> SampleImages:
 def radiograph_from_picture(path: Path) -> Dataset:
     """Wrap a JPEG or PNG file as Secondary Capture Image (PS3.3 A.8.1) of a chest, antero-posterior.
 
-    Colour becomes grey, 16 bits become 8. The Patient ID is a digest of the file, so that two names of one
-    picture are one patient.
+    Colour becomes grey, 16 bits become 8. The Patient ID is a digest of the file, so that one picture under
+    two names is one patient.
 
     Raises
     ------
     ValueError
-        If the file is no JPEG or PNG, or does not decode; the message says why.
+        If the file is not a JPEG or PNG, or does not decode; the message says why.
     """
     encoded = path.read_bytes()
     picture, is_jpeg = _grey(encoded)
     digest = sha256(encoded).hexdigest()[:12].upper()
     ds = _instance(SecondaryCaptureImageStorage, datetime.now().astimezone())
     ds.SpecificCharacterSet = "ISO_IR 192"
-    # PS3.5 6.2: PN gives backslash, caret and equals sign a meaning, and ends at 64 characters
+    # PS3.5 6.2: in PN, backslash, caret and equals sign have a meaning, and 64 characters is the limit
     name = path.stem.encode("utf-8", "replace").decode()
     ds.PatientName = "Picture^" + re.sub(r"[\\^=\x00-\x1f\x7f]", "_", name)[:56]
     ds.PatientID, ds.PatientBirthDate, ds.PatientSex = f"PIC-{digest}", "", ""
@@ -231,14 +232,14 @@ def _read(path: Path, target: Path) -> Sample:
 
 
 def _as_it_is(path: Path) -> Sample:
-    """Return the sample in a DICOM file; ValueError if it holds no image."""
+    """Return the sample in a DICOM file; ValueError if it has no image."""
     try:
         header = read_header(path)
         found = identity(header)
     except UnreadableHeader as error:
         raise ValueError(f"a DICOM file that is not understood: {error}") from error
     if "Rows" not in header:
-        raise ValueError("a DICOM file that is no image: Rows is missing")
+        raise ValueError("a DICOM file without an image: Rows is missing")
     uids = found.study_instance_uid, found.sop_instance_uid
     return Sample(found.patient_id, *_named_truth(path), path, *uids)
 
@@ -266,7 +267,7 @@ def _grey(encoded: bytes) -> tuple[NDArray[np.uint8], bool]:
         # Decoders raise nearly anything on bad bytes: OSError, SyntaxError, struct.error, ...
         raise ValueError(f"a picture that does not decode: {error}") from error
     if max(grey.shape) > 0xFFFF:
-        raise ValueError("a picture of more rows or columns than DICOM can count")
+        raise ValueError("a picture with more rows or columns than DICOM allows")
     return grey, is_jpeg
 
 
@@ -299,7 +300,7 @@ def _set_patient(ds: Dataset, study: _SampleStudy, patient: str, now: datetime) 
 
 
 def _radiograph(view: _View, now: datetime) -> Dataset:
-    """Return the image of one view as DX (PS3.3 A.26) or CR (A.2) data set, but for patient and study."""
+    """Return the image of one view as a DX (PS3.3 A.26) or CR (A.2) data set, without patient and study."""
     sop_class = (
         DigitalXRayImageStorageForPresentation if view.kind == "DX" else ComputedRadiographyImageStorage
     )
@@ -346,7 +347,7 @@ def _code(value: str, meaning: str) -> Dataset:
 
 
 def _set_dx(ds: Dataset, view: _View) -> None:
-    """Add what the DX modules ask for beyond CR (PS3.3 C.8.11)."""
+    """Add what the DX modules require in addition to CR (PS3.3 C.8.11)."""
     ds.PresentationIntentType, ds.ImageLaterality = "FOR PRESENTATION", view.laterality
     ds.ViewCodeSequence[0].ViewModifierCodeSequence = []
     # C.8.11.3.1.2: here higher values stand for less X-ray intensity

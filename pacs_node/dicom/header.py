@@ -29,15 +29,15 @@ IDENTIFYING = (0x00080050, 0x00100010, 0x00100020)
 """The texts of an object's row, which decide how text is read where no character set is declared."""
 
 _MOST_INFLATED = 64 * 2**20  # bytes; a header is far smaller
-_MOST_READS = (
-    150_000  # two or three for each element; one of 1,000 frames with all their attributes has fewer
-)
+_MOST_READS = 150_000  # two or three for each element; 1,000 frames with all their attributes need fewer
 _MOST_VALUE = 2**20  # bytes; what is longer stays in the file until it is asked for
-_PIXEL_DATA = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+_PIXEL_DATA = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
 _UID = re.compile(r"[0-9.]{1,64}")
 _MOST_LENGTHS = {
     "patient_id": 64,
+    "issuer_of_patient_id": 64,
     "patient_name": 324,
+    "patient_birth_date": 64,
     "accession_number": 64,
     "study_date": 64,
     "modality": 16,
@@ -51,11 +51,14 @@ _SCANNED = {
     0x00080060: "modality",
     0x00100010: "patient_name",
     0x00100020: "patient_id",
+    0x00100021: "issuer_of_patient_id",
+    0x00100030: "patient_birth_date",
     0x00185101: "view_position",
     0x0020000D: "study_instance_uid",
     0x0020000E: "series_instance_uid",
 }
 _CHARACTER_SET = 0x00080005
+_DATES = ("study_date", "patient_birth_date")
 _C1 = re.compile(r"[\x80-\x9f]")
 _DATE_LENGTH = 8  # YYYYMMDD, and the column of the database
 _FIRST_GROUP = 0x0008  # of a data set; what is below belongs to commands, file meta information and DICOMDIR
@@ -78,7 +81,9 @@ class Identity:
     series_instance_uid: str
     study_instance_uid: str
     patient_id: str
+    issuer_of_patient_id: str
     patient_name: str
+    patient_birth_date: str
     accession_number: str
     study_date: str
     modality: str
@@ -126,7 +131,9 @@ def identity(header: Dataset) -> Identity:
         series_instance_uid=_uid(header, "SeriesInstanceUID"),
         study_instance_uid=_uid(header, "StudyInstanceUID"),
         patient_id=text(header, "PatientID", _MOST_LENGTHS["patient_id"]),
+        issuer_of_patient_id=text(header, "IssuerOfPatientID", _MOST_LENGTHS["issuer_of_patient_id"]),
         patient_name=text(header, "PatientName", _MOST_LENGTHS["patient_name"]),
+        patient_birth_date=date_text(text(header, "PatientBirthDate", _MOST_LENGTHS["patient_birth_date"])),
         accession_number=text(header, "AccessionNumber", _MOST_LENGTHS["accession_number"]),
         study_date=date_text(text(header, "StudyDate", _MOST_LENGTHS["study_date"])),
         modality=text(header, "Modality", _MOST_LENGTHS["modality"]),
@@ -202,7 +209,7 @@ def _scanned(found: Mapping[str, bytes]) -> Identity | None:
             values[name] = plain.rstrip("\0 ")
             if not _UID.fullmatch(values[name]):
                 return None
-    return Identity(**values | {"study_date": date_text(values["study_date"])})
+    return Identity(**values | {name: date_text(values[name]) for name in _DATES})
 
 
 def text(header: Dataset, keyword: str, most: int) -> str:
@@ -327,6 +334,7 @@ class _Budgeted:
     def __init__(self, file: BinaryIO | BytesIO) -> None:
         self._file = file
         self._left = _MOST_READS
+        self.seek, self.tell = file.seek, file.tell  # asked for at each element
 
     def read(self, size: int = -1) -> bytes:
         """Read, as long as that is not done too often."""

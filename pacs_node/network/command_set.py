@@ -43,7 +43,9 @@ def read_command(command: bytes) -> CommandSet | None:
         group, element, length = _ELEMENT.unpack_from(command, at)
         at += _ELEMENT.size
         value = command[at : at + length]
-        if group != 0 or len(value) < length:
+        if group != 0:
+            break  # Orthanc lets the identifier of a failed C-GET follow within the command set
+        if len(value) < length:
             return None
         if element in _UIDS:
             text = value.strip(b"\0 ")

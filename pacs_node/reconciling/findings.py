@@ -1,4 +1,4 @@
-"""What a PACS has and the node lacks, or the other way round."""
+"""What a PACS has that the node does not have, and the reverse."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pacs_node.reconciling.query import ListedStudy
 
 
 class Missing(StrEnum):
-    """What the node lacks of what a PACS lists."""
+    """What is missing of an image or a report."""
 
     NEVER_RECEIVED = "never_received"
-    FILE_MISSING = "file_missing"  # of a received image, and not because retention let it go
+    FILE_MISSING = "file_missing"  # of a received image, not removed by retention
     NEVER_SCORED = "never_scored"
     NO_REPORT = "no_report"  # all images are scored, but no report states them all
     REPORT_MISSING = "report_missing"  # the PACS does not hold the newest report
@@ -29,7 +29,7 @@ IMAGE_LEVEL = (*FETCHABLE, Missing.NEVER_SCORED)
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that is missing; its UIDs are of an image, or of a report, where there is one."""
+    """One thing that is missing; its UIDs are those of an image, or of a report if there is one."""
 
     missing: Missing
     detail: str
@@ -62,18 +62,18 @@ class Listed:
 
 @dataclass(frozen=True, kw_only=True)
 class Reconciliation:
-    """What came of comparing.
+    """The result of a comparison.
 
     Attributes
     ----------
     studies, images
-        How many chest radiographs the PACS lists, of how many studies.
+        Number of studies and of chest radiographs that the PACS lists.
     is_complete
-        Whether all its answers could be read.
+        Whether all answers of the PACS could be read.
     was_fetched
-        Whether what can be fetched was asked for; each finding tells whether it came.
+        Whether the fetchable images were requested; each finding tells whether its image came.
     troubles
-        What went wrong while fetching, one sentence each.
+        What went wrong while fetching; one sentence each.
     failure
         Why fetching ended early, if it did.
     """
@@ -88,12 +88,12 @@ class Reconciliation:
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing is missing, or is no more."""
+        """Whether nothing is missing, or no longer."""
         return self.is_complete and all(finding.is_fetched for finding in self.findings)
 
     @property
     def summary(self) -> str:
-        """One sentence of counts."""
+        """One sentence with the counts."""
         parts = [
             f"{self.count(Missing.NEVER_RECEIVED)} never received",
             f"{self.count(Missing.FILE_MISSING)} files missing",
@@ -107,25 +107,25 @@ class Reconciliation:
 
     @property
     def fetched(self) -> int:
-        """How many of the missing images came."""
+        """Number of missing images that came."""
         return sum(finding.is_fetched for finding in self.findings)
 
     def count(self, missing: Missing) -> int:
-        """Return how often this is missing, or was before it was fetched."""
+        """Return how many things of this kind are missing, or were before fetching."""
         return sum(finding.missing is missing for finding in self.findings)
 
 
 def missing_images(
     listed: Listed, known: Mapping[str, Known], is_there: Callable[[str], bool]
 ) -> Iterator[Finding]:
-    """Yield what is missing of each image, one thing of each: what was lost first.
+    """Yield what is missing of each image, one finding per image: the first step that did not happen.
 
     Parameters
     ----------
     known
-        What was received, by SOP Instance UID.
+        The received images, by SOP Instance UID.
     is_there
-        Tells by its digest whether a file is in the spool.
+        Tells whether the file with a digest is in the spool.
     """
     for uid, series in listed.images.items():
         image = known.get(uid)
@@ -142,12 +142,12 @@ def missing_images(
 def missing_report(
     listed: Listed, reported: Reported | None, holds: Callable[[Collection[str]], bool]
 ) -> Iterator[Finding]:
-    """Yield what is missing of the report of a study, once its images are scored or given up.
+    """Yield what is missing of a study's report, once its images are scored or given up.
 
     Parameters
     ----------
     holds
-        Tells whether the PACS holds a report under one of these SOP Instance UIDs.
+        Tells whether the PACS has a report with one of these SOP Instance UIDs.
     """
     if reported is None or reported.unscored:
         return
@@ -155,19 +155,19 @@ def missing_report(
         detail = f"{reported.unreported} images: {_state(reported.job_state, reported.job_error)}"
         yield _finding(listed, Missing.NO_REPORT, detail)
         return
-    # A destination that takes older classes alone has the report under the UID of that class
+    # A destination that accepts only older classes has the report under the UID of that class
     uids = [reported.report_uid, *(sent.sop_instance_uid for sent in reported.sent if sent.sop_instance_uid)]
     if not holds(uids):
         sent = [
             f"{one.destination}: {one.state}" + (f", {one.error}" if one.error else "")
             for one in reported.sent
         ]
-        detail = "; ".join(sent) or "it has no destination; add the PACS to the [[destinations]]"
+        detail = "; ".join(sent) or "it has no destination; add the PACS to [[destinations]]"
         yield _finding(listed, Missing.REPORT_MISSING, detail, uid=reported.report_uid)
 
 
 def _state(state: str | None, error: str | None) -> str:
-    """Return the state of a job in words, with what went wrong last."""
+    """Return the state of a job in words, with its last error."""
     said = {"ready": "waiting", None: "nobody was told to"}.get(state, state or "")
     return f"{said}: {error}" if error else said
 

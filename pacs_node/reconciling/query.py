@@ -1,4 +1,5 @@
-"""The DICOM side that asks a PACS: Query/Retrieve SCU, Study Root, by C-FIND, C-MOVE, C-GET (PS3.4 Annex C).
+"""The DICOM side of queries to a PACS: Query/Retrieve SCU, Study Root, by C-FIND, C-MOVE, C-GET (PS3.4 Annex
+C).
 
 Queries are hierarchical, which every PACS answers: studies, then the series of one, then the images of one.
 """
@@ -45,21 +46,21 @@ from pacs_node.network.peer import Peer
 from pacs_node.network.pynetdicom_internals import log_no_identifiers
 
 MOST_ANSWERS = 100_000
-"""So many answers to one query are believed; more come only from a PACS that never stops."""
+"""The largest number of answers accepted for one query; only a faulty PACS sends more."""
 
-_TEXTS = (0x00080050, 0x00081030, 0x0008103E, 0x00100010, 0x00100020)  # what is asked for, SH, LO and PN
+_TEXTS = (0x00080050, 0x00081030, 0x0008103E, 0x00100010, 0x00100020)  # VRs SH, LO and PN, as requested
 _FIND, _MOVE, _GET = (f"1.2.840.10008.5.1.4.1.2.2.{number}" for number in (1, 2, 3))  # PS3.4 C.6.2.3
 
 _ASK_SECONDS = 60.0  # for each answer to C-FIND
-_FETCH_SECONDS = 600.0  # between answers to C-MOVE and C-GET: some archives load from tape, and tell nothing
+_FETCH_SECONDS = 600.0  # between answers to C-MOVE and C-GET: some archives load from tape without telling
 _PENDING = (0xFF00, 0xFF01)  # PS3.4 C.4.1.1.4; the second: optional keys were ignored
-_CUT_SHORT = (0xFE00, 0xA700)  # how Orthanc and others say that there are more matches than they answer
+_CUT_SHORT = (0xFE00, 0xA700)  # how Orthanc and others say that there are more matches than they return
 _UNKNOWN_DESTINATION = 0xA801  # PS3.4 C.4.2.1.5
 
 _UID = re.compile(r"[0-9.]{1,64}")
 
-# One presentation context for each, so that the PACS can send an object as it has it: with the 8 SOP classes
-# of radiographs these make 120 of the 128 contexts that an association can have.
+# One presentation context for each, so that the PACS can send an object as stored. With the 8 SOP classes of
+# radiographs, these take 120 of the 128 contexts that an association can have.
 _SYNTAXES = (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -81,7 +82,7 @@ _SYNTAXES = (
 
 @dataclass(frozen=True, kw_only=True)
 class ListedStudy:
-    """One study as the PACS lists it; texts are empty where it does not tell them."""
+    """One study as the PACS lists it; a text is empty if the PACS does not return it."""
 
     study_instance_uid: str
     study_date: str
@@ -94,7 +95,7 @@ class ListedStudy:
 
 @dataclass(frozen=True, kw_only=True)
 class ListedSeries:
-    """One series; texts are empty where the PACS does not tell them."""
+    """One series; a text is empty if the PACS does not return it."""
 
     series_instance_uid: str
     modality: str
@@ -104,7 +105,7 @@ class ListedSeries:
 
 @dataclass(frozen=True, kw_only=True)
 class ListedImage:
-    """One SOP instance; its SOP Class UID is empty where the PACS does not tell it."""
+    """One SOP instance; its SOP Class UID is empty if the PACS does not return it."""
 
     sop_instance_uid: str
     sop_class_uid: str
@@ -112,7 +113,7 @@ class ListedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrieveKeys:
-    """Images of one series, to be fetched with one request."""
+    """Images of one series, to fetch with one request."""
 
     study_instance_uid: str
     series_instance_uid: str
@@ -125,7 +126,7 @@ class Finder:
     Attributes
     ----------
     unreadable
-        Whether an answer did not parse or had no proper UID, and was left out.
+        Whether an answer was left out because it did not parse or had no valid UID.
     """
 
     def __init__(self, association: Association, peer: Peer, calling_ae_title: str) -> None:
@@ -140,19 +141,19 @@ class Finder:
         return bool(self._association.is_established)
 
     def studies(self, first: date, last: date, modality: str) -> list[ListedStudy]:
-        """Return the studies of these days, both included.
+        """Return the studies from the first to the last of these days.
 
         Parameters
         ----------
         modality
-            In Modalities in Study, as far as the PACS matches that optional key; empty for any.
+            Value of Modalities in Study, an optional key that not every PACS matches; empty for any.
 
         Raises
         ------
         CutShort
-            When there are more than it answers; ask for fewer days.
+            If there are more than the PACS returns; ask for fewer days.
         PeerError
-            When it answers with another failure, or not at all.
+            If the PACS answers with another failure, or not at all.
         """
         keys = {
             "StudyDate": f"{first:%Y%m%d}-{last:%Y%m%d}",
@@ -173,7 +174,7 @@ class Finder:
         ]
 
     def series(self, study_instance_uid: str) -> list[ListedSeries]:
-        """Return the series of a study; errors as `studies`."""
+        """Return the series of a study; raises like `studies`."""
         keys = dict.fromkeys(("Modality", "BodyPartExamined", "SeriesDescription"), "")
         above = {"StudyInstanceUID": study_instance_uid}
         return [
@@ -189,13 +190,13 @@ class Finder:
     def images(
         self, study_instance_uid: str, series_instance_uid: str, only: Sequence[str] = ()
     ) -> list[ListedImage]:
-        """Return the images of a series, all or those of these SOP Instance UIDs; errors as `studies`."""
+        """Return all images of a series, or those with these SOP Instance UIDs; raises like `studies`."""
         keys: dict[str, str | list[str]] = {"SOPInstanceUID": list(only), "SOPClassUID": ""}
         above = {"StudyInstanceUID": study_instance_uid, "SeriesInstanceUID": series_instance_uid}
         return [
             ListedImage(sop_instance_uid=uid, sop_class_uid=_uid(answer, "SOPClassUID"))
             for uid, answer in self._find("IMAGE", above, "SOPInstanceUID", keys)
-            if not only or uid in only  # some match that key with anything
+            if not only or uid in only  # for some PACS anything matches that key
         ]
 
     def _find(
@@ -220,7 +221,7 @@ class Finder:
                 yield identifier
             elif status.Status in _CUT_SHORT:
                 raise CutShort(
-                    f"{self._peer} cuts its answers to C-FIND short ({_said(status)}); raise its limit there."
+                    f"{self._peer} ended its answers to C-FIND early ({_said(status)}); raise its limit."
                 )
             elif status.Status != 0:
                 raise PeerError(f"{self._peer} answered C-FIND with {_said(status)}; see its log.")
@@ -236,7 +237,7 @@ def open_finder(peer: Peer, calling_ae_title: str) -> Iterator[Finder]:
     Raises
     ------
     PeerError
-        When there is no connection, it is rejected, or the peer does not offer C-FIND.
+        If there is no connection, the association is rejected, or the peer does not offer C-FIND.
     """
     log_no_identifiers()
     refusal = f"{peer} does not offer C-FIND (Study Root); enable it there, or ask the PACS that does."
@@ -245,12 +246,12 @@ def open_finder(peer: Peer, calling_ae_title: str) -> Iterator[Finder]:
 
 
 def move(peer: Peer, calling_ae_title: str, to: str, wanted: Sequence[RetrieveKeys]) -> Iterator[str]:
-    """Let a PACS send images to an AE title that it knows; yield what went wrong with each request, or "".
+    """Let a PACS send images to an AE title that it knows; yield the error of each request, or "".
 
     Raises
     ------
     PeerError
-        When it does not offer C-MOVE, does not know `to`, or breaks off.
+        If the PACS does not offer C-MOVE, does not know `to`, or breaks off.
     """
     refusal = f"{peer} does not offer C-MOVE (Study Root); enable it there, or use --by get."
     with _associated(peer, calling_ae_title, _MOVE, refusal) as association:
@@ -265,17 +266,17 @@ def move(peer: Peer, calling_ae_title: str, to: str, wanted: Sequence[RetrieveKe
 def get(
     peer: Peer, calling_ae_title: str, services: Services, wanted: Sequence[RetrieveKeys]
 ) -> Iterator[str]:
-    """Let a PACS send images over the association that asks; yield what went wrong with each request, or "".
+    """Let a PACS send images over the same association; yield the error of each request, or "".
 
     Parameters
     ----------
     services
-        With what keeps the objects that arrive by C-STORE.
+        Services, with the storage handlers for objects that arrive by C-STORE.
 
     Raises
     ------
     PeerError
-        When it does not offer C-GET, or breaks off.
+        If the PACS does not offer C-GET, or breaks off.
     """
     refusal = f"{peer} does not offer C-GET (Study Root); enable it there, or use --by move."
     with _associated(peer, calling_ae_title, _GET, refusal, services) as association:
@@ -291,7 +292,7 @@ def get(
 def _associated(
     peer: Peer, calling_ae_title: str, model: str, refusal: str, services: Services | None = None
 ) -> Iterator[Association]:
-    """Open an association for an information model; with services, radiographs may come over it."""
+    """Open an association for an information model; with services, radiographs may arrive over it."""
     ae = application_entity(calling_ae_title)
     ae.connection_timeout = ae.acse_timeout = _ASK_SECONDS
     ae.dimse_timeout = ae.network_timeout = _ASK_SECONDS if model == _FIND else _FETCH_SECONDS
@@ -309,7 +310,7 @@ def _associated(
     try:
         yield association
     except BaseException:
-        association.abort()  # amid an answer it cannot be released
+        association.abort()  # in the middle of an answer it cannot be released
         raise
     if association.is_established:
         association.release()
@@ -336,7 +337,7 @@ def _responses(
 
 
 def _final(ask: _Ask, peer: Peer, what: str, calling_ae_title: str) -> Dataset:
-    """Return the last answer, which says how it ended."""
+    """Return the last answer, which has the final status."""
     status = Dataset()
     for status, _ in _responses(ask, peer, what, calling_ae_title):  # noqa: B007
         pass
@@ -378,7 +379,7 @@ def _identifier(level: str, keys: Mapping[str, str | list[str]]) -> Dataset:
 
 
 def _uid(identifier: Dataset, keyword: str) -> str:
-    """Return a UID without padding, also where it is padded wrongly; empty where there is no proper one."""
+    """Return a UID without padding, even if it is padded wrongly; empty if it is not valid."""
     silence_warnings()
     found = values(identifier, keyword)
     uid = found[0].strip("\0 ") if len(found) == 1 and isinstance(found[0], str) else ""

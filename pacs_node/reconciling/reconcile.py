@@ -1,6 +1,6 @@
 """Compares what a PACS lists with what the node has: chest radiographs received, scored, and reported back.
 
-Nothing here writes, but what is fetched comes in as any other object does.
+Nothing here writes; fetched objects are received like any other object.
 """
 
 from __future__ import annotations
@@ -34,64 +34,67 @@ from pacs_node.reconciling.query import Finder, ListedSeries, ListedStudy, Retri
 from pacs_node.storage.spool import Spool
 
 MODALITIES = ("CR", "DX", "RG", "XR")
-"""What Modalities in Study is asked for; XR is no Defined Term of PS3.3 C.7.3.1.1.1, but some send it."""
+"""Requested values of Modalities in Study; XR is not a Defined Term of PS3.3 C.7.3.1.1.1, but some send
+it.
+"""
 
 DEFAULT_DAYS = 7
 
 _IMAGES_PER_REQUEST = 50
-_SETTLE_SECONDS = 10.0  # some PACS answer C-MOVE before they have sent
+_SETTLE_SECONDS = 10.0  # some PACS answer C-MOVE before they have sent everything
 _LOOK_SECONDS = 0.2
-_LEFT_SECONDS = 3600.0  # nothing arrives for so long: what is older was left by a fetch that was killed
+_LEFT_SECONDS = 3600.0  # no file takes this long to arrive: older ones were left by a fetch that was killed
 _ANY = Eligibility(unknown_body_part="score", unknown_view="score")
 
 _UNCOUNTED = [reason.value for reason in RESULTS]
 
 _T = TypeVar("_T")
 Retrieve = Callable[[Sequence[RetrieveKeys]], Iterator[str]]
-"""What fetches, and yields what went wrong with each request, if anything: `query.move` or `query.get`."""
+"""A function that fetches and yields the error of each request, or "": `query.move` or `query.get`."""
 
 
 class Track(Protocol):
-    """Shows how far work has come, as `rich.progress.track` does."""
+    """Shows the progress of work, like `rich.progress.track`."""
 
     def __call__(self, sequence: Iterable[_T], description: str, total: float) -> Iterable[_T]:
-        """Yield what is in `sequence`."""
+        """Yield the items of `sequence`."""
         ...
 
 
 def period(since: datetime | None, until: datetime | None, now: datetime) -> tuple[date, date]:
-    """Return the first and the last study date that are asked for, in the time of this machine.
+    """Return the first and the last study date to ask for, in the time zone of this machine.
 
     Parameters
     ----------
     since
-        The whole day counts; 7 days ago when not given.
+        The whole day counts; default: 7 days ago.
     until
-        The day before, unless it is amid a day; tomorrow when not given, for the clocks of modalities differ.
+        This day counts only if the time is not midnight; default: tomorrow, because clocks of modalities
+        differ.
 
     Raises
     ------
     UserError
-        When there is no day between.
+        If the period has no day.
     """
     first = (since or now - timedelta(days=DEFAULT_DAYS)).astimezone().date()
     end = until.astimezone() - timedelta(microseconds=1) if until else now.astimezone() + timedelta(days=1)
     if end.date() < first:
-        raise UserError("There is no day in this period; --since comes before --until.")
+        raise UserError("This period has no day; --since must be before --until.")
     return first, end.date()
 
 
 def compare(
     finder: Finder, database: Database, spool: Spool, days: tuple[date, date], track: Track
 ) -> Reconciliation:
-    """Ask a PACS what it has of these days, and look for it here.
+    """Ask a PACS for its studies of these days, and look for them here.
 
     Raises
     ------
     PeerError
-        When the PACS does not answer as it should.
+        If the PACS does not answer as it should.
     SpoolUnusable
-        When files should be here, but the spool is not.
+        If files should be here, but the spool is missing.
     db.errors.DatabaseError
     """
     findings: list[Finding] = []
@@ -117,7 +120,7 @@ def compare(
 def may_be_chest_radiograph(study: ListedStudy, series: ListedSeries) -> bool:
     """Tell whether the images of a series may be chest radiographs, by the rules of the classifier.
 
-    They may unless modality or body part, or where these are not told a description, tells otherwise.
+    They may, unless modality or body part rule it out, or, without these, a description.
     """
     header = Dataset()
     silence_warnings()
@@ -134,7 +137,7 @@ def may_be_chest_radiograph(study: ListedStudy, series: ListedSeries) -> bool:
 def fetch(
     found: Reconciliation, retrieve: Retrieve, database: Database, spool: Spool, track: Track
 ) -> Reconciliation:
-    """Fetch the images that were never received or whose files are missing, and look which of them came.
+    """Fetch the images that were never received or whose files are missing, and check which of them came.
 
     Raises
     ------
@@ -160,7 +163,7 @@ def fetch(
 
 
 def prepare(spool: Spool, database: Database) -> None:
-    """Make the spool ready for what comes by C-GET, in a folder that no receiver clears when it starts.
+    """Make the spool ready for objects that come by C-GET, in a folder that no starting receiver clears.
 
     Raises
     ------
@@ -170,7 +173,7 @@ def prepare(spool: Spool, database: Database) -> None:
         is_empty = not queries.has_instances(session)
     spool.prepare(may_be_new=is_empty)
     for path in spool.leftovers():
-        with suppress(FileNotFoundError):  # another one like this may be at work, here and now
+        with suppress(FileNotFoundError):  # another fetch may be running here now
             if time.time() - path.stat().st_mtime > _LEFT_SECONDS:
                 path.unlink()
 
@@ -178,8 +181,8 @@ def prepare(spool: Spool, database: Database) -> None:
 def _studies(finder: Finder, first: date, last: date) -> list[ListedStudy]:
     """Return the studies that may hold radiographs, each once.
 
-    One modality is asked for at a time: few PACS match a list. Where none matches, Modalities in Study may be
-    a key that the PACS does not know, and all studies are looked at.
+    One modality is asked for at a time, because few PACS match a list. If nothing matches, the PACS may not
+    know the key Modalities in Study, so all studies are looked at.
     """
     found: dict[str, ListedStudy] = {}
     for modality in (*MODALITIES, ""):
@@ -190,7 +193,7 @@ def _studies(finder: Finder, first: date, last: date) -> list[ListedStudy]:
 
 
 def _of_days(finder: Finder, first: date, last: date, modality: str) -> list[ListedStudy]:
-    """Ask for half of the days where the PACS has more studies of all than it answers."""
+    """Ask for half of the days at a time if the PACS has more studies than it returns."""
     try:
         return finder.studies(first, last, modality)
     except CutShort:
@@ -224,11 +227,11 @@ def _looks_into(spool: Spool) -> Callable[[str], bool]:
                 return True
         except OSError as error:
             raise SpoolUnusable(
-                f"Cannot look into the spool {spool.root}: {error.strerror}; be the user of the node."
+                f"Cannot look into the spool {spool.root}: {error.strerror}; run as the user of the node."
             ) from error
         if not spool.is_there:
             raise SpoolUnusable(
-                f"{spool.root} is no spool, but the database knows objects in one; is its disk mounted?"
+                f"{spool.root} is not a spool, but the database knows objects in one; is its disk mounted?"
             )
         return False
 
@@ -236,7 +239,7 @@ def _looks_into(spool: Spool) -> Callable[[str], bool]:
 
 
 def _wanted(findings: Iterable[Finding]) -> Iterator[RetrieveKeys]:
-    """Yield requests for images of one series each, as C-MOVE and C-GET want it (PS3.4 C.4.2.1.4)."""
+    """Yield requests for images of one series each, as C-MOVE and C-GET require (PS3.4 C.4.2.1.4)."""
     by_series: dict[tuple[str, str], list[str]] = {}
     for finding in findings:
         if finding.missing in FETCHABLE:
@@ -249,7 +252,7 @@ def _wanted(findings: Iterable[Finding]) -> Iterator[RetrieveKeys]:
 
 
 def _settled(uids: Collection[str], database: Database, spool: Spool, patience: float) -> set[str]:
-    """Return which images are here, as soon as all are or none came for that many seconds."""
+    """Return which images are here, as soon as all are, or when none came for `patience` seconds."""
     is_there, here = _looks_into(spool), set[str]()
     deadline = time.monotonic() + patience
     while True:

@@ -60,7 +60,7 @@ class Spool:
         """
         if not may_be_new and not self.is_there:
             raise SpoolUnusable(
-                f"{self.root} is no spool, but the database knows objects in one; is its disk mounted?"
+                f"{self.root} is not a spool, but the database knows objects in one; is its disk mounted?"
             )
         probe = self.incoming / f".probe-{os.getpid()}"
         try:

@@ -1,4 +1,4 @@
-"""What people write behind the commands: choices, dates and ages."""
+"""Arguments of the commands: choices, dates and ages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class OutputFormat(StrEnum):
 
 
 class DecisionFilter(StrEnum):
-    """What an image was answered with."""
+    """The decision on an image."""
 
     POSITIVE = "positive"
     NEGATIVE = "negative"
@@ -57,7 +57,7 @@ class StatusFormat(StrEnum):
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option(help="Settings file; config.toml of this folder where there is one, else the defaults."),
+    typer.Option(help="Settings file; by default config.toml in the current folder, if it exists."),
 ]
 CallingOption = Annotated[str, typer.Option("--from", metavar="AE", help="Own AE title.")]
 
@@ -68,12 +68,12 @@ def study_dates(text: str) -> tuple[str, str]:
     try:
         days = (date.fromisoformat(first), date.fromisoformat(last or first))
     except ValueError as error:
-        raise UserError(f"{text!r} is no date; write 2025-06-10, or 2025-06-10/2025-06-12.") from error
+        raise UserError(f"{text!r} is not a date; write 2025-06-10, or 2025-06-10/2025-06-12.") from error
     return f"{days[0]:%Y%m%d}", f"{days[1]:%Y%m%d}"
 
 
 def moment(text: str, now: datetime) -> datetime:
-    """Read a date, a time, or an age; without zone it is the one of this machine."""
+    """Read a date, a time, or an age; without a zone, the time zone of this machine counts."""
     age = re.fullmatch(r"(\d+)([mhd])", text)
     try:
         if age is not None:
@@ -81,4 +81,4 @@ def moment(text: str, now: datetime) -> datetime:
             return now - timedelta(**{unit: int(age[1])})
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError) as error:  # the latter: before the year 1
-        raise UserError(f"{text!r} is no time; write 2025-06-10, 2025-06-10T08:30 or 2h.") from error
+        raise UserError(f"{text!r} is not a time; write 2025-06-10, 2025-06-10T08:30 or 2h.") from error

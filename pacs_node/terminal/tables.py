@@ -1,4 +1,4 @@
-"""How results, status and what is missing look: tables for people, CSV and JSON for programs."""
+"""Output of results, status and missing images: tables for people, CSV and JSON for programs."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ Row = Mapping[str, Any]
 
 
 def escape(text: str) -> str:
-    """Return what a stranger wrote as rich's markup for just that text, control characters written out."""
+    """Return foreign text as rich markup that shows exactly that text, with control characters escaped."""
     return without_markup(printable(text))
 
 
 def print_results(rows: Sequence[Row], console: Console) -> None:
-    """Print rows of the view `results`, the columns that fit a terminal."""
+    """Print rows of the view `results`, with the columns that fit a terminal."""
     table = Table(
         Column("Received", no_wrap=True),
         Column("Patient", overflow="fold"),
@@ -69,11 +69,12 @@ def _cells(row: Row) -> Iterator[str]:
     yield escape(row["accession_number"])
     yield escape(" ".join(filter(None, (row["modality"], row["view"]))))
     yield answer(row)
-    yield escape(row["deliveries"] or ("no destination" if row["report_uid"] else ""))
+    problem = f"[bold red]{row['study_problem']}[/] " if row["study_problem"] else ""
+    yield problem + escape(row["deliveries"] or ("no destination" if row["report_uid"] else ""))
 
 
 def answer(row: Row) -> str:
-    """Return probability and decision, and the reason where there is no decision, as rich's markup."""
+    """Return probability and decision, with the reason if there is no decision, as rich markup."""
     reason = f"[dim]{row['reason']}[/]" if row["reason"] else ""
     if row["probability"] is None:
         return reason or decision(row["decision"])
@@ -81,14 +82,14 @@ def answer(row: Row) -> str:
 
 
 def decision(value: str) -> str:
-    """Return a decision in its colour, as rich's markup."""
+    """Return a decision in its colour, as rich markup."""
     style = _STYLES.get(value)
     text = value.replace("_", " ")
     return f"[{style}]{text}[/]" if style else text
 
 
 def print_ledger(rows: Sequence[Row], console: Console) -> None:
-    """Print rows of the view `ledger`: each image, and below it what each destination said."""
+    """Print rows of the view `ledger`: each image, and below it the answer of each destination."""
     for _, same in itertools.groupby(rows, lambda row: (row["sop_instance_uid"], row["received_at"])):
         destinations = list(same)
         console.print(*_image_lines(destinations[0]), sep="\n", highlight=False, soft_wrap=True)
@@ -101,10 +102,17 @@ def print_ledger(rows: Sequence[Row], console: Console) -> None:
 def _image_lines(row: Row) -> Iterator[str]:
     yield f"[bold]{escape(row['sop_instance_uid'])}[/]"
     yield f"  study {escape(row['study_instance_uid'])} {escape(row['accession_number'])}".rstrip()
+    named = " ".join(filter(None, (row["patient_id"], row["patient_name"])))
+    if named:
+        yield f"  patient {escape(named)}"
     sender = f" from {row['calling_ae_title']}" if row["calling_ae_title"] else ""
     said = [f"received {_moment(row['received_at'])}{escape(sender)}", answer({"reason": None, **row})]
     if row["report_uid"] is not None:
         said.append(f"report revision {row['report_revision']} of {_moment(row['reported_at'])}")
+    if row["is_replaced"]:
+        said.append("replaced by a newer copy")
+    if row["study_problem"]:
+        said.append(f"[bold red]{row['study_problem']}[/]")
     if row["removed_at"] is not None:
         said.append(f"file removed {_moment(row['removed_at'])}")
     yield "  " + ", ".join(said)
@@ -142,7 +150,7 @@ def write_json(value: Any, file: TextIO) -> None:
 
 
 def print_reconciliation(found: Reconciliation, console: Console) -> None:
-    """Print what is missing: one line for all images of a study of which the same is said."""
+    """Print what is missing: one line for all images of a study with the same finding."""
     table = Table(
         Column("Study", no_wrap=True),
         Column("Patient", overflow="fold"),
@@ -163,7 +171,7 @@ def print_reconciliation(found: Reconciliation, console: Console) -> None:
 
 
 def _likeness(finding: Finding) -> tuple[str, ...]:
-    detail = "" if finding.missing is Missing.FILE_MISSING else finding.detail  # each file has its own
+    detail = "" if finding.missing is Missing.FILE_MISSING else finding.detail  # each file has its own path
     return finding.study_date, finding.study_instance_uid, finding.missing, str(finding.is_fetched), detail
 
 
@@ -185,7 +193,7 @@ def write_findings_csv(found: Reconciliation, file: TextIO) -> None:
 
 
 def reconciliation_values(found: Reconciliation) -> dict[str, Any]:
-    """Return what came of comparing as plain values."""
+    """Return the result of a comparison as plain values."""
     return {
         "studies": found.studies,
         "images": found.images,
@@ -272,7 +280,7 @@ def _facts_table(found: Snapshot) -> Table:
     about = "about " if counts.is_estimate else ""
     table.add_row("Stored", f"{about}{counts.studies} studies, {counts.instances} objects")
     table.add_row("Answered", f"{about}{counts.scores} scores, {counts.reports} reports")
-    table.add_row("Oldest image without score", _waiting(found))
+    table.add_row("Oldest image without a score", _waiting(found))
     for late in found.undelivered:
         since = f"{late.since.astimezone():%Y-%m-%d %H:%M}"
         who = escape(f"Waits for {late.destination}")

@@ -219,7 +219,7 @@ def test_a_damaged_model_is_named(classifier: Classifier, study: Path, tmp_path:
     cut.write_bytes(SHIPPED_MODEL.read_bytes()[:100_000])
     for arguments in (["predict", cut, study], ["show", cut]):
         said = sentence(classifier(*arguments))
-        assert said == f"{cut} is damaged or no safetensors file; copy it again."
+        assert said == f"{cut} is damaged or not a safetensors file; copy it again."
 
 
 def test_a_folder_without_images_is_named(classifier: Classifier, tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_pack_makes_a_checkpoint_of_weights_and_a_card(
 ) -> None:
     bare, out = tmp_path / "bare.safetensors", tmp_path / "out [1].safetensors"
     save_file(load_file(SHIPPED_MODEL), bare)
-    assert "holds no model card" in sentence(classifier("show", bare))
+    assert "has no model card" in sentence(classifier("show", bare))
     answer = classifier("pack", bare, "--card", card_file, "--out", out)
     model, card, *_ = load(out)
     assert answer == Answer(0, "", f"Wrote {out}, SHA-256 {card.sha256}\n")
@@ -289,7 +289,7 @@ def test_pack_refuses_files_that_are_none(classifier: Classifier, card_file: Pat
     assert said == f"Cannot use {gone}: No such file or directory; check the path."
     card_file.write_bytes(b"\xff\xfe{")
     said = sentence(classifier("pack", SHIPPED_MODEL, "--card", card_file, "--out", out))
-    assert said == f"{card_file} is not text in UTF-8; write it anew."
+    assert said == f"{card_file} is not UTF-8 text; save it as UTF-8."
     card_file.write_text("no JSON")
     assert "not JSON" in sentence(classifier("pack", SHIPPED_MODEL, "--card", card_file, "--out", out))
     assert not out.exists()
@@ -310,7 +310,7 @@ def test_export_writes_a_bundle_and_says_where(classifier: Classifier, tmp_path:
 @pytest.mark.parametrize("ages", ["5", "1-", "6-5", "one-five", "1 - 5"])
 def test_ages_that_are_none_are_refused(ages: str, classifier: Classifier, tmp_path: Path) -> None:
     said = sentence(classifier("train", tmp_path, "--out", tmp_path / "run", "--ages", ages))
-    assert said == f"The ages {ages!r} are none; write the youngest and the oldest, such as 1-5."
+    assert said == f"The ages {ages!r} are not valid; write youngest and oldest, such as 1-5."
 
 
 @pytest.mark.parametrize("option", ["--name", "--version", "--population", "--licence"])
@@ -324,8 +324,8 @@ def test_a_card_that_would_say_nothing_is_refused_before_training(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("classifier = 3", "classifier is no table; write its settings below its heading."),
-        ("[classifier]\ntrain = 5", "train is no table; write its settings below its heading."),
+        ("classifier = 3", "classifier is not a table; write its settings below its heading."),
+        ("[classifier]\ntrain = 5", "train is not a table; write its settings below its heading."),
         ("[classifier.train]\nseed = 99999999999999999999", "Correct seed: "),
         ("[classifier.train]\nseed = -1", "Correct seed: "),
         ("[classifier.train]\nepoch = 3", "Correct epoch: "),

@@ -149,7 +149,7 @@ def test_a_report_that_is_called_wrong_fails_and_the_next_is_sent(bench: Bench, 
         deliver(bench, other.destination)
     assert states(bench) == [("failed", 1), ("delivered", 0)]
     assert bench.deliveries()[0].status == status
-    assert "it finds the report wrong" in only(bench.failures()).error
+    assert "it says that the report is wrong" in only(bench.failures()).error
     assert other.studies() == ["PID-1", "PID-2"]
 
 
@@ -161,7 +161,7 @@ def test_a_peer_that_takes_no_report_fails_them_with_a_sentence(bench: Bench) ->
     assert states(bench) == [("failed", 1)] * 2
     for failure in bench.failures():
         assert (failure.kind, failure.lane) == ("deliver", "PACS")
-        assert failure.error.endswith("takes no class of structured report; enable one there.")
+        assert failure.error.endswith("accepts no class of structured report; enable one there.")
 
 
 def test_after_its_time_a_delivery_fails_and_one_order_revives_it(bench: Bench) -> None:

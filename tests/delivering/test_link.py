@@ -121,7 +121,7 @@ def test_a_peer_that_takes_implicit_vr_alone_gets_the_same_values(
 def test_a_peer_that_takes_no_report_is_named(sop_classes: list[str]) -> None:
     with peer(sop_classes=sop_classes) as other, pytest.raises(DestinationRefused) as caught:
         send(other.destination)
-    assert "takes no class of structured report; enable one there." in str(caught.value)
+    assert "accepts no class of structured report; enable one there." in str(caught.value)
     assert str(caught.value).startswith("PACS (PACS@127.0.0.1:")
 
 
@@ -137,7 +137,7 @@ def test_a_class_that_is_accepted_but_then_refused_is_followed_by_the_next() -> 
 
 
 def test_a_peer_that_refuses_all_classes_one_by_one_is_named() -> None:
-    with peer(lambda _: 0x0122) as other, pytest.raises(DestinationRefused, match="takes no class"):
+    with peer(lambda _: 0x0122) as other, pytest.raises(DestinationRefused, match="accepts no class"):
         send(other.destination)
     assert other.classes() == list(REPORT_CLASSES)
 
@@ -212,7 +212,7 @@ def test_a_report_that_is_called_wrong_is_refused(status: int) -> None:
         send(other.destination)
     assert caught.value.status == status
     assert str(caught.value) == (
-        f"PACS answered C-STORE with status 0x{status:04X}: it finds the report wrong; see its log."
+        f"PACS answered C-STORE with status 0x{status:04X}: it says that the report is wrong; see its log."
     )
 
 

@@ -17,7 +17,7 @@ def test_the_drawn_studies_come_out_as_their_truth_asks_for(tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout + done.stderr
     for expected in ("negative", "positive", "NOT_FRONTAL", "NOT_CHEST", "UNREADABLE", "OTHER_AGE"):
         assert expected in done.stdout
-    assert "9 of 9 answers are what the truth asks for" in done.stdout
+    assert "9 of 9 answers agree with the truth" in done.stdout
     assert "FAIL" not in done.stdout
     (folder,) = tmp_path.iterdir()
     assert (folder / "pacs_node.sqlite").is_file()
@@ -33,4 +33,4 @@ def test_images_of_ones_own_are_scored_and_what_is_none_is_named(tmp_path: Path)
     done = command("demo", "--images", images, "--into", tmp_path / "runs", COLUMNS="120")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"Left out .*notes\.txt: no DICOM, JPEG or PNG file", done.stdout.replace("\n", " "))
-    assert re.search(r"[01] of 1 answers are what the truth asks for", done.stdout)
+    assert re.search(r"[01] of 1 answers agree with the truth", done.stdout)

@@ -292,7 +292,7 @@ def test_a_picture_too_wide_for_dicom_is_named(folder: Path) -> None:
     Image.new("L", (0x10000, 1)).save(folder / "wide.png")
     Image.new("L", (0xFFFF, 1)).save(folder / "fits.png")
     images = found(folder)
-    assert skipped(folder) == {"wide.png": "a picture of more rows or columns than DICOM can count"}
+    assert skipped(folder) == {"wide.png": "a picture with more rows or columns than DICOM allows"}
     assert dcmread(images.samples[0].path).Columns == 0xFFFF
 
 
@@ -303,7 +303,7 @@ def test_dicom_files_without_image_or_identity_are_named(folder: Path) -> None:
     (folder / "cut.dcm").write_bytes(save(radiograph(), folder / "whole.dcm").read_bytes()[:250])
     (folder / "bare.dcm").write_bytes(bytes(128) + b"DICM")
     reasons = skipped(folder)
-    assert reasons.pop("document.dcm") == "a DICOM file that is no image: Rows is missing"
+    assert reasons.pop("document.dcm") == "a DICOM file without an image: Rows is missing"
     understood = "a DICOM file that is not understood: "
     assert reasons.pop("missing.dcm") == f"{understood}StudyInstanceUID is missing"
     assert reasons.pop("empty.dcm") == f"{understood}SeriesInstanceUID is missing"

@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from db.session import Database, sqlite
 from pacs_node.config import NodeSettings, ReceiveSettings, Settings
 from pacs_node.demo.peers import NodeProcess, free_port
 from pacs_node.dicom.part10 import file_meta
-from pacs_node.network import scu, server
+from pacs_node.network import scu
 from pacs_node.network.command_set import encode_response, read_command
+from pacs_node.network.lobby import Lobby
 from pacs_node.network.peer import Peer
 from pacs_node.receiving.receiver import Receiver
 from pacs_node.storage.arriving import digest
@@ -312,7 +314,7 @@ def test_receivers_share_a_port_and_outlive_each_other(tmp_path: Path) -> None:
         os.kill(first, signal.SIGKILL)
         for path in paths[:10]:  # each over an association of its own, while one receiver starts anew
             assert all(answer.is_stored for answer in scu.send([path], peer, "TEST"))
-        wait_until(lambda: first not in receivers_of(node) and len(receivers_of(node)) == 2, 30)
+        wait_until(lambda: first not in receivers_of(node) and len(receivers_of(node)) == 2)
         os.kill(second, signal.SIGKILL)
         for path in paths[10:]:
             assert all(answer.is_stored for answer in scu.send([path], peer, "TEST"))
@@ -366,15 +368,18 @@ def ticks(pid: int) -> int:
 
 def test_a_process_with_fewer_associations_is_the_first_to_accept(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("pacs_node.network.server.time.sleep", waited.append)
-    accepting: Any = object.__new__(server._Server)
-    accepting.socket = socket.create_server(("127.0.0.1", 0))
-    accepting.socket.settimeout(0)
-    accepting._ssl_context = None
+    monkeypatch.setattr("pacs_node.network.lobby.time.sleep", waited.append)
     for associations in (0, 1, 50):
-        monkeypatch.setattr(server._Server, "active_associations", [None] * associations)
-        with pytest.raises(BlockingIOError):
-            accepting.get_request()
-    accepting.socket.close()
+        accepting = Lobby(
+            socket.create_server(("127.0.0.1", 0)),
+            lambda _connection, _address, _body: None,
+            partial(int, associations),
+            request_seconds=10,
+            on_refused=lambda _address, _rule: None,
+            on_silent=lambda _address, _number: None,
+        )
+        accepting._accept()  # nothing has connected
+        accepting.start()
+        accepting.stop()
     assert waited == sorted(waited)
     assert (waited[0], waited[1] < waited[2] < 0.1) == (0, True)

@@ -106,7 +106,7 @@ DOWN = SentReport(destination="ARCHIVE", state="pending", sop_instance_uid=None,
         (
             reported(),
             "1.10",
-            ("report_missing", "it has no destination; add the PACS to the [[destinations]]"),
+            ("report_missing", "it has no destination; add the PACS to [[destinations]]"),
         ),
         (reported(report_uid=None, unreported=2, job_state="ready"), "", ("no_report", "2 images: waiting")),
         (
@@ -181,7 +181,7 @@ def test_a_period_is_of_whole_days(since: str | None, until: str | None, days: t
 
 
 def test_a_period_without_a_day_is_an_error_of_the_user() -> None:
-    with pytest.raises(UserError, match="--since comes before --until"):
+    with pytest.raises(UserError, match="--since must be before --until"):
         reconcile.period(NOW, NOW - timedelta(days=1), NOW)
 
 

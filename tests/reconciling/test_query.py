@@ -214,7 +214,7 @@ def test_a_day_with_more_studies_than_the_pacs_answers_is_said(bench: Bench) -> 
         pytest.raises(CutShort) as caught,
     ):
         compare(other, bench)
-    assert "cuts its answers to C-FIND short (status 0xFE00); raise its limit there." in str(caught.value)
+    assert "ended its answers to C-FIND early (status 0xFE00); raise its limit." in str(caught.value)
 
 
 @on_sqlite

@@ -320,7 +320,7 @@ def test_what_comes_by_c_get_is_refused_where_there_is_no_space_and_is_missing_s
     config = site.folder / "config.toml"
     config.write_text(config.read_text().replace("min_free_mebibytes = 0", "min_free_mebibytes = 99999999"))
     found = site.found("--fetch", "--by", "get")
-    assert (found["exit"], found["fetched"], found["never_received"]) == (1, 0, 1)
+    assert (found["exit"], found["fetched"], found["never_received"]) == (1, 0, 1), found["said"]
     assert "answered C-GET with status 0x" in found["said"]
     assert "0 of 1 fetched" in found["said"]
     assert site.stored() == {}

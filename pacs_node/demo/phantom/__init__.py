@@ -1,8 +1,8 @@
 """Drawn radiographs: phantoms of a child's chest and hand whose content is known because it was drawn.
 
-Each image starts as a map of attenuation to which every structure adds its own, as X-rays sum what they
-cross; a film curve then turns attenuation into grey values. Points are (x, y) in units of the image's width
-and height, from the top left corner; the patient's right is on the left of a frontal image.
+Each image starts as a map of attenuation. Every structure adds its own attenuation, as for real X-rays; a
+film curve then turns attenuation into grey values. Points are (x, y) in units of the image's width and
+height, from the top left corner; the patient's right is on the left of a frontal image.
 """
 
 from pacs_node.demo.phantom.frontal import Zone, frontal_chest

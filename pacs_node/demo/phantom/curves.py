@@ -20,7 +20,7 @@ def box(centre: tuple[float, float], halves: tuple[float, float]) -> Points:
 
 
 def borders(line: Points, halves: ArrayLike) -> tuple[Points, Points]:
-    """Return the two borders of a band along `line`, as many half widths as points, or one for all."""
+    """Return the two borders of a band along `line`; give one half width for each point, or one for all."""
     along = np.gradient(line, axis=0)
     along /= np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-9)
     across = np.stack([along[:, 1], -along[:, 0]], 1) * np.broadcast_to(halves, len(line))[:, None]

@@ -37,12 +37,12 @@ def frontal_chest(seed: int, opacity: float | None = None, zone: Zone = "right")
     Parameters
     ----------
     seed
-        Chooses the child: proportions, vessels, noise. The same arguments give the same image, and the same
-        seed the same child with and without an opacity.
+        Chooses the child: proportions, vessels, noise. The same arguments give the same image; the same seed
+        gives the same child with and without an opacity.
     opacity
         Part of the air that a patchy consolidation replaces at its centre, 0..1; `None` for clear lungs.
     zone
-        Which lower zone the consolidation is in, by the patient's side.
+        The lower zone with the consolidation, by the patient's side.
 
     Returns
     -------

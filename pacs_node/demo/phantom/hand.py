@@ -1,4 +1,4 @@
-"""A hand, which a node for chests must refuse."""
+"""A hand, which the node must refuse."""
 
 from __future__ import annotations
 

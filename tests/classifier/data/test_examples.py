@@ -88,7 +88,7 @@ def test_a_file_that_is_there_again_as_something_else_is_refused(row: str, what:
     manifest.write_text("\n".join([*lines, "a.png,0,A,train"]))  # the same twice is no contradiction
     assert len(data.load(manifest)) == 3
     manifest.write_text("\n".join([*lines, row]))
-    with pytest.raises(DataError, match=f"is there twice, not with the same {what}; keep one of them"):
+    with pytest.raises(DataError, match=f"occurs twice, with a different {what}; keep one of them"):
         data.load(manifest)
 
 
@@ -162,7 +162,7 @@ def test_folders_that_are_no_classes_or_empty_are_refused(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="holds NORMAL only"):
         data.load(tmp_path)
     picture(tmp_path / "kittens" / "a.png")
-    with pytest.raises(DataError, match="kittens is no class"):
+    with pytest.raises(DataError, match="kittens is not a class"):
         data.load(tmp_path)
 
 

@@ -130,7 +130,7 @@ def test_two_processes_with_one_and_two_threads_give_the_same(
 ) -> None:
     files = [sample.path for sample in drawn_studies if sample.expected in ("negative", "positive")][:3]
     script = (
-        "import json, sys, torch; from pathlib import Path; from classifier.predict import Predictor;"
+        "import json, sys, torch; from pathlib import Path; from classifier.scoring.predict import Predictor;"
         "torch.set_num_threads(1); found = Predictor.load(device='cpu').predict([*map(Path, sys.argv[1:])]);"
         "print(json.dumps([p.probability for p in found]))"
     )
@@ -290,7 +290,7 @@ def test_the_model_that_ships_is_the_default(shipped: Predictor) -> None:
 def test_preprocessing_that_gives_the_network_no_square_planes_fails_at_the_start(
     steps: list[Any], shipped: Predictor
 ) -> None:
-    with pytest.raises(CheckpointError, match="does not end in three square planes; pack it anew"):
+    with pytest.raises(CheckpointError, match="does not end in three square planes; pack it again"):
         predictor(shipped, 0.0, preprocessing=tuple(steps))
 
 

@@ -186,11 +186,14 @@ class _Broken:
 
 def _break_disk(module: ModuleType) -> None:
     opened, renamed, looked = Path.open, Path.replace, module.Spool.free_bytes
+    arriving: Any = sys.modules[module.Arriving.__module__]
+    created = arriving._create
+
+    def create(path: Path) -> Any:
+        disturb("open")
+        return _Broken(created(path))
 
     def open_(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        if mode == "xb" and "incoming" in self.parts:
-            disturb("open")
-            return _Broken(opened(self, mode, *args, **kwargs))
         if mode.startswith("r") and "objects" in self.parts:
             disturb("read")
         return opened(self, mode, *args, **kwargs)
@@ -203,6 +206,7 @@ def _break_disk(module: ModuleType) -> None:
         disturb("statvfs")
         return int(looked(self))
 
+    arriving._create = create
     Path.open, Path.replace = open_, replace  # type: ignore[method-assign]
     module.Spool.free_bytes = free_bytes
 
@@ -335,6 +339,11 @@ def _light(module: ModuleType) -> None:
         def start(self) -> None:
             self._decoders.start()
 
+        def fingerprints(self, sources: Sequence[Path]) -> list[Any]:
+            requests = [Request(path, self._rules, None, self._limits, is_copy=True) for path in sources]
+            found = self._decoders.decode(requests, 2)
+            return [StillDecoding() if one is None else one for one in found]
+
         def attempt(self, sources: Sequence[Path]) -> list[Any]:
             for path in sources:
                 with suppress(OSError):
@@ -361,9 +370,11 @@ def _light(module: ModuleType) -> None:
 
 
 def _hog() -> None:
+    import numpy as np
+
     held = []
     while True:
-        held.append(bytearray(2**24))
+        held.append(np.zeros(2**24, np.uint8))  # not touched: soon done, however busy the machine is
 
 
 DEADLY: dict[bytes, Callable[[], Any]] = {
