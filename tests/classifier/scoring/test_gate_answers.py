@@ -154,7 +154,8 @@ def test_a_model_without_known_ages_calls_an_adult_unlike_its_images(shipped: Ch
 def test_the_novelty_is_that_of_the_stricter_of_gate_and_distance(tmp_path: Path) -> None:
     whole = load(SHIPPED_MODEL)
     described = GateCard(kinds=KINDS, limit=0, source="A test.")
-    for kind, is_far in (("adult", True), ("known", False)):
+    cases: tuple[tuple[Kind, bool], ...] = (("adult", True), ("known", False))
+    for kind, is_far in cases:
         card = whole.card.model_copy(update={"gate": described, "novelty_limit": 1e6})
         gate = gate_that_says(kind)
         predictor = ready(Checkpoint(whole.model, card, whole.novelty, gate), Eligibility())
