@@ -120,7 +120,7 @@ def split_gate(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Gate |
         return others, None
     if not all(bool(torch.isfinite(tensor).all()) for tensor in own.values()):
         raise ValueError("the gate is not finite")
-    gate = Gate(len(own.get("head.bias", ())))
+    gate = Gate(len(own.get("head.bias", (0, 0))))
     try:
         gate.load_state_dict(own, strict=True)
     except RuntimeError as error:

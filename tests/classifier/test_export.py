@@ -19,7 +19,9 @@ from classifier import export
 from classifier.config import SHIPPED_MODEL
 from classifier.decoding.decode import decode
 from classifier.errors import ClassifierError
+from classifier.model.card import GateCard
 from classifier.model.checkpoint import Checkpoint, load, save
+from classifier.model.gate import Gate
 from classifier.model.novelty import fit
 from classifier.scoring.predict import Predictor
 
@@ -42,11 +44,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "offset": 0.3,
         "novelty_limit": 1.3,
         "novelty_source": "A test.",
+        "gate": GateCard(kinds=("known", "other"), limit=0.1, source="A test."),
     }
     generator = torch.Generator().manual_seed(0)
     measure = fit(torch.rand(200, 1024, generator=generator))
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save(path, shipped.model.state_dict(), shipped.card.model_copy(update=values), measure)
+    save(path, shipped.model.state_dict(), shipped.card.model_copy(update=values), measure, Gate(2))
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,19 @@ import pytest
 import torch
 
 from classifier.config import SHIPPED_MODEL, Eligibility, UnknownAge
+from classifier.decoding.ages import Age
 from classifier.errors import CheckpointError, Reason
 from classifier.model.card import GateCard, Kind, parse_card
 from classifier.model.checkpoint import Checkpoint, load, save
 from classifier.model.gate import Gate, judge, shrunk, split_gate
 from classifier.outcome import Decision, Prediction
+from classifier.scoring.doubt import Doubts
 from classifier.scoring.predict import Predictor
 from tests.conftest import radiograph
 from tests.conftest import save as save_dicom
 from tests.helpers.predictors import ready
 
+AGED_FOUR = Age(4.2)
 KINDS: tuple[Kind, ...] = ("known", "adult", "turned", "inverted", "other")
 
 
@@ -27,33 +31,41 @@ def shipped() -> Checkpoint:
     return load(SHIPPED_MODEL)
 
 
-def gate_that_says(kind: Kind, odds: float = 9.0) -> Gate:
+def gate_that_says(kind: Kind) -> Gate:
     """Return a gate that takes every image for one kind."""
     gate = Gate(len(KINDS)).eval().requires_grad_(False)
     gate.head.weight.zero_()
     gate.head.bias.zero_()
-    gate.head.bias[KINDS.index(kind)] = odds
+    gate.head.bias[KINDS.index(kind)] = 9
     return gate
 
 
-def with_gate(
-    shipped: Checkpoint,
-    gate: Gate,
-    *,
-    limit: float = 0.0,
-    cautious: bool = True,
-    unknown_age: UnknownAge = "undetermined",
-    **card: Any,
-) -> Predictor:
+def with_gate(shipped: Checkpoint, gate: Gate, **card: Any) -> Predictor:
     """Return the shipped network with the gate alone, without the measure of distance."""
-    described = GateCard(kinds=KINDS, limit=limit, source="A test.")
+    described = GateCard(kinds=KINDS, limit=0, source="A test.")
     update = {"novelty_limit": None, "gate": described, "ages": (1, 5)} | card
-    checkpoint = Checkpoint(shipped.model, shipped.card.model_copy(update=update), None, gate)
-    return ready(checkpoint, Eligibility(), cautious=cautious, unknown_age=unknown_age)
+    return ready(Checkpoint(shipped.model, shipped.card.model_copy(update=update), None, gate), Eligibility())
 
 
 def one(predictor: Predictor, folder: Path, **tags: Any) -> Prediction:
     return predictor.predict([save_dicom(radiograph(**tags), folder / "image.dcm")])[0]
+
+
+def doubt(
+    shipped: Checkpoint,
+    looks_like: Kind | None,
+    age: Age = AGED_FOUR,
+    *,
+    unknown_age: UnknownAge = "undetermined",
+    cautious: bool = True,
+    **card: Any,
+) -> Reason | None:
+    """Return the reason for which an image is undetermined that looks like something, or like a known one."""
+    described = GateCard(kinds=KINDS, limit=0, source="A test.")
+    update = {"gate": described, "ages": (1, 5), "band": 0.0} | card
+    doubts = Doubts(shipped.card.model_copy(update=update), cautious, unknown_age)
+    found = doubts(0.9, 0.2 if looks_like is None else 1.5, looks_like, age)
+    return None if found is None else found[0]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +80,8 @@ def one(predictor: Predictor, folder: Path, **tags: Any) -> Prediction:
 def test_a_stranger_is_undetermined_and_the_detail_says_what_it_looks_like(
     kind: Kind, words: str, shipped: Checkpoint, tmp_path: Path
 ) -> None:
-    found = one(with_gate(shipped, gate_that_says(kind)), tmp_path, PatientAge="")
+    predictor = with_gate(shipped, gate_that_says(kind), ages=None)
+    found = one(predictor, tmp_path)
     assert (found.decision, found.reason) == (Decision.UNDETERMINED, Reason.UNLIKE_TRAINING)
     assert words in found.detail
     assert found.probability is not None
@@ -77,75 +90,74 @@ def test_a_stranger_is_undetermined_and_the_detail_says_what_it_looks_like(
 
 
 def test_an_image_that_the_gate_knows_is_decided(shipped: Checkpoint, tmp_path: Path) -> None:
-    found = one(with_gate(shipped, gate_that_says("known")), tmp_path, PatientAge="004Y")
+    found = one(with_gate(shipped, gate_that_says("known")), tmp_path)
     assert found.reason is None
     assert found.novelty is not None
     assert found.novelty < 1
 
 
+def test_an_adult_whose_tags_tell_a_childs_age_is_undetermined(shipped: Checkpoint, tmp_path: Path) -> None:
+    found = one(with_gate(shipped, gate_that_says("adult")), tmp_path)
+    assert (found.decision, found.reason) == (Decision.UNDETERMINED, Reason.TAGS_DISAGREE)
+    assert "child" in found.detail
+
+
 @pytest.mark.parametrize(
-    ("stated", "reason"),
+    ("age", "reason"),
     [
-        ("004Y", Reason.TAGS_DISAGREE),
-        ("062Y", Reason.OTHER_AGE),  # both say the same
-        ("", Reason.UNLIKE_TRAINING),
+        (AGED_FOUR, Reason.TAGS_DISAGREE),
+        (Age(62.0), Reason.OTHER_AGE),  # both say the same
+        (Age(), Reason.UNLIKE_TRAINING),
+        (Age(5.7, 0.5), Reason.UNLIKE_TRAINING),  # five years, or six
+        (Age(4.0, doubt="They differ"), Reason.UNLIKE_TRAINING),
     ],
 )
+@pytest.mark.parametrize("rule", ["undetermined", "look", "decide"])
 def test_an_adult_in_the_image_is_compared_with_the_age_in_the_tags(
-    stated: str, reason: Reason, shipped: Checkpoint, tmp_path: Path
+    age: Age, reason: Reason, rule: UnknownAge, shipped: Checkpoint
 ) -> None:
-    found = one(with_gate(shipped, gate_that_says("adult")), tmp_path, PatientAge=stated)
-    assert (found.decision, found.reason) == (Decision.UNDETERMINED, reason)
+    assert doubt(shipped, "adult", age, unknown_age=rule) == reason
+
+
+@pytest.mark.parametrize("kind", ["turned", "inverted", "other"])
+@pytest.mark.parametrize("age", [AGED_FOUR, Age(), Age(62.0)])
+def test_other_strangers_have_nothing_to_do_with_the_age(kind: Kind, age: Age, shipped: Checkpoint) -> None:
+    assert doubt(shipped, kind, age) == Reason.UNLIKE_TRAINING
 
 
 @pytest.mark.parametrize(
-    ("rule", "kind", "reason"),
-    [
-        ("undetermined", "known", Reason.UNKNOWN_AGE),
-        ("look", "known", None),
-        ("look", "adult", Reason.UNLIKE_TRAINING),
-        ("decide", "known", None),
-        ("decide", "adult", Reason.UNLIKE_TRAINING),
-    ],
+    ("rule", "reason"), [("undetermined", Reason.UNKNOWN_AGE), ("look", None), ("decide", None)]
 )
 def test_where_the_tags_tell_no_age_the_gate_may_look(
-    rule: UnknownAge, kind: Kind, reason: Reason | None, shipped: Checkpoint, tmp_path: Path
+    rule: UnknownAge, reason: Reason | None, shipped: Checkpoint
 ) -> None:
-    predictor = with_gate(shipped, gate_that_says(kind), unknown_age=rule)
-    assert one(predictor, tmp_path, PatientAge="").reason == reason
+    assert doubt(shipped, None, Age(), unknown_age=rule) == reason
+    assert doubt(shipped, None, Age(62.0), unknown_age=rule) == Reason.OTHER_AGE
 
 
 @pytest.mark.parametrize("kinds", [None, ("known", "turned")])
 def test_without_a_gate_that_knows_adults_nobody_looks(
-    kinds: tuple[Kind, ...] | None, shipped: Checkpoint, tmp_path: Path
+    kinds: tuple[Kind, ...] | None, shipped: Checkpoint
 ) -> None:
-    described = None if kinds is None else GateCard(kinds=kinds, limit=99, source="A test.")
-    card = shipped.card.model_copy(update={"gate": described, "ages": (1, 5), "novelty_limit": None})
-    gate = None if kinds is None else Gate(len(kinds)).eval()
-    predictor = ready(Checkpoint(shipped.model, card, None, gate), Eligibility(), unknown_age="look")
-    assert one(predictor, tmp_path, PatientAge="").reason == Reason.UNKNOWN_AGE
+    gate = None if kinds is None else GateCard(kinds=kinds, limit=0, source="A test.")
+    assert doubt(shipped, None, Age(), unknown_age="look", gate=gate) == Reason.UNKNOWN_AGE
 
 
-def test_who_is_not_cautious_decides_about_an_adult_too(shipped: Checkpoint, tmp_path: Path) -> None:
-    predictor = with_gate(shipped, gate_that_says("adult"), cautious=False)
-    found = one(predictor, tmp_path, PatientAge="004Y")
-    assert found.decision in (Decision.POSITIVE, Decision.NEGATIVE)
-    assert found.reason is None
+def test_who_is_not_cautious_decides_about_an_adult_too(shipped: Checkpoint) -> None:
+    assert doubt(shipped, "adult", cautious=False) is None
 
 
-def test_a_model_without_known_ages_calls_an_adult_unlike_its_images(
-    shipped: Checkpoint, tmp_path: Path
-) -> None:
-    predictor = with_gate(shipped, gate_that_says("adult"), ages=None)
-    assert one(predictor, tmp_path, PatientAge="062Y").reason == Reason.UNLIKE_TRAINING
+def test_a_model_without_known_ages_calls_an_adult_unlike_its_images(shipped: Checkpoint) -> None:
+    assert doubt(shipped, "adult", Age(62.0), ages=None) == Reason.UNLIKE_TRAINING
 
 
 def test_the_novelty_is_that_of_the_stricter_of_gate_and_distance(tmp_path: Path) -> None:
     whole = load(SHIPPED_MODEL)
     described = GateCard(kinds=KINDS, limit=0, source="A test.")
-    for odds, is_far in ((9.0, True), (-9.0, False)):
+    cases: tuple[tuple[Kind, bool], ...] = (("adult", True), ("known", False))
+    for kind, is_far in cases:
         card = whole.card.model_copy(update={"gate": described, "novelty_limit": 1e6})
-        gate = gate_that_says("adult", odds)
+        gate = gate_that_says(kind)
         predictor = ready(Checkpoint(whole.model, card, whole.novelty, gate), Eligibility())
         found = one(predictor, tmp_path)
         assert found.novelty is not None
@@ -218,8 +230,6 @@ def test_a_gate_in_part_is_refused_and_none_is_none() -> None:
 def test_a_card_with_kinds_that_make_no_sense_is_refused(kinds: list[str], shipped: Checkpoint) -> None:
     content = shipped.card.model_dump(mode="json")
     content["gate"] = {"kinds": kinds, "limit": 1.0, "source": "A test."}
-    import json
-
     with pytest.raises(CheckpointError, match=r"Correct 'gate\.kinds"):
         parse_card(json.dumps(content))
 
