@@ -4,6 +4,7 @@
 #   make test             lint, types, import rules, tests; installs the peers that tests talk to where it can
 #   make faults           kills, full disks, dead databases and peers, and what became of the studies, in one table
 #   make bench            speed beside others, on this machine, in one table
+#   make fuzz             200,000 peers and 50,000 images that nobody would make on purpose; takes hours
 #   make run              the node with config.toml, until Ctrl-C
 
 SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
@@ -15,7 +16,7 @@ PACKAGES := dcmtk orthanc dicom3tools postgresql faketime
 TESTS ?= tests
 WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))  # one waits for a network or a disk
 
-.PHONY: demo test faults bench run lint peers clean
+.PHONY: demo test faults fuzz bench run lint peers clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/pacs-node demo $(if $(IMAGES),--images "$(IMAGES)")
@@ -28,6 +29,10 @@ test: $(VENV)/.installed-dev peers lint
 
 faults: $(VENV)/.installed-dev peers
 	$(BIN)/python -m tests.faults
+
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.fuzz peers --count $(or $(PEERS),200000) --seed $(or $(SEED),1)
+	$(BIN)/python -m tests.fuzz images --count $(or $(IMAGES),50000) --seed $(or $(SEED),1)
 
 bench: $(VENV)/.installed-dev peers
 	$(BIN)/python -m tests.benchmarks

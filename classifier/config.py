@@ -53,7 +53,7 @@ class Eligibility:
         ``"refuse"`` an image whose tags do not tell its body part or view, or ``"score"`` it all the same. A
         value that is there and not understood is refused in both cases.
     max_pixels
-        Largest Rows x Columns that is decoded.
+        Largest Rows x Columns x Samples per Pixel that is decoded.
     """
 
     unknown_body_part: Unknown = "refuse"

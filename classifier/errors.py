@@ -63,7 +63,9 @@ class Reason(StrEnum):
     MAYBE_DERIVED = "MAYBE_DERIVED"
     FOR_PROCESSING = "FOR_PROCESSING"
     MULTI_FRAME = "MULTI_FRAME"
+    NO_ORIENTATION = "NO_ORIENTATION"
     UNREADABLE = "UNREADABLE"
+    CONTRADICTION = "CONTRADICTION"
     CONSTANT_IMAGE = "CONSTANT_IMAGE"
     TOO_LARGE = "TOO_LARGE"
     NO_FINITE_SCORE = "NO_FINITE_SCORE"
@@ -103,7 +105,9 @@ _FACTS = {
     Reason.MAYBE_DERIVED: ("Image may be derived, not an original", Bearing.OPEN),
     Reason.FOR_PROCESSING: ("Raw image, for processing", Bearing.OPEN),
     Reason.MULTI_FRAME: ("More than one frame", Bearing.OPEN),
+    Reason.NO_ORIENTATION: ("Tags do not tell which way up the image is", Bearing.OPEN),
     Reason.UNREADABLE: ("Image cannot be read", Bearing.OPEN),
+    Reason.CONTRADICTION: ("Pixel attributes contradict each other", Bearing.OPEN),
     Reason.CONSTANT_IMAGE: ("Image has one grey value only", Bearing.OPEN),
     Reason.TOO_LARGE: ("Image is larger than allowed", Bearing.OPEN),
     Reason.NO_FINITE_SCORE: ("Network gave no finite score", Bearing.OPEN),

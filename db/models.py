@@ -73,16 +73,16 @@ class Base(DeclarativeBase):
 
 
 class Study(Base):
-    """One study, with the identifiers of the first object received for it."""
+    """One study, with the identifiers of the first object received for it; each instance has its own."""
 
     __tablename__ = "study"
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     study_instance_uid: Mapped[str] = mapped_column(UID, unique=True)
-    patient_id: Mapped[str] = mapped_column(LABEL, index=True)
-    patient_name: Mapped[str] = mapped_column(Text, index=True)
-    accession_number: Mapped[str] = mapped_column(LABEL, index=True)
-    study_date: Mapped[str] = mapped_column(String(8), index=True)  # VR DA as received; empty where unknown
+    patient_id: Mapped[str] = mapped_column(LABEL)
+    patient_name: Mapped[str] = mapped_column(Text)
+    accession_number: Mapped[str] = mapped_column(LABEL)
+    study_date: Mapped[str] = mapped_column(String(8))  # VR DA as received; empty where unknown
     first_received_at: Mapped[datetime]
     last_received_at: Mapped[datetime]
     # by the database clock; the study may be reported from then on
@@ -92,7 +92,8 @@ class Study(Base):
 class Instance(Base):
     """One object that was answered with Success; its file is named by `digest`.
 
-    `copy` numbers objects with different content and the same SOP Instance UID, from 0.
+    `copy` numbers objects with different content and the same SOP Instance UID, from 0. Copies that are
+    the same image have the same `image_id`; of these, the one with the largest `turn` counts.
     """
 
     __tablename__ = "instance"
@@ -100,6 +101,10 @@ class Instance(Base):
         UniqueConstraint("sop_instance_uid", "digest"),
         UniqueConstraint("sop_instance_uid", "copy"),
         Index(None, "digest", "removed_at"),  # all columns that taking stock of the spool reads
+        Index(None, "patient_id"),
+        Index(None, "patient_name"),
+        Index(None, "accession_number"),
+        Index(None, "study_date"),
     )
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
@@ -116,6 +121,28 @@ class Instance(Base):
     calling_ae_title: Mapped[str] = mapped_column(AE_TITLE)
     received_at: Mapped[datetime] = mapped_column(index=True)
     removed_at: Mapped[datetime | None]  # when retention removed its file; the row stays
+    patient_id: Mapped[str] = mapped_column(LABEL, server_default=text("''"))
+    patient_name: Mapped[str] = mapped_column(Text, server_default=text("''"))
+    accession_number: Mapped[str] = mapped_column(LABEL, server_default=text("''"))
+    study_date: Mapped[str] = mapped_column(String(8), server_default=text("''"))
+    # NULL in a row of an earlier version, whose four columns above are those of its study
+    issuer_of_patient_id: Mapped[str | None] = mapped_column(LABEL)
+    patient_birth_date: Mapped[str | None] = mapped_column(String(8))
+    turn: Mapped[int] = mapped_column(Integer, server_default="0")  # order in which copies came last
+    image_id: Mapped[int | None] = mapped_column(
+        BigInteger
+    )  # the first of these copies; NULL while there is only one
+
+
+class StudyProblem(Base):
+    """Why a study gets no report until a person has done something about it."""
+
+    __tablename__ = "study_problem"
+
+    study_id: Mapped[int] = mapped_column(ForeignKey(Study.id), primary_key=True, autoincrement=False)
+    problem: Mapped[str] = mapped_column(WORD)
+    found_at: Mapped[datetime]
+    dismissed_at: Mapped[datetime | None]  # when a person said that nothing more will be done
 
 
 class Model(Base):
@@ -283,6 +310,8 @@ def _partial(name: str, condition: str, *columns: Any) -> Index:
 
 
 _partial("ix_instance_held", "removed_at IS NULL", Instance.received_at)
+_partial("ix_instance_image", "image_id IS NOT NULL", Instance.image_id, Instance.turn)
+_partial("ix_instance_unread", "issuer_of_patient_id IS NULL", Instance.id)
 _partial("ix_score_probability", "probability IS NOT NULL", Score.probability, Score.instance_id)
 _partial("ix_delivery_sent", "sop_instance_uid IS NOT NULL", Delivery.sop_instance_uid)
 _partial("ix_job_ready", "state = 'ready'", Job.kind, Job.lane, Job.visible_at)

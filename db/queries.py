@@ -7,7 +7,7 @@ machine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from functools import lru_cache
@@ -16,7 +16,18 @@ from typing import Any
 from sqlalchemy import Dialect, Float, bindparam, case, delete, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
-from db.models import Delivery, Instance, Job, Model, Process, Report, ReportImage, Score, Study
+from db.models import (
+    Delivery,
+    Instance,
+    Job,
+    Model,
+    Process,
+    Report,
+    ReportImage,
+    Score,
+    Study,
+    StudyProblem,
+)
 from db.prepared import Prepared
 from db.queue import Kind, clock, enqueue, insert_for, insert_or, later, revive, wake
 from db.rows import (
@@ -50,21 +61,35 @@ def add_instance(session: Session, new: NewInstance, quiet_seconds: float) -> Re
     """
     connection = session.connection()
     statements = _receiving(connection.dialect)
-    known = dict(statements.known.run(connection, uid=new.sop_instance_uid))
+    copies = statements.known.run(connection, uid=new.sop_instance_uid)
+    known = {digest: instance_id for digest, instance_id, *_ in copies}
     if new.digest in known:
         again = update(Instance).where(Instance.id == known[new.digest])
         session.execute(again.values(removed_at=None))  # its file is here again
         revive(session, Kind.SCORE, known[new.digest])
+        _take_turn(session, known[new.digest], copies, quiet_seconds)
         return Received.AGAIN
+    turn = max((turn for _, _, turn, _ in copies), default=-1) + 1
     values = {f"of_{name}": value for name, value in vars(new).items()}
     study = {name: values[name] for name in statements.study_values}
     ((study_id,),) = statements.study.run(connection, quiet_seconds=quiet_seconds, **study)
     instance = {name: values[name] for name in statements.instance_values}
-    place = {"of_study_id": study_id, "of_copy": len(known)}
+    place = {"of_study_id": study_id, "of_copy": len(known), "of_turn": turn}
     ((instance_id,),) = statements.instance.run(connection, **place, **instance)
     enqueue(session, Kind.SCORE, instance_id)
     enqueue(session, Kind.REPORT, study_id, wait_seconds=quiet_seconds)
-    return Received.CONFLICT if known else Received.NEW
+    return Received.COPY if known else Received.NEW
+
+
+def _take_turn(session: Session, instance_id: int, copies: Sequence[Any], quiet_seconds: float) -> None:
+    """Let a copy that came again count as the newest one, and its study be looked at anew."""
+    turns = {id_: turn for _, id_, turn, _ in copies}
+    newest = max(turns.values())
+    if turns[instance_id] == newest:
+        return
+    session.execute(update(Instance).where(Instance.id == instance_id).values(turn=newest + 1))
+    (study_id,) = (study for _, id_, _, study in copies if id_ == instance_id)
+    enqueue(session, Kind.REPORT, study_id, wait_seconds=quiet_seconds)
 
 
 @dataclass(frozen=True)
@@ -87,7 +112,8 @@ def _receiving(dialect: Dialect) -> _Receiving:
         "last_received_at": bindparam("of_received_at"),
         "quiet_at": clock(is_postgresql) + bindparam("quiet_seconds", type_=Float()),
     }
-    known = select(instances.c.digest, instances.c.id).where(instances.c.sop_instance_uid == bindparam("uid"))
+    asked = (instances.c.digest, instances.c.id, instances.c.turn, instances.c.study_id)
+    known = select(*asked).where(instances.c.sop_instance_uid == bindparam("uid"))
     # Whether it was inserted or not, the row of the study is locked until the commit
     study = insert_for(is_postgresql, studies).values(
         {name: bindparam(f"of_{name}") for name in _STUDY_COLUMNS}
@@ -95,7 +121,9 @@ def _receiving(dialect: Dialect) -> _Receiving:
         | moments
     )
     study = study.on_conflict_do_update(index_elements=[studies.c.study_instance_uid], set_=moments)
-    instance: Any = {name: bindparam(f"of_{name}") for name in (*_INSTANCE_COLUMNS, "study_id", "copy")}
+    instance: Any = {
+        name: bindparam(f"of_{name}") for name in (*_INSTANCE_COLUMNS, "study_id", "copy", "turn")
+    }
     return _Receiving(
         known=Prepared(known, dialect),
         study=Prepared(study.returning(studies.c.id), dialect),
@@ -149,6 +177,24 @@ def wake_report(session: Session, instance_id: int) -> None:
     wake(session, Kind.REPORT, study, quiet_at)
 
 
+def earlier_copies(session: Session, instance: StoredInstance) -> list[StoredInstance]:
+    """Return what came before under the SOP Instance UID of an object, the first one first."""
+    return _stored(
+        session, (Instance.sop_instance_uid == instance.sop_instance_uid) & (Instance.copy < instance.copy)
+    )
+
+
+def record_same_image(session: Session, instance_id: int, image_id: int) -> None:
+    """Record that an object is a copy of an earlier one, the first of that image."""
+    is_either = Instance.id.in_((image_id, instance_id)) & Instance.image_id.is_(None)
+    session.execute(
+        update(Instance)
+        .where(is_either)
+        .values(image_id=image_id)
+        .execution_options(synchronize_session=False)
+    )
+
+
 def _stored(session: Session, condition: Any) -> list[StoredInstance]:
     any_score = aliased(Score)
     newest = select(func.max(any_score.id)).where(any_score.instance_id == Instance.id).scalar_subquery()
@@ -167,11 +213,18 @@ def _stored(session: Session, condition: Any) -> list[StoredInstance]:
 def _instance(row: Instance, score: Score | None, model: Model | None, state: str | None) -> StoredInstance:
     return StoredInstance(
         id=row.id,
+        study_id=row.study_id,
         sop_instance_uid=row.sop_instance_uid,
         sop_class_uid=row.sop_class_uid,
         series_instance_uid=row.series_instance_uid,
         copy=row.copy,
+        turn=row.turn,
+        image_id=row.image_id,
         digest=row.digest,
+        patient_id=row.patient_id,
+        issuer_of_patient_id=row.issuer_of_patient_id,
+        patient_name=row.patient_name,
+        patient_birth_date=row.patient_birth_date,
         job_state=state,
         score=None if score is None or model is None else _score(score, model),
     )
@@ -217,9 +270,10 @@ def last_report(session: Session, study_id: int) -> StoredReport | None:
     """Return the newest revision of a study's report."""
     uids = (Report.sop_class_uid, Report.sop_instance_uid, Report.series_instance_uid)
     asked = select(Report.id, Report.revision, *uids).where(Report.study_id == study_id)
-    row = session.execute(asked.order_by(Report.revision.desc()).limit(1)).first()
-    if row is None:
+    revisions = session.execute(asked.order_by(Report.revision.desc())).all()
+    if not revisions:
         return None
+    row = revisions[0]
     images = session.execute(
         select(ReportImage.instance_id, ReportImage.score_id).where(ReportImage.report_id == row.id)
     )
@@ -230,7 +284,57 @@ def last_report(session: Session, study_id: int) -> StoredReport | None:
         sop_instance_uid=row.sop_instance_uid,
         series_instance_uid=row.series_instance_uid,
         images=frozenset((instance, score) for instance, score in images),
+        earlier_uids=frozenset(revision.sop_instance_uid for revision in revisions),
     )
+
+
+def report_content(session: Session, report_id: int) -> bytes:
+    """Return the bytes of a report."""
+    return session.scalars(select(Report.content).where(Report.id == report_id)).one()
+
+
+def restate_report(session: Session, report_id: int, images: Collection[tuple[int, int | None]]) -> None:
+    """Record that a report states these images: copies came that change nothing of what it says."""
+    for instance_id, score_id in images:
+        statement = insert_or(session, ReportImage).values(
+            report_id=report_id, instance_id=instance_id, score_id=score_id
+        )
+        keys = [ReportImage.report_id, ReportImage.instance_id]
+        session.execute(statement.on_conflict_do_update(index_elements=keys, set_={"score_id": score_id}))
+
+
+def withdraw_reports(session: Session, study_id: int, before_revision: int, at: datetime, why: str) -> None:
+    """Give up, for good, what no destination has yet of a study's earlier reports.
+
+    A report that is being sent at this very moment goes out.
+    """
+    theirs = (
+        select(Delivery.id)
+        .join(Report, Report.id == Delivery.report_id)
+        .where(Report.study_id == study_id, Report.revision < before_revision)
+        .where(Delivery.state.in_(("pending", "failed")))
+    )
+    closed = session.scalars(
+        update(Job)
+        .where(Job.kind == Kind.DELIVER, Job.ref.in_(theirs), Job.token.is_(None), Job.state != "done")
+        .values(state="done", error=None)
+        .returning(Job.ref)
+        .execution_options(synchronize_session=False)
+    ).all()
+    for delivery_id in closed:
+        record_delivery(session, delivery_id, state="abandoned", error=why, updated_at=at)
+
+
+def record_study_problem(session: Session, study_id: int, problem: str, found_at: datetime) -> None:
+    """Record why a study gets no report, until `clear_study_problem`."""
+    statement = insert_or(session, StudyProblem).values(study_id=study_id, problem=problem, found_at=found_at)
+    again = {"problem": problem, "dismissed_at": None}
+    session.execute(statement.on_conflict_do_update(index_elements=[StudyProblem.study_id], set_=again))
+
+
+def clear_study_problem(session: Session, study_id: int) -> None:
+    """Record that nothing prevents the report of a study, or prevents it any more."""
+    session.execute(delete(StudyProblem).where(StudyProblem.study_id == study_id))
 
 
 def add_report(session: Session, new: NewReport) -> None:

@@ -46,6 +46,7 @@ RESULT_COLUMNS = (
         "model_sha256",
     ),
     *("report_uid", "report_revision", "deliveries", "novelty", "age"),
+    *("issuer_of_patient_id", "patient_birth_date", "study_problem"),
 )
 LEDGER_COLUMNS = (
     *("study_instance_uid", "accession_number", "patient_id", "sop_instance_uid", "calling_ae_title"),
@@ -53,6 +54,7 @@ LEDGER_COLUMNS = (
     *("report_uid", "report_revision", "reported_at"),
     *("destination", "state", "tries", "sent_uid", "status", "delivered_at", "committed_at"),
     *("give_up_at", "error"),
+    *("patient_name", "issuer_of_patient_id", "patient_birth_date", "study_problem", "is_replaced"),
 )
 _DEARER = 6  # times, to look up an image somewhere than to pass it on the way from the newest
 _EVER = datetime(1900, 1, 1, tzinfo=UTC)  # before anything was received
@@ -160,16 +162,18 @@ def _before_all_else(wanted: Filter, instance_id: Any) -> Iterator[Any]:
 
 
 def _narrowing(wanted: Filter) -> Iterator[Select[Any]]:
-    of_study = select(Instance.id).join(Study, Study.id == Instance.study_id)
+    any_image = select(Instance.id)
     if wanted.study is not None and "*" not in wanted.study:
+        of_study = any_image.join(Study, Study.id == Instance.study_id)
         yield of_study.where(Study.study_instance_uid == wanted.study)
     if wanted.accession is not None and "*" not in wanted.accession:
-        yield of_study.where(Study.accession_number == wanted.accession)
+        yield any_image.where(Instance.accession_number == wanted.accession)
     if wanted.patient is not None and "*" not in wanted.patient:
-        either = (of_study.where(one == wanted.patient) for one in (Study.patient_id, Study.patient_name))
+        named = (Instance.patient_id, Instance.patient_name)
+        either = (any_image.where(one == wanted.patient) for one in named)
         yield select(union(*either).subquery().c.id)
     if wanted.study_dates is not None:
-        yield of_study.where(Study.study_date.between(*wanted.study_dates))
+        yield any_image.where(Instance.study_date.between(*wanted.study_dates))
     if wanted.state is not None:
         is_its = Delivery.report_id == ReportImage.report_id
         yield select(ReportImage.instance_id).join(Delivery, is_its).where(Delivery.state == wanted.state)

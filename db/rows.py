@@ -15,7 +15,7 @@ class Received(StrEnum):
 
     NEW = "new"
     AGAIN = "again"  # the same bytes were received before
-    CONFLICT = "conflict"  # other bytes with this SOP Instance UID were received before
+    COPY = "copy"  # other bytes with this SOP Instance UID were received before: the same image, or another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,9 @@ class NewInstance:
 
     study_instance_uid: str
     patient_id: str
+    issuer_of_patient_id: str
     patient_name: str
+    patient_birth_date: str
     accession_number: str
     study_date: str
     sop_instance_uid: str
@@ -41,14 +43,30 @@ class NewInstance:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredInstance:
-    """One stored object with its newest score."""
+    """One stored object with its newest score.
+
+    Attributes
+    ----------
+    copy, turn, image_id
+        See `db.models.Instance`.
+    issuer_of_patient_id, patient_birth_date
+        ``None`` if an earlier version recorded the object. It did not keep them, and the other identifiers
+        are those of the first object of the study.
+    """
 
     id: int
+    study_id: int
     sop_instance_uid: str
     sop_class_uid: str
     series_instance_uid: str
     copy: int
+    turn: int
+    image_id: int | None
     digest: str
+    patient_id: str
+    issuer_of_patient_id: str | None
+    patient_name: str
+    patient_birth_date: str | None
     job_state: str | None
     score: StoredScore | None
 
@@ -97,7 +115,10 @@ class NewScore:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredReport:
-    """One revision of a report without its bytes; `images` are pairs of instance id and score id."""
+    """One revision of a report without its bytes; `images` are pairs of instance id and score id.
+
+    `earlier_uids` are the SOP Instance UIDs of this and all earlier revisions.
+    """
 
     id: int
     revision: int
@@ -105,6 +126,7 @@ class StoredReport:
     sop_instance_uid: str
     series_instance_uid: str
     images: frozenset[tuple[int, int | None]]
+    earlier_uids: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,18 @@ from typing import Any
 from sqlalchemy import func, literal, or_, select, text, update
 from sqlalchemy.orm import Session
 
-from db.models import CommitmentWanted, Delivery, Instance, Job, Process, Report, Score, Study, Utc
+from db.models import (
+    CommitmentWanted,
+    Delivery,
+    Instance,
+    Job,
+    Process,
+    Report,
+    Score,
+    Study,
+    StudyProblem,
+    Utc,
+)
 from db.queue import FAILED, READY, Kind, is_postgresql, later
 
 _COUNTABLE = 100_000  # rows
@@ -184,6 +195,56 @@ def failures(session: Session, limit: int) -> list[Failure]:
         Failure(kind=kind, lane=lane, study_instance_uid=uid, error=error or "")
         for kind, lane, uid, error, _ in found[:limit]
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemStudies:
+    """How many studies get no report before a person has done something, and which was found first."""
+
+    problem: str
+    studies: int
+    study_instance_uid: str
+
+
+def problem_studies(session: Session) -> list[ProblemStudies]:
+    """Return studies that get no report, by what prevents it; not those that a person dismissed."""
+    is_open = StudyProblem.dismissed_at.is_(None)
+    numbers = session.execute(
+        select(StudyProblem.problem, func.count()).where(is_open).group_by(StudyProblem.problem)
+    ).all()
+    oldest = (
+        select(Study.study_instance_uid)
+        .join(StudyProblem, StudyProblem.study_id == Study.id)
+        .order_by(StudyProblem.found_at, Study.id)
+        .limit(1)
+    )
+    return [
+        ProblemStudies(
+            problem=problem,
+            studies=number,
+            study_instance_uid=session.scalars(oldest.where(is_open, StudyProblem.problem == problem)).one(),
+        )
+        for problem, number in sorted((row[0], row[1]) for row in numbers)
+    ]
+
+
+def dismiss(session: Session, study_instance_uid: str, at: datetime) -> bool:
+    """Let a study be without report, until something comes of it; tell whether anything prevented one."""
+    study = select(Study.id).where(Study.study_instance_uid == study_instance_uid)
+    dismissed = session.scalars(
+        update(StudyProblem)
+        .where(StudyProblem.study_id.in_(study), StudyProblem.dismissed_at.is_(None))
+        .values(dismissed_at=at)
+        .returning(StudyProblem.study_id)
+        .execution_options(synchronize_session=False)
+    ).all()
+    session.execute(
+        update(Job)
+        .where(Job.kind == Kind.REPORT, Job.ref.in_(dismissed), FAILED)
+        .values(state="done", error=None)
+        .execution_options(synchronize_session=False)
+    )
+    return bool(dismissed)
 
 
 def retry(session: Session, study_instance_uid: str | None, give_up_at: datetime) -> int:

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from db.models import Delivery, Instance, Job, Report, Study
-from db.queue import Kind
+from db.queue import Kind, enqueue
 
 _AT_ONCE = 500  # images examined at once
 
@@ -127,6 +127,36 @@ def _is_none(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
 
 def _is_unfinished(kind: Kind, ref: Any) -> ColumnElement[bool]:
     return exists().where(Job.kind == kind, Job.ref == ref, Job.state != "done")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unread:
+    """One object that an earlier version recorded: of whom and of which order only its file tells."""
+
+    id: int
+    study_id: int
+    digest: str
+    patient_id: str
+    patient_name: str
+
+
+def unread(session: Session, before_id: int | None, limit: int) -> list[Unread]:
+    """Return objects whose file is here and was not read since the upgrade, the newest first."""
+    asked = select(
+        Instance.id, Instance.study_id, Instance.digest, Instance.patient_id, Instance.patient_name
+    )
+    asked = asked.where(Instance.issuer_of_patient_id.is_(None), Instance.removed_at.is_(None))
+    if before_id is not None:
+        asked = asked.where(Instance.id < before_id)
+    rows = session.execute(asked.order_by(Instance.id.desc()).limit(limit))
+    return [Unread(**row) for row in rows.mappings()]
+
+
+def record_read(session: Session, one: Unread, **values: str) -> None:
+    """Record whom an object names and its order; where it is another patient, look at its study anew."""
+    session.execute(update(Instance).where(Instance.id == one.id).values(**values))
+    if (values["patient_id"], values["patient_name"]) != (one.patient_id, one.patient_name):
+        enqueue(session, Kind.REPORT, one.study_id)
 
 
 def is_known(session: Session, digest: str) -> bool:

@@ -200,7 +200,7 @@ def results(
 def ledger(
     *,
     study: Annotated[str | None, typer.Option(help="Study Instance UID.")] = None,
-    patient: Annotated[str | None, typer.Option(help="Patient ID in full; * matches anything.")] = None,
+    patient: Annotated[str | None, typer.Option(help="Patient ID or name, as for `results`.")] = None,
     accession: Annotated[str | None, typer.Option(help="Accession number.")] = None,
     since: Annotated[str | None, typer.Option(help="Received since; same format as for `results`.")] = None,
     until: Annotated[str | None, typer.Option(help="Received before; same format as --since.")] = None,
@@ -336,6 +336,21 @@ def abandon(
     with _database(settings).write() as session:
         number = asked.abandon(session, destination, datetime.now(UTC))
     terminal.console().print(f"{number} {'report' if number == 1 else 'reports'} abandoned.", highlight=False)
+
+
+@app.command(epilog="Example:\n\npacs-node dismiss 1.2.826.0.1.3680043.8.498.1")
+def dismiss(
+    study_uid: Annotated[str, typer.Argument(metavar="STUDY_UID", help="A study that `status` names.")],
+    config: ConfigOption = None,
+) -> None:
+    """Let a study be without report whose images name different patients, until another image of it comes."""
+    from db import status as asked  # noqa: PLC0415
+    from pacs_node.errors import UserError  # noqa: PLC0415
+
+    with _database(_configured(config)).write() as session:
+        if not asked.dismiss(session, study_uid, datetime.now(UTC)):
+            raise UserError(f"Nothing prevents a report of study {study_uid}; see `pacs-node status`.")
+    terminal.console().print("The study stays without report.", highlight=False)
 
 
 @app.command()

@@ -60,7 +60,8 @@ def decoded(
     Returns
     -------
     values
-        (rows, columns), or fewer of both, of `kind` or of 8 bits where the codestream has no more.
+        (rows, columns), or fewer of both. Of `kind`, or as the codestream says: of 8 bits where it has no
+        more, signed where JPEG 2000 is, else not.
     sampling
         Where those lie in the whole image.
 
@@ -74,27 +75,16 @@ def decoded(
         values = native(dicomrle_decode(frame, kind, out=shape[0] * shape[1] * kind.itemsize), shape, kind)
     elif syntax in JPEG2000TransferSyntaxes:
         small, sampling = (frame, sampling) if size is None else reduced(frame, _least(size))
-        values = _with_sign(jpeg2k_decode(small), kind, precision)
+        values = jpeg2k_decode(small)
     elif syntax in JPEGLSTransferSyntaxes:
-        values = _with_sign(jpegls_decode(frame), kind, precision)
+        values = jpegls_decode(frame)
     elif precision == 8 and kind.itemsize == 1:
         values, sampling = _baseline(frame, size)
-        values = values.view(kind)
     else:
-        values = jpeg8_decode(frame).astype(f"u{kind.itemsize}", copy=False).view(kind)
+        values = jpeg8_decode(frame).astype(f"u{kind.itemsize}", copy=False)
     if values.shape != tuple(-(-side // sampling.step) for side in shape):
         raise ValueError(f"The decoder gave {values.shape}")
     return values, sampling
-
-
-def _with_sign(values: Values, kind: np.dtype[Any], precision: int) -> Values:
-    """Read the bits as signed or not, as the data set says: the codestream may say otherwise, or nothing."""
-    wanted = values.view(f"{kind.kind}{values.itemsize}")
-    if values.dtype.kind == kind.kind:
-        return wanted
-    unused = 8 * values.itemsize - precision
-    signed: Values = np.right_shift(np.left_shift(wanted, unused), unused)
-    return signed
 
 
 def _baseline(frame: bytes, size: int | None) -> tuple[Values, Sampling]:

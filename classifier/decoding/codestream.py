@@ -13,18 +13,28 @@ _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _DHT, _DQT, _DRI, _SOS, _JPEG_LS_SOF = 0xC4, 0xDB, 0xDD, 0xDA, 0xF7
 _SOF = {*range(0xC0, 0xD0)} - {_DHT, 0xC8, 0xCC} | {_JPEG_LS_SOF}
 _LOSSY, _LOSSLESS = {0xC0, 0xC1}, 0xC3
+_ONE_SCAN = {*_LOSSY, _LOSSLESS, _JPEG_LS_SOF}  # of one sample per pixel
+_NO_LENGTH = {0x01, *range(0xD0, 0xDA)}  # TEM, RSTn, SOI, EOI: markers without a segment
+_MOST_SEGMENTS = 1000
+_MOST_SCANS = 64  # each of a progressive or coloured JPEG goes over the whole image
 _IGNORED = {*range(0xE0, 0xF0), 0xFE}  # APPn, COM
 _STRAY_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
 class Codestream(NamedTuple):
-    """What the header of a compressed frame says of itself."""
+    """What the header of a compressed frame says of itself.
+
+    Attributes
+    ----------
+    least_bytes
+        Length that no frame of so many pixels is below; 0 where a few bytes can stand for any number.
+    """
 
     rows: int
     columns: int
     samples: int
     precision: int
-    signed: bool = False
+    least_bytes: int = 0
 
 
 class _Segment(NamedTuple):
@@ -42,22 +52,21 @@ def has_end(frame: bytes) -> bool:
 
 def jpeg_header(frame: bytes) -> Codestream | None:
     """Parse the frame header of JPEG (ISO/IEC 10918-1 B.2.2) or JPEG-LS (ISO/IEC 14495-1 C.2.2)."""
-    for segment in _segments(frame):
-        if segment.marker in _SOF and len(segment.body) >= 6:
-            precision, rows, columns, samples = _numbers(segment.body, 1, 2, 2, 1)
-            return Codestream(rows, columns, samples, precision)
-    return None
-
-
-def j2k_header(frame: bytes) -> Codestream | None:
-    """Parse the SIZ marker segment of JPEG 2000 (ISO/IEC 15444-1 A.5.1), bare or in a JP2 file."""
-    start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
-    segment = frame[start + 8 : start + 43]
-    if start < 0 or len(segment) < 35:
+    starts = [s for s in _segments(frame) if s.marker in _SOF]
+    if len(starts) != 1 or len(starts[0].body) < 6:
         return None
-    columns, rows, left, top = _numbers(segment, 4, 4, 4, 4)
-    samples, precision = _numbers(segment[32:], 2, 1)
-    return Codestream(rows - top, columns - left, samples, (precision & 0x7F) + 1, precision > 0x7F)
+    marker = starts[0].marker
+    precision, rows, columns, samples = _numbers(starts[0].body, 1, 2, 2, 1)
+    if (samples > 1 or marker not in _ONE_SCAN) and frame.count(bytes((0xFF, _SOS))) > _MOST_SCANS:
+        return None
+    return Codestream(rows, columns, samples, precision, _least_bytes(marker, rows * columns))
+
+
+def _least_bytes(marker: int, pixels: int) -> int:
+    """Huffman codes have a bit at least: one for each pixel, or for each block of 8 x 8."""
+    if marker == _JPEG_LS_SOF:
+        return 0
+    return pixels // 8 if marker == _LOSSLESS else pixels // (8 * 64)
 
 
 def jpeg_essence(frame: bytes) -> bytes | None:
@@ -91,7 +100,9 @@ def _segments(frame: bytes) -> list[_Segment]:
     while frame.startswith(_SOI) and (not found or found[-1].marker != _SOS):
         while frame[position : position + 2] == b"\xff\xff":  # fill bytes
             position += 1
-        if position + 4 > len(frame) or frame[position] != 0xFF:
+        if position + 4 > len(frame) or frame[position] != 0xFF or len(found) > _MOST_SEGMENTS:
+            return []
+        if frame[position + 1] in _NO_LENGTH:  # a decoder would go on behind the marker, not behind a segment
             return []
         end = position + 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
         found.append(_Segment(frame[position + 1], frame[position + 4 : end], end))

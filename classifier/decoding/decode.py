@@ -8,7 +8,6 @@ Needs numpy, pydicom, imagecodecs and Pillow only, so that receivers and tools c
 from __future__ import annotations
 
 import os
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -16,27 +15,37 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
-from pydicom import dcmread
+from PIL import Image
 from pydicom.dataset import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from classifier.config import PROJECTION_RADIOGRAPHS, Eligibility
 from classifier.decoding.ages import UNKNOWN, Age, told
 from classifier.decoding.codecs import draft
 from classifier.decoding.eligibility import check
 from classifier.decoding.grayscale import follows_averaging, require_contrast, to_grey
-from classifier.decoding.pixels import ImagePixel, image_pixel, stored_values, translated, unreadable
+from classifier.decoding.orientation import UPRIGHT, Turn, turn
+from classifier.decoding.parsing import HEADER_BYTES, Part10, is_dicom
+from classifier.decoding.pixels import ImagePixel, image_pixel, stored_values
+from classifier.decoding.refusal import too_large, translated, unreadable
 from classifier.decoding.resample import WHOLE, Grey, resample
 from classifier.decoding.tags import quiet
-from classifier.errors import NotScorable, Reason
+from classifier.errors import NotScorable
 
 __all__ = ["PROJECTION_RADIOGRAPHS", "Eligibility", "Radiograph", "check", "decode", "read"]
 
 Source = Path | BinaryIO | Dataset
 
 _BYTES_PER_PIXEL = 6  # RGB of 16 bits
-_HEADER_ALLOWANCE = 64 * 2**20
+_EXIF_ORIENTATION = 0x0112
+_EXIF_TURNS = {
+    2: Turn(mirrored=True),
+    3: Turn(mirrored=True, upside_down=True),
+    4: Turn(upside_down=True),
+    5: Turn(transposed=True),
+    6: Turn(transposed=True, mirrored=True),
+    7: Turn(transposed=True, mirrored=True, upside_down=True),
+    8: Turn(transposed=True, upside_down=True),
+}
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
@@ -52,11 +61,15 @@ class Radiograph:
         What `check` returned; ``None`` when the tags were not checked.
     age
         Age of the patient, as far as the tags tell it.
+    turn
+        How the stored image was turned upright to become `pixels`. What is made of these, such as a heat map,
+        lies over the stored image after `turn.undone`.
     """
 
     pixels: Grey
     view: str | None
     age: Age = UNKNOWN
+    turn: Turn = UPRIGHT
 
 
 def decode(source: Source, rules: Eligibility | None = None, size: int | None = None) -> Grey:
@@ -102,59 +115,63 @@ def read(source: Source, rules: Eligibility | None = None, size: int | None = No
         return _read_bytes(_load(source, limit), rules, limit, size)
 
 
+def read_data_set(file: BinaryIO, max_pixels: int) -> Dataset:
+    """Parse the header and the pixels of a DICOM file, and decode nothing.
+
+    Raises
+    ------
+    NotScorable
+        When it is larger than any image of `max_pixels`, or does not parse.
+    OSError
+        When it cannot be opened or read.
+    """
+    part10 = Part10(_load(file, max_pixels))
+    header = part10.header()
+    _add_pixels(header, part10.pixels(max_pixels * _BYTES_PER_PIXEL))
+    return header
+
+
 def _load(source: Path | BinaryIO, limit: int) -> bytes:
     """Read a whole file, unless it is larger than any image within the limit can be."""
-    largest = limit * _BYTES_PER_PIXEL + _HEADER_ALLOWANCE
+    largest = limit * _BYTES_PER_PIXEL + HEADER_BYTES
     if isinstance(source, Path):
         with source.open("rb") as file:
             return _load(file, limit)
     length = source.seek(0, os.SEEK_END)
     if length > largest:
-        raise NotScorable(Reason.TOO_LARGE, f"The file has more than {largest} bytes")
+        raise too_large(f"The file has more than {largest} bytes")
     source.seek(0)
     return source.read(length)
 
 
 def _read_bytes(data: bytes, rules: Eligibility | None, limit: int, size: int | None) -> Radiograph:
-    if data[128:132] == b"DICM":
-        _judge_deflated(data, limit * _BYTES_PER_PIXEL + _HEADER_ALLOWANCE)
-        with translated("Reading the data set"):
-            header = dcmread(BytesIO(data), stop_before_pixels=True)
-        return _read_dataset(header, data, rules, limit, size)
+    if is_dicom(data):
+        file = Part10(data)
+        return _read_dataset(file.header(), file, rules, limit, size)
     if data.startswith((_JPEG, _PNG)):
-        return Radiograph(_read_picture(data, limit, size), view=None)
+        return _read_picture(data, limit, size)
     raise unreadable("The file is neither DICOM (PS3.10) nor JPEG nor PNG")
 
 
-def _judge_deflated(data: bytes, largest: int) -> None:
-    """Inflate piece by piece and throw away: a few bytes can inflate to more than the memory."""
-    start = 144 + int.from_bytes(data[140:144], "little")  # File Meta Information Group Length, PS3.10 7.1
-    if DeflatedExplicitVRLittleEndian.encode() not in data[: max(start, 2**16)]:
-        return
-    inflater, size, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, data[start:]
-    while rest and size <= largest:
-        with translated("Inflating the data set"):
-            size += len(inflater.decompress(rest, 2**20))
-        rest = inflater.unconsumed_tail
-    if size > largest:
-        raise NotScorable(Reason.TOO_LARGE, f"The deflated data set has more than {largest} bytes")
-
-
 def _read_dataset(
-    header: Dataset, content: Dataset | bytes, rules: Eligibility | None, limit: int, size: int | None
+    header: Dataset, content: Dataset | Part10, rules: Eligibility | None, limit: int, size: int | None
 ) -> Radiograph:
-    view = None if rules is None else check(header, rules)
-    image = image_pixel(header, limit)
-    with translated("Reading the data set"):
-        if isinstance(content, bytes):
-            _add_pixels(header, dcmread(BytesIO(content)))
-    return Radiograph(_render(header, image, size)[np.newaxis], view, told(header))
+    with translated("Reading the tags"):
+        view = None if rules is None else check(header, rules)
+        turn_upright = turn(header)
+        image = image_pixel(header, limit)
+        age = told(header)
+    if isinstance(content, Part10):
+        _add_pixels(header, content.pixels(image.native_bytes))
+    with translated("Rendering the image"):
+        grey = turn_upright.applied(_render(header, image, size))
+    return Radiograph(np.ascontiguousarray(grey)[np.newaxis], view, age, turn_upright)
 
 
-def _add_pixels(header: Dataset, whole: Dataset) -> None:
+def _add_pixels(header: Dataset, rest: Dataset) -> None:
     """Add nothing but the pixels: what stands behind them was not judged, and must not count."""
-    for tag in whole.group_dataset(0x7FE0).keys():  # noqa: SIM118 - iterating a data set decodes its elements
-        header[tag] = whole.get_item(tag)
+    for tag in rest.group_dataset(0x7FE0).keys():  # noqa: SIM118 - iterating a data set decodes its elements
+        header[tag] = rest.get_item(tag)
 
 
 def _render(ds: Dataset, image: ImagePixel, size: int | None) -> Grey:
@@ -164,22 +181,22 @@ def _render(ds: Dataset, image: ImagePixel, size: int | None) -> Grey:
     return to_grey(ds, stored_values(ds, image), size)
 
 
-def _read_picture(data: bytes, limit: int, size: int | None) -> Grey:
+def _read_picture(data: bytes, limit: int, size: int | None) -> Radiograph:
     try:
         with translated("Reading the picture"), Image.open(BytesIO(data), formats=("JPEG", "PNG")) as image:
             whole = image.height, image.width
-            if image.width * image.height > limit:
-                raise NotScorable(Reason.TOO_LARGE, f"{image.height} x {image.width} pixels")
+            if image.width * image.height * len(image.getbands()) > limit:
+                raise too_large(f"{image.height} x {image.width} x {len(image.getbands())} samples")
             sampling = WHOLE if size is None else draft(image, size)
-            grey = require_contrast(_picture_grey(ImageOps.exif_transpose(image)))
+            found = _EXIF_TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1), UPRIGHT)
+            grey = require_contrast(found.applied(_picture_grey(image)))
     except NotScorable as refusal:
         if isinstance(refusal.__cause__, Image.DecompressionBombError):
-            raise NotScorable(Reason.TOO_LARGE, "The picture is larger than Pillow allows") from refusal
+            raise too_large("The picture is larger than Pillow allows") from refusal
         raise
     if size is not None:
-        is_turned = -(-whole[0] // sampling.step) != len(grey)
-        grey = np.clip(resample(grey, size, whole[::-1] if is_turned else whole, sampling), 0, 1)
-    return grey[np.newaxis]
+        grey = np.clip(resample(grey, size, whole[::-1] if found.transposed else whole, sampling), 0, 1)
+    return Radiograph(np.ascontiguousarray(grey)[np.newaxis], view=None, turn=found)
 
 
 def _picture_grey(image: Image.Image) -> Grey:

@@ -24,14 +24,15 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from classifier.config import DecodeLimits, Eligibility
+from classifier.decoding.copies import Fingerprint, fingerprint
 from classifier.decoding.decode import Radiograph, read
 from classifier.errors import NotScorable, Reason
 
 READY, LOADED = b"ready", b"loaded"
 """What it says before it takes work, and when it has read a file."""
 
-Found: TypeAlias = Radiograph | NotScorable | tuple[int, str]
-"""What it answers: an image, whose pixels follow; a refusal; or errno and text of an unreadable file."""
+Found: TypeAlias = Radiograph | Fingerprint | NotScorable | tuple[int, str]
+"""What it answers: an image, whose pixels follow; a fingerprint; a refusal; or why a file is unreadable."""
 
 _ORPHAN_SECONDS = 5.0  # beyond the limit, after which the kernel ends what nobody else is left to end
 _MOST_GROWTH = 512 * 2**20  # bytes that it may have more than at its start before another takes its place
@@ -49,12 +50,15 @@ class Request(NamedTuple):
         As `classifier.decoding.decode.read` takes them.
     limits
         What decoding may take.
+    is_copy
+        Whether its fingerprint is wanted, and not the image.
     """
 
     path: Path
     rules: Eligibility | None = None
     size: int | None = None
     limits: DecodeLimits = DecodeLimits()
+    is_copy: bool = False
 
 
 def main(descriptor: int, parent: int) -> None:
@@ -90,6 +94,8 @@ def _decoded(request: Request, loaded: Callable[[], None]) -> Found:
 def _judged(file: _Watched, request: Request) -> Found:
     """Return the image or its refusal: whatever is raised once the file is read, the image provoked."""
     try:
+        if request.is_copy:
+            return fingerprint(file, (request.rules or Eligibility()).max_pixels)
         return read(file, request.rules, request.size)
     except Exception as error:
         if isinstance(error, OSError) and not file.was_read:

@@ -34,6 +34,7 @@ _LATE_SECONDS = 2.0  # at one image, before another process takes over the other
 _KEPT_SECONDS = 300.0  # that the outcome of a late image waits for being asked for again
 _CRASHES = 2  # at an image, until they are its fault and not that of whoever killed the process
 _MOST_LIVES = 5
+_END_SECONDS = 5.0
 
 
 class _Task(NamedTuple):
@@ -136,6 +137,7 @@ class _Slots:
         self._all = self._idle = self._late = 0
         self._has_large = self._is_closed = False
         self._processes: set[DecoderProcess] = set()
+        self._threads: set[threading.Thread] = set()
 
     def start(self) -> None:
         """Have all processes."""
@@ -155,9 +157,11 @@ class _Slots:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-            processes = [*self._processes]
+            processes, threads = [*self._processes], self._threads - {threading.current_thread()}
         for process in processes:
             process.kill()  # its thread does the rest
+        for thread in threads:
+            thread.join(_END_SECONDS)
 
     def _suffice(self) -> None:
         """Add a thread if there are fewer than may be and than there is work for."""
@@ -168,7 +172,9 @@ class _Slots:
     def _add(self) -> None:
         self._all += 1
         self._idle += 1
-        threading.Thread(target=self._serve, name="decoder", daemon=True).start()
+        thread = threading.Thread(target=self._serve, name="decoder", daemon=True)
+        self._threads.add(thread)
+        thread.start()
 
     def _serve(self) -> None:
         slot = _Slot(self._started, self._ended)
@@ -182,6 +188,8 @@ class _Slots:
                 break
             slot.start()
         slot.end()
+        with self._changed:
+            self._threads.discard(threading.current_thread())
 
     def _take(self) -> _Task | None:
         with self._changed:
@@ -280,6 +288,7 @@ class _Slot:
         if self._process is None:
             self._process = DecoderProcess()
             self._on_start(self._process)
+        self._process.wait_until_ready()
         return self._process
 
     def end(self) -> int | None:

@@ -6,8 +6,6 @@ whether the codestream has its end. Most JPEG decoders fill what a truncated str
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -15,9 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate, get_frame
+from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
     UID,
     ExplicitVRBigEndian,
     JPEG2000TransferSyntaxes,
@@ -25,23 +25,25 @@ from pydicom.uid import (
     JPEGExtended12Bit,
     JPEGLossless,
     JPEGLosslessSV1,
+    JPEGLSNearLossless,
     JPEGLSTransferSyntaxes,
     JPEGTransferSyntaxes,
     RLELossless,
 )
 
+from classifier.decoding.attributes import integer_of, name
+from classifier.decoding.bits import clipped, limits, require_no_wrap, stored_bits
 from classifier.decoding.codecs import decoded, native
-from classifier.decoding.codestream import has_end, j2k_header, jpeg_essence, jpeg_header
+from classifier.decoding.codestream import Codestream, has_end, jpeg_essence, jpeg_header
+from classifier.decoding.encapsulated import first_frame
+from classifier.decoding.jpeg2000 import bare_codestream, j2k_header, require_whole_j2k
+from classifier.decoding.refusal import contradiction, too_large, translated, unreadable
 from classifier.decoding.resample import WHOLE, Sampling
-from classifier.decoding.tags import integer, quote, text, values
-from classifier.errors import NotScorable, Reason
+from classifier.decoding.tags import quote, text, values
 
 _LOSSY_JPEG = {JPEGBaseline8Bit, JPEGExtended12Bit}
-_SELF_DESCRIBED = {
-    *JPEG2000TransferSyntaxes,
-    *JPEGLSTransferSyntaxes,
-}  # precision and sign are in the codestream
-_CODESTREAMS = {*JPEGTransferSyntaxes, *_SELF_DESCRIBED}
+_LOSSY = {*_LOSSY_JPEG, JPEGLSNearLossless, JPEG2000, HTJ2K}
+_CODESTREAMS = {*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes}
 # One decoder per transfer syntax, so that an image has the same pixels on every machine and in every year:
 # these are for colour, those in `codecs` for grey images.
 _PLUGINS: dict[str, str] = {
@@ -51,7 +53,13 @@ _PLUGINS: dict[str, str] = {
     **dict.fromkeys((JPEGLossless, JPEGLosslessSV1), "gdcm"),
     RLELossless: "pydicom",
 }
-_GREY = {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"}
+_SAMPLES = {
+    **dict.fromkeys(("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"), 1),
+    **dict.fromkeys(("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"), 3),
+}
+
+
+_MOST_PACKED = 64  # bytes of pixels for each of RLE (PS3.5 G.3.1): a run of 128 takes two
 
 
 class ImagePixel(NamedTuple):
@@ -65,6 +73,12 @@ class ImagePixel(NamedTuple):
     high_bit: int
     signed: bool
     photometric: str
+
+    @property
+    def native_bytes(self) -> int:
+        """Length of one frame that is not compressed."""
+        samples = 2 if self.photometric == "YBR_FULL_422" else self.samples
+        return self.rows * self.columns * samples * self.allocated // 8
 
 
 @dataclass(frozen=True)
@@ -101,27 +115,12 @@ class _Frame(NamedTuple):
     data: bytes
     syntax: UID
     image: ImagePixel
-    precision: int = 0  # of the codestream, where it has one
+    header: Codestream | None = None  # of a codestream that has one
+    is_lossy: bool = False
 
-
-@contextmanager
-def translated(action: str) -> Iterator[None]:
-    """Turn whatever a decoder library raises on bad input into `NotScorable`.
-
-    Parsers and codecs raise nearly everything (struct.error, IndexError, RuntimeError, MemoryError for a
-    corrupt length, SyntaxError for a broken PNG), and the list changes with their versions.
-    """
-    try:
-        yield
-    except NotScorable:
-        raise
-    except Exception as error:
-        raise NotScorable(Reason.UNREADABLE, f"{action} failed with {type(error).__name__}") from error
-
-
-def unreadable(detail: str) -> NotScorable:
-    """Return the refusal of an image that cannot be read."""
-    return NotScorable(Reason.UNREADABLE, detail)
+    @property
+    def precision(self) -> int:
+        return self.header.precision if self.header else 0
 
 
 def image_pixel(ds: Dataset, max_pixels: int) -> ImagePixel:
@@ -130,26 +129,43 @@ def image_pixel(ds: Dataset, max_pixels: int) -> ImagePixel:
     Raises
     ------
     NotScorable
-        ``TOO_LARGE`` when the declared size is over `max_pixels`; ``UNREADABLE`` when an attribute is missing
-        or makes no sense.
+        ``TOO_LARGE`` when the declared size, of all samples, is over `max_pixels`; ``UNREADABLE`` when an
+        attribute is missing or makes no sense; ``CONTRADICTION`` when two do not go together.
     """
-    rows, columns = integer(ds, "Rows") or 0, integer(ds, "Columns") or 0
-    if rows < 1 or columns < 1:
-        raise unreadable("Rows or Columns is zero or missing")
-    if rows * columns > max_pixels:
-        raise NotScorable(Reason.TOO_LARGE, f"{rows} x {columns} pixels are over the limit of {max_pixels}")
+    rows, columns = (_required(ds, keyword, 1, 65535) for keyword in ("Rows", "Columns"))
     photometric = text(ds, "PhotometricInterpretation")
-    samples = integer(ds, "SamplesPerPixel") or (1 if photometric.startswith(("MONO", "PALETTE")) else 3)
-    if samples not in (1, 3):
-        raise unreadable(f"Samples per Pixel is {samples}")
-    allocated = integer(ds, "BitsAllocated") or 0
-    stored = integer(ds, "BitsStored") or allocated
-    high_bit = integer(ds, "HighBit")
-    high_bit = stored - 1 if high_bit is None else high_bit
-    if allocated not in (8, 16) or not 8 <= stored <= allocated or not stored - 1 <= high_bit < allocated:
-        raise unreadable(f"{stored} Bits Stored up to High Bit {high_bit} of {allocated} are not supported")
-    signed = integer(ds, "PixelRepresentation") == 1
-    return ImagePixel(rows, columns, samples, allocated, stored, high_bit, signed, photometric)
+    if photometric not in _SAMPLES:
+        raise unreadable(f"Photometric Interpretation {quote(photometric)} is not supported")
+    samples = integer_of(ds, "SamplesPerPixel", 1, 4) or _SAMPLES[photometric]
+    if rows * columns * samples > max_pixels:
+        raise too_large(f"{rows} x {columns} x {samples} samples are over the limit of {max_pixels}")
+    if samples != _SAMPLES[photometric]:
+        raise contradiction(
+            f"Samples per Pixel is {samples}, Photometric Interpretation {quote(photometric)}"
+        )
+    signed = _required(ds, "PixelRepresentation", 0, 1) == 1
+    if signed and samples > 1:
+        raise contradiction(f"Pixel Representation is 1, Photometric Interpretation {quote(photometric)}")
+    return ImagePixel(rows, columns, samples, *_bits(ds), signed, photometric)
+
+
+def _required(ds: Dataset, keyword: str, low: int, high: int) -> int:
+    value = integer_of(ds, keyword, low, high)
+    if value is None:
+        raise unreadable(f"{name(keyword)} is missing")
+    return value
+
+
+def _bits(ds: Dataset) -> tuple[int, int, int]:
+    """Return Bits Allocated, Bits Stored and High Bit."""
+    allocated, stored = (_required(ds, keyword, 1, 64) for keyword in ("BitsAllocated", "BitsStored"))
+    told = integer_of(ds, "HighBit", 0, 63)
+    high_bit = stored - 1 if told is None else told
+    if allocated not in (8, 16):
+        raise unreadable(f"{allocated} Bits Allocated are not supported")
+    if not stored - 1 <= high_bit < allocated:
+        raise contradiction(f"Bits Stored is {stored}, High Bit {high_bit}, Bits Allocated {allocated}")
+    return allocated, stored, high_bit
 
 
 def stored_values(ds: Dataset, image: ImagePixel, size: int | None = None) -> Stored:
@@ -172,14 +188,14 @@ def stored_values(ds: Dataset, image: ImagePixel, size: int | None = None) -> St
     """
     syntax = _transfer_syntax(ds)
     frame = (_judge_frame if syntax.is_encapsulated else _judge_length)(ds, syntax, image)
+    if frame.precision > image.stored:
+        size = None  # what may be above Bits Stored is cleared in the whole image alone
     with translated("Decoding the pixel data"):
-        if image.samples == 1 and image.photometric in _GREY and syntax != ExplicitVRBigEndian:
+        if image.samples == 1 and syntax != ExplicitVRBigEndian:
             stored = _grey(frame, image, size)
         else:
             stored = _colour(ds, frame, image)
-    if frame.syntax in _SELF_DESCRIBED:
-        return stored
-    return _clear_unused_bits(stored, frame.image)
+        return _within_bits(ds, stored, frame)
 
 
 def _transfer_syntax(ds: Dataset) -> UID:
@@ -201,7 +217,26 @@ def _grey(frame: _Frame, whole: ImagePixel, size: int | None) -> Stored:
     values, sampling = decoded(
         frame.data, frame.syntax, shape=shape, kind=kind, precision=frame.precision, size=size
     )
-    return Stored(values, image.photometric, whole, sampling)
+    if frame.header:
+        _judge_sign(values, frame.header, frame)
+    return Stored(values.view(f"{kind.kind}{values.itemsize}"), image.photometric, whole, sampling)
+
+
+def _judge_sign(values: NDArray[Any], header: Codestream, frame: _Frame) -> None:
+    """Refuse values whose sign is not certain: the codestream, as far as it has a sign, must agree."""
+    image, precision = frame.image, header.precision
+    if values.dtype.kind == "i":  # a signed codestream of JPEG 2000
+        is_certain = image.signed or values.min() >= 0
+    elif image.signed and (frame.syntax in JPEG2000TransferSyntaxes or precision < image.stored):
+        is_certain = values.max() < 2 ** (min(precision, image.stored) - 1)
+    else:
+        is_certain = True
+    if not is_certain:
+        sign = "signed" if values.dtype.kind == "i" else "unsigned"
+        raise contradiction(
+            f"Pixel Representation is {int(image.signed)} and Bits Stored {image.stored},"
+            f" but the codestream has {sign} values of {precision} bits"
+        )
 
 
 def _colour(ds: Dataset, frame: _Frame, whole: ImagePixel) -> Stored:
@@ -211,7 +246,7 @@ def _colour(ds: Dataset, frame: _Frame, whole: ImagePixel) -> Stored:
         "rows": image.rows,
         "columns": image.columns,
         "samples_per_pixel": image.samples,
-        "planar_configuration": integer(ds, "PlanarConfiguration") or 0,
+        "planar_configuration": integer_of(ds, "PlanarConfiguration", 0, 1) or 0,
         "bits_allocated": image.allocated,
         "bits_stored": image.stored,
         "pixel_representation": int(image.signed),
@@ -220,8 +255,7 @@ def _colour(ds: Dataset, frame: _Frame, whole: ImagePixel) -> Stored:
         "pixel_keyword": "PixelData",
         "pixel_vr": ds["PixelData"].VR,
     }
-    if frame.syntax not in _SELF_DESCRIBED:
-        options["correct_unused_bits"] = False  # pydicom's correction takes High Bit to be Bits Stored - 1
+    options["correct_unused_bits"] = False  # pydicom's correction takes High Bit to be Bits Stored - 1
     plugin = _PLUGINS.get(frame.syntax, "")
     data = encapsulate([frame.data]) if frame.syntax.is_encapsulated else frame.data
     values, properties = get_decoder(frame.syntax).as_array(data, index=0, decoding_plugin=plugin, **options)
@@ -229,46 +263,70 @@ def _colour(ds: Dataset, frame: _Frame, whole: ImagePixel) -> Stored:
     return Stored(native_order, str(properties["photometric_interpretation"]), whole)
 
 
-def _clear_unused_bits(stored: Stored, image: ImagePixel) -> Stored:
+def _within_bits(ds: Dataset, stored: Stored, frame: _Frame) -> Stored:
     """Drop what older objects keep above High Bit, such as overlays, and restore the sign (PS3.5 8.1.1)."""
-    width = stored.values.itemsize * 8
-    above, unused = width - 1 - image.high_bit, width - image.stored
-    if unused <= 0 or above < 0 or (above == unused and _fits(stored, image)):
+    image, values = frame.image, stored.values
+    low, high = limits(image.stored, image.signed)
+    is_aligned = image.high_bit == image.stored - 1
+    if is_aligned and low <= stored.range[0] and stored.range[1] <= high:
+        if image.signed and _spans_both_signs(stored.range, high):
+            require_no_wrap(values, values, image.stored, signed=True)
         return stored
-    return replace(stored, values=np.right_shift(np.left_shift(stored.values, above), unused))
+    if frame.is_lossy:
+        return replace(stored, values=clipped(values, image.stored, image.signed))
+    read = stored_bits(values, image.stored, image.high_bit)
+    if is_aligned:
+        require_no_wrap(values, read, image.stored, image.signed)
+    _judge_padding(ds, read, image)
+    return replace(stored, values=read)
 
 
-def _fits(stored: Stored, image: ImagePixel) -> bool:
-    lowest = -(2 ** (image.stored - 1)) if image.signed else 0
-    return lowest <= stored.range[0] and stored.range[1] < lowest + 2**image.stored
+def _spans_both_signs(found: tuple[int, int], high: int) -> bool:
+    """Tell whether these may be unsigned values, the upper half of which was taken for negative."""
+    return found[0] < -high // 2 and found[1] > high // 2
+
+
+def _judge_padding(ds: Dataset, read: NDArray[Any], image: ImagePixel) -> None:
+    """Refuse a Pixel Padding Value that no stored value can have, where there was more in the cells."""
+    value = integer_of(ds, "PixelPaddingValue", -(2**15), 2**16 - 1)
+    low, high = limits(image.stored, image.signed)
+    if value is not None and not low <= int(np.array(value).astype(read.dtype)) <= high:
+        raise contradiction(f"Pixel Padding Value is {value}, Bits Stored {image.stored}")
 
 
 def _judge_length(ds: Dataset, syntax: UID, image: ImagePixel) -> _Frame:
     """Compare the length of native Pixel Data with what the attributes declare."""
-    samples = 2 if image.photometric == "YBR_FULL_422" else image.samples
-    expected = image.rows * image.columns * samples * image.allocated // 8
+    expected = image.native_bytes
     actual = len(ds.PixelData)
     if actual < expected:
         raise unreadable(f"Pixel Data has {actual} bytes where {expected} are declared")
     if actual >= 2 * expected:
         raise unreadable(f"Pixel Data has {actual} bytes, more than one frame of {expected}")
+    if actual - expected > expected // image.rows and any(ds.PixelData[expected:]):
+        raise contradiction(
+            f"Pixel Data has {actual} bytes where {image.rows} x {image.columns} pixels need {expected}"
+        )
     return _Frame(ds.PixelData, syntax, image)
 
 
 def _judge_frame(ds: Dataset, syntax: UID, image: ImagePixel) -> _Frame:
     """Judge the compressed frame before a decoder sees it; return how to decode it."""
     with translated("Reading the encapsulated frame"):
-        frame = get_frame(ds.PixelData, 0, number_of_frames=1)
+        frame = first_frame(ds.PixelData)
+    cells = image.rows * image.columns * image.samples * image.allocated // 8
     if syntax in _CODESTREAMS:
         return _judge_codestream(frame, syntax, image)
-    bound = 1024 + 2 * image.rows * image.columns * image.samples * image.allocated // 8
-    if syntax == RLELossless and len(frame) > bound:
-        raise unreadable(f"The RLE frame has {len(frame)} bytes, more than its pixels can need")
+    if syntax == RLELossless and not cells // _MOST_PACKED <= len(frame) <= 1024 + 2 * cells:
+        raise unreadable(f"The RLE frame has {len(frame)} bytes for {cells} bytes of pixels")
     return _Frame(frame, syntax, image)
 
 
 def _judge_codestream(frame: bytes, syntax: UID, image: ImagePixel) -> _Frame:
-    header = j2k_header(frame) if syntax in JPEG2000TransferSyntaxes else jpeg_header(frame)
+    if syntax in JPEG2000TransferSyntaxes:
+        frame = bare_codestream(frame)
+        header = j2k_header(frame)
+    else:
+        header = jpeg_header(frame)
     if header is None:
         raise unreadable("The compressed frame does not start with a header of its transfer syntax")
     if header[:3] != (image.rows, image.columns, image.samples):
@@ -276,21 +334,32 @@ def _judge_codestream(frame: bytes, syntax: UID, image: ImagePixel) -> _Frame:
             f"The compressed frame is {header.rows} x {header.columns} x {header.samples} where"
             f" {image.rows} x {image.columns} x {image.samples} are declared"
         )
-    if not 2 <= header.precision <= image.allocated:
+    if not 1 <= header.precision <= image.allocated:
         raise unreadable(f"The compressed frame has {header.precision} bits in {image.allocated} allocated")
+    if image.high_bit >= max(header.precision, image.stored):
+        raise contradiction(f"High Bit is {image.high_bit}, but the codestream has {header.precision} bits")
+    if len(frame) < header.least_bytes:
+        raise unreadable(f"The compressed frame has {len(frame)} bytes, too few for its pixels")
     if not has_end(frame):
         raise unreadable("The compressed frame is truncated: it has no end marker")
-    if syntax in _SELF_DESCRIBED:
-        return _Frame(frame, syntax, image, header.precision)
-    return _judge_jpeg(frame, syntax, image, header.precision)
+    if syntax in JPEG2000TransferSyntaxes:
+        require_whole_j2k(frame)
+    if syntax in JPEGTransferSyntaxes:
+        return _judge_jpeg(frame, syntax, image, header)
+    return _Frame(frame, syntax, image, header, syntax in _LOSSY)
 
 
-def _judge_jpeg(frame: bytes, syntax: UID, image: ImagePixel, precision: int) -> _Frame:
-    if syntax in _LOSSY_JPEG and precision == 8:
-        bits = image._replace(allocated=8, stored=8, high_bit=7)
-        return _Frame(frame, syntax, bits, precision)
+def _judge_jpeg(frame: bytes, syntax: UID, image: ImagePixel, header: Codestream) -> _Frame:
+    if syntax in _LOSSY_JPEG:
+        if header.precision < image.stored:
+            raise contradiction(
+                f"Bits Stored is {image.stored}, the lossy codestream has {header.precision} bits"
+            )
+        if header.precision == 8:  # in cells of 8 bits
+            bits = image._replace(allocated=8, stored=min(8, image.stored), high_bit=min(8, image.stored) - 1)
+            return _Frame(frame, syntax, bits, header, is_lossy=True)
     essence = jpeg_essence(frame)
     if essence is None:
         raise unreadable("The JPEG frame has a malformed or unexpected marker segment")
     # pydicom keeps 12-bit JPEG from GDCM, which decodes it well; GDCM takes the process from the codestream.
-    return _Frame(essence, JPEGLossless, image, precision)
+    return _Frame(essence, JPEGLossless, image, header, syntax in _LOSSY)

@@ -243,16 +243,17 @@ def _of_modifier(value: str, scheme: str, meaning: str) -> str | None:
 def _plane(header: Dataset) -> Iterator[Statement]:
     """Yield the plane that Patient Orientation tells (PS3.3 C.7.6.1.1.1).
 
-    Rows along the patient's left-right axis mean a frontal image, along anterior-posterior a lateral one.
+    A side along the patient's left-right axis means a frontal image, along anterior-posterior a lateral one.
+    Which way up it lies is for `orientation` to tell.
     """
     directions = [plain(value) for value in values(header, "PatientOrientation")]
     if len(directions) != 2 or not all(directions):
         return
-    row, column = directions[0][0], directions[1][0]
+    across, along = sorted(directions, key=lambda direction: direction[0] in "FH")  # also of a turned image
     means = None
-    if row in "LR" and column in "FH":
-        means = "frontal" if not set(directions[0]) & set("AP") else "lateral"
-    elif {row, column} & set("AP"):
+    if across[0] in "LR" and along[0] in "FH":
+        means = "frontal" if not set(across) & set("AP") else "lateral"
+    elif {across[0], along[0]} & set("AP"):
         means = "lateral"
     if means:
         yield Statement("PatientOrientation", "/".join(directions), means)

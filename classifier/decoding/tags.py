@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
@@ -19,6 +20,9 @@ from pydicom.tag import BaseTag, Tag
 from classifier.decoding.quiet import silence_warnings
 
 _SHORT = 64  # characters of a text that is kept to be looked up
+_PIXEL_DATA = 0x7FE00010
+_LONG, _LONGEST = 2**14, 2**21  # bytes of a value; a lookup table has 2**17
+_MOST_ITEMS = 1000
 
 
 class Code(NamedTuple):
@@ -69,6 +73,14 @@ def _plain(raw: str) -> str:
     return " ".join(unicodedata.normalize("NFC", kept).upper().split())
 
 
+def number_or_text(value: object) -> float | str:
+    """Return a value as a number where it is one, else as `plain` does."""
+    try:
+        return float(str(value))
+    except ValueError:
+        return plain(value)
+
+
 def numbers(ds: Dataset, keyword: str) -> list[float]:
     """Return the values of an attribute that are numbers."""
     found = []
@@ -81,9 +93,9 @@ def numbers(ds: Dataset, keyword: str) -> list[float]:
 
 
 def integer(ds: Dataset, keyword: str) -> int | None:
-    """Return the first value of an attribute when it is an integer, else ``None``."""
+    """Return the first value of an attribute when it is an integer of at most 32 bits, else ``None``."""
     number = next(iter(numbers(ds, keyword)), None)
-    return int(number) if number is not None and number.is_integer() else None
+    return int(number) if number is not None and number.is_integer() and abs(number) < 2**32 else None
 
 
 def items(ds: Dataset, keyword: str) -> list[Dataset]:
@@ -114,9 +126,37 @@ def _tag(keyword: str) -> BaseTag:
     return Tag(keyword)
 
 
+def parsed(ds: Dataset, keyword: str) -> Any:
+    """Return the value of an attribute as pydicom parses it, ``None`` when it is missing.
+
+    Raises
+    ------
+    ValueError
+        When it is longer than any that this package asks for; parsing it could take minutes.
+    Exception
+        Of nearly any kind, for bytes that make no value.
+    """
+    tag = _tag(keyword)
+    if tag not in ds:
+        return None
+    if tag != _PIXEL_DATA:
+        _bound(ds.get_item(tag))
+    return ds[tag].value
+
+
+def _bound(element: Any) -> None:
+    raw = element.value if isinstance(element, RawDataElement) else None
+    if raw is not None and len(raw) > _LONG and (len(raw) > _LONGEST or _count_items(raw) > _MOST_ITEMS):
+        raise ValueError(f"{len(raw)} bytes")
+
+
+def _count_items(raw: bytes) -> int:
+    """Count what looks like an item tag (FFFE,E000), in either byte order."""
+    return raw.count(b"\xfe\xff\x00\xe0") + raw.count(b"\xff\xfe\xe0\x00")
+
+
 def _parsed(ds: Dataset, keyword: str) -> Any:
     try:
-        tag = _tag(keyword)
-        return ds[tag].value if tag in ds else None
+        return parsed(ds, keyword)
     except Exception:  # noqa: BLE001 - pydicom parses an element here, and raises nearly anything for bad bytes
         return None

@@ -19,11 +19,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from classifier.decoding import decoder
+from classifier.decoding.copies import Fingerprint
 from classifier.decoding.decode import Radiograph
 from classifier.decoding.decoder import LOADED, READY, Request, needs_more
 from classifier.errors import NotScorable, Reason
 
-Outcome: TypeAlias = Radiograph | NotScorable | OSError
+Outcome: TypeAlias = Radiograph | Fingerprint | NotScorable | OSError
 
 _START_SECONDS = 120.0
 _READ_SECONDS = 60.0  # for a file; longer, it is as one that cannot be read
@@ -67,9 +68,19 @@ class DecoderProcess:
                 env=_environment(),
             )
         self._connection = Connection(ours.detach())
+        self._is_ready = False
+
+    def wait_until_ready(self) -> None:
+        """Return when it can be given a file; ends it if it never can.
+
+        Raises
+        ------
+        OSError
+        """
         with suppress(EOFError, OSError):
-            if self._next(_START_SECONDS) == READY:
-                return
+            self._is_ready = self._is_ready or self._next(_START_SECONDS) == READY
+        if self._is_ready:
+            return
         self.end()
         raise ChildProcessError(errno.ECHILD, "A process that decodes cannot be started")
 
@@ -146,7 +157,8 @@ class DecoderProcess:
                 if pixels.size:
                     self._connection.recv_bytes_into(pixels.data.cast("B"))
                 return replace(found, pixels=pixels)
-            return found if isinstance(found, NotScorable) else OSError(*found, str(path))
+            is_whole = isinstance(found, NotScorable | Fingerprint)
+            return found if is_whole else OSError(*found, str(path))
         except (EOFError, OSError):
             raise
         except Exception as error:

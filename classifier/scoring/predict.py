@@ -11,6 +11,7 @@ import torch
 
 from classifier.config import SHIPPED_MODEL, DecodeLimits, Eligibility, UnknownAge
 from classifier.decoding.ages import Age
+from classifier.decoding.copies import Fingerprint
 from classifier.device import choose_device
 from classifier.errors import CheckpointError, NotScorable, Reason
 from classifier.model.checkpoint import Checkpoint, load
@@ -166,6 +167,12 @@ class Predictor:
             In the order of `sources`; `StillDecoding` is to be asked for again.
         """
         return self._answers(self._prepare(sources, _PATIENCE_SECONDS))
+
+    def fingerprints(
+        self, sources: Sequence[Path]
+    ) -> list[Fingerprint | NotScorable | OSError | StillDecoding]:
+        """Return what tells the pixels of files from those of others, or why not, as `attempt` does."""
+        return self._prepare.fingerprints(sources, _PATIENCE_SECONDS)
 
     def start(self) -> None:
         """Start the processes that decode, before there is work for them."""

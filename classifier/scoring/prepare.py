@@ -10,6 +10,8 @@ import torch
 
 from classifier.config import DecodeLimits, Eligibility
 from classifier.decoding.ages import Age
+from classifier.decoding.copies import Fingerprint
+from classifier.decoding.decode import Radiograph
 from classifier.decoding.decoders import Decoders, Outcome, Request
 from classifier.errors import NotScorable
 from classifier.model.transforms import Chain
@@ -83,9 +85,27 @@ class Preparation:
         outcomes = self._decoders.decode(requests, patience)
         return [self._transformed(outcome) for outcome in outcomes]
 
+    def fingerprints(
+        self, sources: Sequence[Path], patience: float | None = None
+    ) -> list[Fingerprint | NotScorable | OSError | StillDecoding]:
+        """Return what tells the pixels of files from those of others; other outcomes as of `__call__`."""
+        requests = [Request(source, self._rules, None, self._limits, is_copy=True) for source in sources]
+        outcomes = self._decoders.decode(requests, patience)
+        return [_fingerprint(outcome) for outcome in outcomes]
+
     def _transformed(self, outcome: Outcome | None) -> Ready | NotScorable | OSError | StillDecoding:
         if outcome is None:
             return StillDecoding()
         if isinstance(outcome, NotScorable | OSError):
             return outcome
+        if isinstance(outcome, Fingerprint):
+            raise TypeError("An image was asked for")
         return Ready(self._chain(outcome.pixels, start=1), outcome.view, outcome.age)
+
+
+def _fingerprint(outcome: Outcome | None) -> Fingerprint | NotScorable | OSError | StillDecoding:
+    if outcome is None:
+        return StillDecoding()
+    if isinstance(outcome, Radiograph):
+        raise TypeError("A fingerprint was asked for")
+    return outcome

@@ -1,7 +1,7 @@
 """The values of Specific Character Set (0008,0005), and what senders write instead of them.
 
 One table for reception, rows and reports: a term that is only misspelt is read as the one that was meant; an
-unknown one stays unknown, and nothing is guessed but UTF-8, which other text hardly ever resembles.
+unknown one stays unknown. Where none is declared, text is UTF-8 or else ISO_IR 100, as most readers take it.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ _SEPARATORS = re.compile(r"[\W_]+")
 
 def parsed(declared: bytes) -> Terms:
     """Return the values of Specific Character Set as they are written; none where it is empty."""
-    value = declared.rstrip(b" \0")
-    return tuple(term.strip(" \0") for term in value.decode("latin-1").split("\\")) if value else ()
+    terms = tuple(term.strip(" \0") for term in declared.decode("latin-1").split("\\"))
+    return terms if any(terms) else ()
 
 
 def mended(terms: Terms) -> Terms:
@@ -73,6 +73,20 @@ def are_known(terms: Terms) -> bool:
 def can_hold_8_bits(terms: Terms) -> bool:
     """Whether text beyond ASCII has a meaning under these terms."""
     return not (EIGHT_BIT | JAPANESE).isdisjoint(terms)
+
+
+def assumed(*texts: bytes) -> Terms:
+    """Return the character set of text for which none is declared; none where all of it is ASCII.
+
+    Parameters
+    ----------
+    texts
+        The first one beyond ASCII decides.
+    """
+    text = next((text for text in texts if not text.isascii()), None)
+    if text is None:
+        return ()
+    return ("ISO_IR 192",) if is_utf8(text) else ("ISO_IR 100",)
 
 
 def is_utf8(text: bytes) -> bool:

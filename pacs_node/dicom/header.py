@@ -25,13 +25,19 @@ from pacs_node.dicom import character_sets
 from pacs_node.dicom.part10 import LARGEST_META, data_set_offset, first_group
 from pacs_node.errors import UnreadableHeader
 
+IDENTIFYING = (0x00080050, 0x00100010, 0x00100020)
+"""The texts of an object's row, which decide how text is read where no character set is declared."""
+
 _MOST_INFLATED = 64 * 2**20  # bytes; a header is far smaller
+_MOST_READS = 150_000  # two or three for each element; 1,000 frames with all their attributes need fewer
 _MOST_VALUE = 2**20  # bytes; what is longer stays in the file until it is asked for
 _PIXEL_DATA = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _UID = re.compile(r"[0-9.]{1,64}")
 _MOST_LENGTHS = {
     "patient_id": 64,
+    "issuer_of_patient_id": 64,
     "patient_name": 324,
+    "patient_birth_date": 64,
     "accession_number": 64,
     "study_date": 64,
     "modality": 16,
@@ -45,12 +51,15 @@ _SCANNED = {
     0x00080060: "modality",
     0x00100010: "patient_name",
     0x00100020: "patient_id",
+    0x00100021: "issuer_of_patient_id",
+    0x00100030: "patient_birth_date",
     0x00185101: "view_position",
     0x0020000D: "study_instance_uid",
     0x0020000E: "series_instance_uid",
 }
 _CHARACTER_SET = 0x00080005
-_TEXTS = (0x00080050, 0x00100010, 0x00100020)
+_DATES = ("study_date", "patient_birth_date")
+_C1 = re.compile(r"[\x80-\x9f]")
 _DATE_LENGTH = 8  # YYYYMMDD, and the column of the database
 _FIRST_GROUP = 0x0008  # of a data set; what is below belongs to commands, file meta information and DICOMDIR
 _ASCII_INSIDE = {b"", b"ISO_IR 6", b"ISO_IR 100", b"ISO_IR 192"}  # character sets
@@ -72,7 +81,9 @@ class Identity:
     series_instance_uid: str
     study_instance_uid: str
     patient_id: str
+    issuer_of_patient_id: str
     patient_name: str
+    patient_birth_date: str
     accession_number: str
     study_date: str
     modality: str
@@ -113,14 +124,16 @@ def identity(header: Dataset) -> Identity:
     UnreadableHeader
         When one of the four UIDs is missing or holds other characters than digits and dots.
     """
-    header = readable(header, _TEXTS)
+    header = readable(header, IDENTIFYING)
     return Identity(
         sop_class_uid=_uid(header, "SOPClassUID"),
         sop_instance_uid=_uid(header, "SOPInstanceUID"),
         series_instance_uid=_uid(header, "SeriesInstanceUID"),
         study_instance_uid=_uid(header, "StudyInstanceUID"),
         patient_id=text(header, "PatientID", _MOST_LENGTHS["patient_id"]),
+        issuer_of_patient_id=text(header, "IssuerOfPatientID", _MOST_LENGTHS["issuer_of_patient_id"]),
         patient_name=text(header, "PatientName", _MOST_LENGTHS["patient_name"]),
+        patient_birth_date=date_text(text(header, "PatientBirthDate", _MOST_LENGTHS["patient_birth_date"])),
         accession_number=text(header, "AccessionNumber", _MOST_LENGTHS["accession_number"]),
         study_date=date_text(text(header, "StudyDate", _MOST_LENGTHS["study_date"])),
         modality=text(header, "Modality", _MOST_LENGTHS["modality"]),
@@ -196,7 +209,7 @@ def _scanned(found: Mapping[str, bytes]) -> Identity | None:
             values[name] = plain.rstrip("\0 ")
             if not _UID.fullmatch(values[name]):
                 return None
-    return Identity(**values | {"study_date": date_text(values["study_date"])})
+    return Identity(**values | {name: date_text(values[name]) for name in _DATES})
 
 
 def text(header: Dataset, keyword: str, most: int) -> str:
@@ -230,8 +243,9 @@ def date_text(value: str) -> str:
 def readable(header: Dataset, tags: Collection[int]) -> Dataset:
     """Return a data set whose texts can be read: with the character set that its sender meant.
 
-    A misspelt Specific Character Set is put right. Text beyond ASCII under an unknown one, or under none, is
-    read where it is UTF-8; elsewhere each byte that nobody can read is shown as U+FFFD.
+    A misspelt Specific Character Set is put right. Text beyond ASCII is read as UTF-8 where it is that and no
+    known character set is declared; as ISO_IR 100 where none at all is declared; elsewhere each byte that
+    nobody can read is shown as U+FFFD.
 
     Parameters
     ----------
@@ -257,8 +271,15 @@ def readable(header: Dataset, tags: Collection[int]) -> Dataset:
         changed[_CHARACTER_SET] = DataElement(_CHARACTER_SET, "CS", list(terms))
         return changed
     for tag, value in texts.items():
-        changed[tag] = DataElement(tag, dictionary_VR(tag), value.rstrip(b" \0").decode("ascii", "replace"))
+        legible = _legible(value.rstrip(b" \0"), is_declared=bool(declared))
+        changed[tag] = DataElement(tag, dictionary_VR(tag), legible)
     return changed
+
+
+def _legible(value: bytes, *, is_declared: bool) -> str:
+    if is_declared:
+        return value.decode("ascii", "replace")
+    return _C1.sub("\N{REPLACEMENT CHARACTER}", value.decode("latin-1"))
 
 
 def _raw(header: Dataset, tag: int) -> bytes | None:
@@ -307,12 +328,31 @@ class _Order:
         return False
 
 
-def _read(path: Path, file: BinaryIO) -> Dataset:
+class _Budgeted:
+    """A file of which only so much is read: to parse a few megabytes of empty elements takes minutes."""
+
+    def __init__(self, file: BinaryIO | BytesIO) -> None:
+        self._file = file
+        self._left = _MOST_READS
+
+    def read(self, size: int = -1) -> bytes:
+        """Read, as long as that is not done too often."""
+        self._left -= 1
+        if self._left < 0:
+            raise UnreadableHeader("The header has too many elements")
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _read(path: Path, opened: BinaryIO) -> Dataset:
     order = _Order()
+    file: Any = _Budgeted(opened)
     if _may_be_deflated(path):
         syntax, start = data_set_offset(path)
         if syntax == DeflatedExplicitVRLittleEndian:
-            inflated = _inflated(path, start)
+            inflated: Any = _Budgeted(_inflated(path, start))
             header = read_dataset(inflated, False, True, stop_when=order)
             _require_no_contradiction(order, inflated, 0, (False, True))
             return header

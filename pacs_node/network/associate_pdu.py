@@ -194,7 +194,7 @@ def _user_information(items: Collection[tuple[int, bytes]]) -> UserInformation:
 
 
 def _ae_title(value: bytes) -> str:
-    return _printable(value.replace(b"\\", b"?")) or NO_AE_TITLE
+    return _printable(value) or NO_AE_TITLE
 
 
 def _uid(value: bytes) -> str:
@@ -204,7 +204,7 @@ def _uid(value: bytes) -> str:
 
 def _printable(value: bytes) -> str:
     text = value.strip(b"\0 ").decode("ascii", "replace")
-    return "".join(c if " " <= c <= "~" else "?" for c in text)
+    return "".join(c if " " <= c <= "~" and c != "\\" else "?" for c in text)
 
 
 def _invalid(why: str) -> ProtocolError:

@@ -16,8 +16,10 @@ _causes: weakref.WeakKeyDictionary[Association, ProtocolError] = weakref.WeakKey
 
 def note_cause(association: Association, cause: ProtocolError) -> None:
     """Note why an association is about to end; the first cause counts."""
+    # Without its traceback, whose frames would keep the association for ever
+    bare = ProtocolError(str(cause), cause.source, cause.reason)
     with _lock:
-        _causes.setdefault(association, cause)
+        _causes.setdefault(association, bare)
 
 
 def noted_cause(association: Association) -> ProtocolError | None:
@@ -41,4 +43,4 @@ def why_aborted(association: Association) -> str:
         how = _ends.get(association)
     if association.dul.idle_timer_expired():
         return f"nothing came for {association.network_timeout:g} s ([receive] idle_seconds)"
-    return how or "the node stops"
+    return how or "the connection broke, or the node stops"

@@ -36,7 +36,6 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # m
 from classifier.config import PROJECTION_RADIOGRAPHS
 from classifier.decoding.quiet import silence_warnings
 from db.errors import DatabaseError
-from db.rows import Received
 from db.session import Database
 from pacs_node import log
 from pacs_node.commitment.scp import Provider
@@ -195,8 +194,7 @@ class Receiver:
             outcome = record(self._database, self._spool, new, quiet_seconds, keeping.result)
         finally:
             wait([keeping])  # who called removes what is not kept
-        write = _log.warning if outcome is Received.CONFLICT else _log.info
-        write("instance stored", outcome=outcome.value, study=found.study_instance_uid, bytes=size, **who)
+        _log.info("instance stored", outcome=outcome.value, study=found.study_instance_uid, bytes=size, **who)
 
     def _require_space(self) -> None:
         floor = self._settings.receive.min_free_mebibytes * 2**20

@@ -53,7 +53,9 @@ _LUNG = FindingSite(codes.LUNG)
 _STAND_IN = "1.2.3"  # highdicom validates UIDs; `_refer` then puts the source's own, which may not pass
 
 
-def content(images: Sequence[ImageResult], sources: Sequence[Source], node: ObserverDevice) -> Dataset:
+def content(
+    images: Sequence[ImageResult], sources: Sequence[Source], node: ObserverDevice, about: Source
+) -> Dataset:
     """Return the root content item.
 
     Parameters
@@ -64,6 +66,8 @@ def content(images: Sequence[ImageResult], sources: Sequence[Source], node: Obse
         The header of each of `images`, opened.
     node
         The device observer.
+    about
+        That of `sources` which says what procedure it was.
     """
     distinct = list({uid_of(source, "SOPInstanceUID"): source for source in reversed(sources)}.values())[::-1]
     report = MeasurementReport(
@@ -73,7 +77,7 @@ def content(images: Sequence[ImageResult], sources: Sequence[Source], node: Obse
         language_of_content_item_and_descendants=LanguageOfContentItemAndDescendants(codes.ENGLISH),
     )
     root: Dataset = report[0]
-    _report_procedures(root, procedure_codes(sources[0]))
+    _report_procedures(root, procedure_codes(about))
     root.ContentSequence.insert(len(root.ContentSequence) - 1, _image_library(distinct))
     root.ContentSequence.append(_answer(images, node))
     return root

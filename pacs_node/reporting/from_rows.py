@@ -20,6 +20,11 @@ DUPLICATE = NotScoredReason(
     "DUPLICATE_UID", "Another object came under the same UID before", failed=False, leaves_open=True
 )
 
+LOSSY = NotScoredReason(
+    "LOSSY_COPY", "Same UID, other pixels; one of the two is lossy", failed=False, leaves_open=True
+)
+
+_COPIES = {reason.code: reason for reason in (DUPLICATE, LOSSY)}
 
 _FAILED = NotScoredReason(
     "SCORING_FAILED", "Scoring failed, see the log of the node", failed=True, leaves_open=True
@@ -108,8 +113,8 @@ def stand_in_header(image: StoredInstance, patient: Dataset) -> Dataset:
 
 
 def _reason(code: str) -> NotScoredReason:
-    if code == DUPLICATE.code:
-        return DUPLICATE
+    if code in _COPIES:
+        return _COPIES[code]
     known = classifier_errors.Reason(code)
     leaves_open = known.bearing is Bearing.OPEN
     return NotScoredReason(known.value, known.meaning, failed=known.is_failure, leaves_open=leaves_open)

@@ -14,7 +14,7 @@ generator, a locale or a configuration.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -25,7 +25,7 @@ from pacs_node.errors import InvalidReport
 from pacs_node.reporting import codes
 from pacs_node.reporting.content_tree import content as content_tree
 from pacs_node.reporting.content_tree import uses_private_codes
-from pacs_node.reporting.encoding import parse, part10, put
+from pacs_node.reporting.encoding import encode, parse, part10, put
 from pacs_node.reporting.input import (
     SCHEMA,
     Algorithm,
@@ -58,6 +58,7 @@ __all__ = [
     "Predecessor",
     "as_class",
     "build",
+    "says_the_same",
 ]
 
 COMPREHENSIVE_3D_SR = str(Comprehensive3DSRStorage)
@@ -66,6 +67,10 @@ ENHANCED_SR = str(EnhancedSRStorage)
 REPORT_CLASSES = (COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, ENHANCED_SR)
 """The classes a report can have, the preferred one first."""
 
+_OF_THE_REVISION = (
+    *("SOPInstanceUID", "InstanceNumber", "ContentDate", "ContentTime"),
+    *("InstanceCreationDate", "InstanceCreationTime", "PredecessorDocumentsSequence"),
+)
 _SERIES_NUMBER = {COMPREHENSIVE_3D_SR: 9100, COMPREHENSIVE_SR: 9101, ENHANCED_SR: 9102}
 
 
@@ -85,16 +90,18 @@ def build(
     made_at: datetime,
     revision: int,
     predecessor: Predecessor | None,
+    *,
+    newest: int = 0,
+    taken: Collection[str] = (),
 ) -> EncodedReport:
     """Build the report of one study revision as Comprehensive 3D SR.
 
     Parameters
     ----------
     images
-        All images of the study so far, in the order they were received. Patient and Study attributes are the
-        first image's, also where a later one contradicts it. Two images with the same SOP Instance UID get a
-        measurement group each and one entry in the image library. The model of the last one is the observer;
-        each model that took part is in Contributing Equipment Sequence.
+        All images of the study so far, in the order they were received. Two images with the same SOP
+        Instance UID get a measurement group each and one entry in the image library. The model of the last
+        one is the observer; each model that took part is in Contributing Equipment Sequence.
     node
         The device that makes the report.
     made_at
@@ -104,6 +111,10 @@ def build(
         Instance Number (0020,0013), from 1.
     predecessor
         The report that this one supersedes.
+    newest
+        Which of `images` has the Patient and Study attributes that count; others may contradict it.
+    taken
+        SOP Instance UIDs of earlier revisions.
 
     Raises
     ------
@@ -116,12 +127,13 @@ def build(
     study = _study_of(sources)
     device = node.device_uid(images[-1].algorithm)
     series = uid("series", SCHEMA, study, device, node.purpose, COMPREHENSIVE_3D_SR)
-    report = patient_and_study(sources[0])
+    about = sources[newest]
+    report = patient_and_study(about)
     report.SOPClassUID = COMPREHENSIVE_3D_SR
     instance = _instance_uid(series, images, sources, node)
-    report.SOPInstanceUID = _corrected(instance, revision, predecessor)
+    report.SOPInstanceUID = _corrected(instance, revision, predecessor, taken)
     report.SeriesInstanceUID = series
-    zone = timezone_of(sources[0]) or node.timezone
+    zone = timezone_of(about) or node.timezone
     if zone:
         report.TimezoneOffsetFromUTC = zone
     when = made_at.astimezone(_zone(zone))
@@ -129,14 +141,34 @@ def build(
     _add_document(report, when, revision)
     report.ContentQualification = node.purpose
     report.CurrentRequestedProcedureEvidenceSequence = [_evidence(study, sources)]
-    if requested := requests(sources[0]):
+    if requested := requests(about):
         report.ReferencedRequestSequence = requested
     if predecessor is not None:
         report.PredecessorDocumentsSequence = [_predecessor_item(predecessor, study)]
     if uses_private_codes(images):
         report.CodingSchemeIdentificationSequence = [_private_scheme(node)]
-    report.update(content_tree(images, sources, node))
+    report.update(content_tree(images, sources, node, about))
     return _finished(report)
+
+
+def says_the_same(one: bytes, other: bytes) -> bool:
+    """Tell whether two revisions differ in nothing but their numbers, times and predecessors.
+
+    Raises
+    ------
+    InvalidReport
+        When either is no report of this node.
+    """
+    return _without_revision(one) == _without_revision(other)
+
+
+def _without_revision(content: bytes) -> bytes:
+    report = _parsed(content)
+    for keyword in _OF_THE_REVISION:
+        report.pop(keyword, None)
+    for item in report.get("ContributingEquipmentSequence", []):
+        item.pop("ContributionDateTime", None)
+    return encode(report)
 
 
 def as_class(content: bytes, sop_class_uid: str) -> EncodedReport:
@@ -207,11 +239,15 @@ def _instance_uid(
     return uid("report", series, outcomes)
 
 
-def _corrected(instance: str, revision: int, predecessor: Predecessor | None) -> str:
-    """Return another UID where only a score changed since `predecessor`.
+def _corrected(
+    instance: str, revision: int, predecessor: Predecessor | None, earlier: Collection[str]
+) -> str:
+    """Return another UID where only a score, a name or an order changed since an earlier revision.
 
     A PACS drops new content under a UID that it has.
     """
+    if instance in earlier:
+        return uid("correction", instance, revision)
     taken = {instance, *(uid("correction", instance, earlier) for earlier in range(1, revision))}
     if predecessor is not None and predecessor.sop_instance_uid in taken:
         return uid("correction", instance, revision)

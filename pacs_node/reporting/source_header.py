@@ -13,6 +13,7 @@ from datetime import date
 from typing import Any
 
 from pydicom.charset import encode_string, python_encoding
+from pydicom.datadict import keyword_for_tag, tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.valuerep import PersonName
@@ -22,6 +23,7 @@ from classifier.decoding.quiet import silence_warnings
 from pacs_node.dicom import character_sets
 from pacs_node.dicom.attributes import attribute
 from pacs_node.dicom.character_sets import JAPANESE, STAND_ALONE, Terms
+from pacs_node.dicom.header import IDENTIFYING
 
 _MOST = {"SH": 16, "LO": 64, "PN": 64}  # characters, PS3.5 6.2; for PN per component group
 
@@ -42,15 +44,18 @@ class Source:
         As pydicom read it, or as somebody made it.
     terms
         Values of Specific Character Set that hold where `item` has none of its own.
+    is_assumed
+        Whether nobody declared `terms`.
     """
 
-    def __init__(self, item: Dataset, terms: Terms = ()) -> None:
+    def __init__(self, item: Dataset, terms: Terms = (), *, is_assumed: bool = True) -> None:
         self.item = item
         self.terms = terms
-        own = self.value("SpecificCharacterSet").rstrip(b" \0")
-        self.declared = own
+        own = character_sets.parsed(self.value("SpecificCharacterSet"))
+        self.declared = self.value("SpecificCharacterSet").rstrip(b" \0") if own else b""
+        self.is_assumed = is_assumed and not own
         if own:
-            self.terms = character_sets.mended(character_sets.parsed(own))
+            self.terms = character_sets.mended(own)
 
     @property
     def is_declared_legally(self) -> bool:
@@ -86,9 +91,13 @@ class Source:
         """Return a value of any VR of bytes or text, or none where the VR forbids it."""
         vr = attribute(keyword).vr
         if vr in _MOST:
-            return legal_text(self.value(keyword).rstrip(b"\0"), vr, self.terms)
+            value = legal_text(self.value(keyword).rstrip(b"\0"), vr, self.terms)
+            return value if self._fits_assumption(value) else b""
         value = _MENDED.get(vr, bytes)(self.value(keyword).strip(b" \0"))
         return value if value.isascii() and _LEGAL[vr](value.decode()) else b""
+
+    def _fits_assumption(self, value: bytes) -> bool:
+        return not self.is_assumed or self.terms != ("ISO_IR 192",) or character_sets.is_utf8(value)
 
     def values(self, keyword: str) -> list[str]:
         """Return all values of CS or DS, or none where one of them is illegal."""
@@ -117,7 +126,16 @@ class Source:
         tag = attribute(keyword).tag
         if tag in self.item:
             for item in _sequence(self.item, tag):
-                yield Source(item, self.terms)
+                source = Source(item, self.terms, is_assumed=self.is_assumed)
+                if source.is_assumed:
+                    source.terms = character_sets.assumed(source.texts()) or self.terms
+                yield source
+
+    def texts(self, keywords: Iterable[str] | None = None) -> bytes:
+        """Return the texts among the attributes `keywords`, or of all that are known, joined."""
+        if keywords is None:
+            keywords = filter(tag_for_keyword, map(keyword_for_tag, self.item.keys()))
+        return b"".join(self.value(keyword) for keyword in keywords if attribute(keyword).vr in _MOST)
 
 
 def _is_multiple(value: object) -> bool:
@@ -185,9 +203,9 @@ def _without_empty_components(name: bytes, terms: Terms) -> bytes:
 def resolve_charset(header: Source, keywords: Iterable[str]) -> Source:
     """Return `header` with the character set that the report declares.
 
-    That is the declared one; one that is only misspelt is put right. Where no known one is declared but the
-    text is UTF-8, that is declared. Elsewhere the report says what the images say, bytes and declaration, so
-    that whoever reads the names of the images reads those of the report as well, or as badly.
+    That is the declared one; one that is only misspelt is put right. Where none is declared but the text goes
+    beyond ASCII, UTF-8 is declared if the text is that, else ISO_IR 100, and the bytes stay. Under an unknown
+    one, the report says what the images say, bytes and declaration, unless the text is UTF-8.
 
     Parameters
     ----------
@@ -196,7 +214,10 @@ def resolve_charset(header: Source, keywords: Iterable[str]) -> Source:
     keywords
         The attributes to copy.
     """
-    text = b"".join(header.value(keyword) for keyword in keywords if attribute(keyword).vr in _MOST)
+    text = header.texts(keywords)
+    if not header.declared:
+        terms = character_sets.assumed(header.texts(map(keyword_for_tag, IDENTIFYING)), text)
+        return _declare(header, "\\".join(terms).encode()) if terms else header
     if character_sets.are_known(header.terms):
         if header.terms != character_sets.parsed(header.declared):
             return _declare(header, "\\".join(header.terms).encode())

@@ -6,29 +6,35 @@ for whom is the business of `worker`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from io import BytesIO
 
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from sqlalchemy.orm import Session
 
 from db import queries
 from db.queue import Claimed, Kind
-from db.rows import NewReport, StoredInstance, StoredModel, StoredReport
+from db.rows import NewReport, StoredInstance
 from db.session import Database
 from pacs_node import log
 from pacs_node.config import Settings
-from pacs_node.dicom.header import read_header
+from pacs_node.dicom.header import Identity, identity, read_header
+from pacs_node.dicom.patient import Patient, is_same
 from pacs_node.errors import InvalidReport, UnreadableHeader
-from pacs_node.reporting.from_rows import image_result, is_reportable, settle_raw_images, stand_in_header
-from pacs_node.reporting.report import ObserverDevice, Predecessor, build
+from pacs_node.reporting.from_rows import image_result, settle_raw_images, stand_in_header
+from pacs_node.reporting.report import ObserverDevice, build, says_the_same
+from pacs_node.reporting.study_state import StudyState, newest_header
 from pacs_node.storage.spool import Spool
 from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled, retry_unreadable
 
 _log = log.get(__name__)
+
+PATIENTS_DIFFER = "PATIENTS_DIFFER"
+"""The images of a study name different patients, so that no report may go out under either name."""
 
 _LONGEST_PATIENCE = 60.0  # a report that waits for scores is woken by them; this is for when that went wrong
 
@@ -63,34 +69,81 @@ class ReportStage:
 
     def _report(self, job: Claimed) -> Outcome:
         with self._database.read() as session:
-            study = _StudyState(
+            study = StudyState(
                 id=job.ref,
                 uid=queries.study_uid(session, job.ref),
-                images=[*filter(is_reportable, queries.study_instances(session, job.ref))],
+                objects=queries.study_instances(session, job.ref),
                 last=queries.last_report(session, job.ref),
                 model=queries.newest_model(session),
             )
         if study.waits_for_scores:
             return Later(_LONGEST_PATIENCE, "Waits for scores")
-        if not study.images or (study.last is not None and study.last.images == study.stated):
-            return Done(_nothing)
         try:
-            new = self._build(study)
+            return self._judged(study) if study.images else Done(_nothing)
         except (InvalidReport, UnreadableHeader) as error:
             _log.error("report failed", study=study.uid, cause=str(error))
             return GivenUp(f"No report can be made: {error}")
         except OSError as error:
             return retry_unreadable(job, error)
+
+    def _judged(self, study: StudyState) -> Outcome:
+        if study.names_different_patients(self._patient_of):
+            return self._refused(study)
+        if study.is_stated:
+            return Done(partial(queries.clear_study_problem, study_id=study.id))
+        return self._made(study, self._build(study))
+
+    def _patient_of(self, one: StoredInstance) -> Patient:
+        """Return whom an object names; from its file where an earlier version did not keep all of it."""
+        if one.issuer_of_patient_id is None or one.patient_birth_date is None:
+            with suppress(FileNotFoundError):
+                return patient(identity(read_header(self._spool.path(one.digest))))
+        return patient(one)
+
+    def _refused(self, study: StudyState) -> GivenUp:
+        _log.error("patients differ", study=study.uid, objects=len(study.objects), revision=study.revision)
+        now = datetime.now(UTC)
+
+        def write(session: Session) -> None:
+            queries.record_study_problem(session, study.id, PATIENTS_DIFFER, now)
+            why = "Not sent: the images of its study name different patients"
+            queries.withdraw_reports(session, study.id, study.revision, now, why)
+
+        return GivenUp("No report is made: the images of the study name different patients", write)
+
+    def _made(self, study: StudyState, new: NewReport) -> Done:
+        """Record a report, unless the last one says the same, as after copies that differ in nothing."""
+        last = study.last
+        if last is not None:
+            with self._database.read() as session:
+                content = queries.report_content(session, last.id)
+            if says_the_same(new.content, content):
+                return Done(partial(_restate, study_id=study.id, report_id=last.id, images=study.stated))
+            if not is_same(patient_in(content), patient_in(new.content)):
+                _log.warning("patient corrected", study=study.uid, revision=new.revision)
+                return Done(partial(_replace, new=new))
         _log.info(
             "report made", study=study.uid, revision=new.revision, sop_instance_uid=new.sop_instance_uid
         )
-        return Done(partial(queries.add_report, new=new))
+        return Done(partial(_add, new=new))
 
-    def _build(self, study: _StudyState) -> NewReport:
+    def _build(self, study: StudyState) -> NewReport:
         made_at = datetime.now(UTC).replace(microsecond=0)
-        headers = self._headers(study.images)
-        images = [image_result(image, headers[image.id], study.model) for image in study.images]
-        report = build(settle_raw_images(images), self._node, made_at, study.revision, study.predecessor)
+        found = self._found(study.images)
+        newest = newest_header(study.images, [*found])
+        patient_and_study = found[study.images[newest].id]
+        headers = (found.get(one.id) or stand_in_header(one, patient_and_study) for one in study.images)
+        images = [image_result(*pair, study.model) for pair in zip(study.images, headers, strict=True)]
+        taken = study.last.earlier_uids if study.last else ()
+        report = build(
+            settle_raw_images(images),
+            self._node,
+            made_at,
+            study.revision,
+            study.predecessor,
+            newest=newest,
+            taken=taken,
+        )
         return NewReport(
             study_id=study.id,
             revision=study.revision,
@@ -104,48 +157,50 @@ class ReportStage:
             give_up_at=made_at + self._give_up_after,
         )
 
-    def _headers(self, images: Sequence[StoredInstance]) -> dict[int, Dataset]:
-        """Read the headers of a study; for a file that was lost, take what the database knows of it."""
+    def _found(self, images: Sequence[StoredInstance]) -> dict[int, Dataset]:
+        """Read the headers of a study, all but those of files that were lost."""
         found: dict[int, Dataset] = {}
         for image in images:
             with suppress(FileNotFoundError):
                 found[image.id] = read_header(self._spool.path(image.digest))
         if not found:
             raise InvalidReport("all files of the study are missing from the spool")
-        patient = found[min(found)]
-        return {image.id: found.get(image.id) or stand_in_header(image, patient) for image in images}
+        return found
 
 
-@dataclass(frozen=True)
-class _StudyState:
-    """A study as the database has it at one moment."""
+def patient(named: StoredInstance | Identity) -> Patient:
+    """Return whom a row or a header names."""
+    return Patient(
+        named.patient_id,
+        named.issuer_of_patient_id or "",
+        named.patient_name,
+        named.patient_birth_date or "",
+    )
 
-    id: int
-    uid: str
-    images: Sequence[StoredInstance]
-    last: StoredReport | None
-    model: StoredModel | None
 
-    @property
-    def waits_for_scores(self) -> bool:
-        return any(image.score is None and image.job_state == "ready" for image in self.images)
+def patient_in(content: bytes) -> Patient:
+    """Return whom a report names."""
+    return patient(identity(dcmread(BytesIO(content))))
 
-    @property
-    def stated(self) -> frozenset[tuple[int, int | None]]:
-        """What a report made now states; no score where its job was given up."""
-        return frozenset((image.id, image.score.id if image.score else None) for image in self.images)
 
-    @property
-    def revision(self) -> int:
-        return self.last.revision + 1 if self.last else 1
+def _add(session: Session, new: NewReport) -> None:
+    queries.add_report(session, new)
+    queries.clear_study_problem(session, new.study_id)
 
-    @property
-    def predecessor(self) -> Predecessor | None:
-        last = self.last
-        if last is None:
-            return None
-        return Predecessor(last.sop_class_uid, last.sop_instance_uid, last.series_instance_uid, self.uid)
+
+def _replace(session: Session, new: NewReport) -> None:
+    """Record a report under another identity: under the earlier one nothing more may go out."""
+    why = "Not sent: the patient was corrected"
+    queries.withdraw_reports(session, new.study_id, new.revision, new.made_at, why)
+    _add(session, new)
+
+
+def _restate(
+    session: Session, study_id: int, report_id: int, images: Collection[tuple[int, int | None]]
+) -> None:
+    queries.restate_report(session, report_id, images)
+    queries.clear_study_problem(session, study_id)
 
 
 def _nothing(_session: Session) -> None:
-    """Write nothing: no report is needed, or the last one states it all."""
+    """Write nothing: no report is needed."""

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from db import queries, status
 from db.rows import StoredModel
 from db.session import Database
-from db.status import Counts, Failure, Heartbeat, Undelivered, Waiting
+from db.status import Counts, Failure, Heartbeat, ProblemStudies, Undelivered, Waiting
 from pacs_node.config import Settings
 from pacs_node.storage.spool import Spool
 from pacs_node.storage.stock import Stock, take_stock
@@ -33,6 +33,8 @@ class Snapshot:
         Space left for the spool, and below how much of it images are refused; ``None`` without spool.
     unconfigured
         Destinations for which deliveries wait but which config.toml does not name.
+    problem_studies
+        Those that get no report before a person has done something.
     stock
         Where database and spool do not agree; ``None`` if that was not looked at.
     """
@@ -47,6 +49,7 @@ class Snapshot:
     free_bytes: int | None
     floor_bytes: int
     unconfigured: list[str]
+    problem_studies: list[ProblemStudies]
     stock: Stock | None
 
     @property
@@ -70,6 +73,7 @@ class Snapshot:
         for late in self.undelivered:
             if late.tries >= _PATIENT_TRIES:
                 found.append(f"{late.reports} reports wait for {late.destination}. {late.error}")
+        found += map(_held, self.problem_studies)
         failed = sum(number for (_, state), number in self.counts.jobs.items() if state == "failed")
         if failed:
             found.append(f"{failed} jobs failed: see the reasons, then `pacs-node retry --failed`.")
@@ -91,6 +95,16 @@ class Snapshot:
                 f"for good with `pacs-node abandon`."
             )
         return found
+
+
+def _held(held: ProblemStudies) -> str:
+    one = held.studies == 1
+    whose = f"study {held.study_instance_uid}" if one else f"{held.studies} studies"
+    first = "" if one else f" The first is {held.study_instance_uid}."
+    return (
+        f"{held.problem}: the images of {whose} name different patients, so no report is made.{first} "
+        "Correct them at their source and send all images again, or `pacs-node dismiss STUDY_UID`."
+    )
 
 
 def _hanging(beat: Heartbeat) -> str:
@@ -124,6 +138,7 @@ def snapshot(settings: Settings, database: Database, at: datetime, *, with_files
         model = queries.newest_model(session)
         heartbeats = status.heartbeats(session)
         undelivered = status.undelivered(session)
+        problem_studies = status.problem_studies(session)
     known = {destination.name for destination in settings.destinations}
     pending = {name for (name, state), number in counts.deliveries.items() if state == "pending" and number}
     spool = Spool(settings.spool.path)
@@ -141,5 +156,6 @@ def snapshot(settings: Settings, database: Database, at: datetime, *, with_files
         free_bytes=spool.free_bytes() if spool.root.is_dir() else None,
         floor_bytes=settings.receive.min_free_mebibytes * 2**20,
         unconfigured=sorted(pending - known),
+        problem_studies=problem_studies,
         stock=stock,
     )

@@ -16,8 +16,7 @@ from db.queue import Claimed, Kind
 from db.rows import NewScore, StoredInstance, StoredModel
 from db.session import Database
 from pacs_node import log
-from pacs_node.reporting.from_rows import DUPLICATE
-from pacs_node.reporting.report import NotScoredReason
+from pacs_node.scoring.copies import CopyResult, Fingerprinter, judge
 from pacs_node.storage.spool import Spool
 from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled, retry_unreadable
 
@@ -28,12 +27,15 @@ _AGAIN_SECONDS = 1.0  # after which an image is asked for again whose decoding t
 Answer = Prediction | OSError | StillDecoding
 
 
-class Scorer(Protocol):
+class Scorer(Fingerprinter, Protocol):
     """What scores files; `classifier.scoring.predict.Predictor` does."""
 
     def attempt(self, sources: Sequence[Path]) -> list[Prediction | OSError | StillDecoding]:
         """Return for each file its prediction, why it cannot be read, or that it is to be asked for again."""
         ...
+
+
+_ORIGINAL = CopyResult(None, None)
 
 
 class ScoreStage:
@@ -43,7 +45,12 @@ class ScoreStage:
     lane = ""
 
     def __init__(
-        self, database: Database, spool: Spool, scorer: Scorer, model: StoredModel, batch_size: int
+        self,
+        database: Database,
+        spool: Spool,
+        scorer: Scorer,
+        model: StoredModel,
+        batch_size: int,
     ) -> None:
         self.batch_size = batch_size
         self._database = database
@@ -55,19 +62,35 @@ class ScoreStage:
         """Score the instances of the jobs."""
         with self._database.read() as session:
             instances = queries.instances(session, [job.ref for job in jobs])
-        scored = zip(jobs, instances, self._predict(instances), strict=True)
-        yield [(job, self._outcome(job, instance, prediction)) for job, instance, prediction in scored]
+            earlier = {one.id: queries.earlier_copies(session, one) for one in instances if one.copy}
+        copies = [self._judge(one, earlier.get(one.id, [])) for one in instances]
+        scored = zip(jobs, instances, copies, self._predict(instances, copies), strict=True)
+        yield [(job, self._outcome(job, one, copy, found)) for job, one, copy, found in scored]
 
     def give_up(self, session: Session, ref: int) -> None:
         """Let the report say that scoring failed."""
         queries.wake_report(session, ref)
 
-    def _predict(self, instances: Sequence[StoredInstance]) -> list[Answer]:
-        originals = [instance for instance in instances if not instance.copy]
-        scored = iter(self._scorer.attempt([self._spool.path(instance.digest) for instance in originals]))
-        return [_not_scored(DUPLICATE) if instance.copy else next(scored) for instance in instances]
+    def _judge(
+        self, instance: StoredInstance, earlier: Sequence[StoredInstance]
+    ) -> CopyResult | OSError | StillDecoding:
+        return judge(instance, earlier, self._spool, self._scorer) if earlier else _ORIGINAL
 
-    def _outcome(self, job: Claimed, instance: StoredInstance, prediction: Answer) -> Outcome:
+    def _predict(
+        self, instances: Sequence[StoredInstance], copies: Sequence[CopyResult | OSError | StillDecoding]
+    ) -> list[Answer]:
+        known = list(map(_without_scoring, copies))
+        wanted = [one for one, answer in zip(instances, known, strict=True) if answer is None]
+        scored = iter(self._scorer.attempt([self._spool.path(one.digest) for one in wanted]))
+        return [next(scored) if answer is None else answer for answer in known]
+
+    def _outcome(
+        self,
+        job: Claimed,
+        instance: StoredInstance,
+        copy: CopyResult | OSError | StillDecoding,
+        prediction: Answer,
+    ) -> Outcome:
         uid = instance.sop_instance_uid
         if isinstance(prediction, FileNotFoundError) and self._spool.is_there:
             _log.error("file missing from spool", sop_instance_uid=uid, digest=instance.digest)
@@ -76,20 +99,22 @@ class ScoreStage:
         if isinstance(prediction, OSError):
             _log.warning("file not read", sop_instance_uid=uid, cause=str(prediction.strerror))
             return retry_unreadable(job, prediction)
-        if isinstance(prediction, StillDecoding):
+        if isinstance(prediction, StillDecoding) or not isinstance(copy, CopyResult):
             return Later(_AGAIN_SECONDS, "Its decoding takes long")
+        score = self._score(instance, copy, prediction)
         _log.info(
             "instance scored",
             sop_instance_uid=uid,
             decision=prediction.decision.value,
             probability=prediction.probability,
-            reason=DUPLICATE.code if instance.copy else prediction.reason,
+            reason=score.reason,
             novelty=prediction.novelty,
+            copy=instance.copy,
         )
-        return Done(partial(queries.add_score, score=self._score(instance, prediction)))
+        return Done(partial(_record, score=score, image_id=copy.image_id))
 
-    def _score(self, instance: StoredInstance, prediction: Prediction) -> NewScore:
-        reason = DUPLICATE.code if instance.copy else prediction.reason
+    def _score(self, instance: StoredInstance, copy: CopyResult, prediction: Prediction) -> NewScore:
+        reason = prediction.reason if copy.reason is None else copy.reason.code
         return NewScore(
             instance_id=instance.id,
             model_id=self._model.id,
@@ -105,5 +130,16 @@ class ScoreStage:
         )
 
 
-def _not_scored(reason: NotScoredReason) -> Prediction:
-    return Prediction(None, Decision.NOT_SCORED, None, reason.meaning, None)
+def _record(session: Session, score: NewScore, image_id: int | None) -> None:
+    if image_id is not None:
+        queries.record_same_image(session, score.instance_id, image_id)
+    queries.add_score(session, score)
+
+
+def _without_scoring(copy: CopyResult | OSError | StillDecoding) -> Answer | None:
+    """Return the answer for an object that the model need not see; ``None`` for one that it must."""
+    if not isinstance(copy, CopyResult):
+        return copy
+    if copy.reason is None:
+        return None
+    return Prediction(None, Decision.NOT_SCORED, None, copy.detail, None)

@@ -69,7 +69,8 @@ def _cells(row: Row) -> Iterator[str]:
     yield escape(row["accession_number"])
     yield escape(" ".join(filter(None, (row["modality"], row["view"]))))
     yield answer(row)
-    yield escape(row["deliveries"] or ("no destination" if row["report_uid"] else ""))
+    problem = f"[bold red]{row['study_problem']}[/] " if row["study_problem"] else ""
+    yield problem + escape(row["deliveries"] or ("no destination" if row["report_uid"] else ""))
 
 
 def answer(row: Row) -> str:
@@ -101,10 +102,17 @@ def print_ledger(rows: Sequence[Row], console: Console) -> None:
 def _image_lines(row: Row) -> Iterator[str]:
     yield f"[bold]{escape(row['sop_instance_uid'])}[/]"
     yield f"  study {escape(row['study_instance_uid'])} {escape(row['accession_number'])}".rstrip()
+    named = " ".join(filter(None, (row["patient_id"], row["patient_name"])))
+    if named:
+        yield f"  patient {escape(named)}"
     sender = f" from {row['calling_ae_title']}" if row["calling_ae_title"] else ""
     said = [f"received {_moment(row['received_at'])}{escape(sender)}", answer({"reason": None, **row})]
     if row["report_uid"] is not None:
         said.append(f"report revision {row['report_revision']} of {_moment(row['reported_at'])}")
+    if row["is_replaced"]:
+        said.append("replaced by a newer copy")
+    if row["study_problem"]:
+        said.append(f"[bold red]{row['study_problem']}[/]")
     if row["removed_at"] is not None:
         said.append(f"file removed {_moment(row['removed_at'])}")
     yield "  " + ", ".join(said)

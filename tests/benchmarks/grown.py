@@ -57,6 +57,13 @@ SELECT i, (2 * i + 2) / 3, $uid, 0, '1.2.840.10008.5.1.4.1.1.1.1', $uid || '.2',
        CASE i % 3 WHEN 0 THEN 'LL' ELSE 'PA' END, $digest, 8000000, 'MODALITY', $moment
 FROM n
 """
+# Of a schema that keeps patient and order of each image; one that does not has the study's alone
+_IDENTITY = """
+UPDATE instance SET (patient_id, patient_name, accession_number, study_date, issuer_of_patient_id,
+                     patient_birth_date)
+    = (SELECT patient_id, patient_name, accession_number, study_date, '', ''
+       FROM study WHERE study.id = instance.study_id)
+"""
 _MODEL = """
 INSERT INTO model (id, sha256, name, version, threshold, preprocessing, card, last_started_at)
 $n SELECT i, $digest, 'DenseNet121', '1', 0.5, '', '{}', $moment FROM n
@@ -114,6 +121,10 @@ _NUMBERED = """
 SELECT table_name FROM information_schema.columns
 WHERE column_name = 'id' AND column_default LIKE 'nextval%' AND table_schema = 'public'
 """
+_KEEPS_IDENTITY = """
+SELECT 1 FROM information_schema.columns
+WHERE table_name = 'instance' AND column_name = 'image_id' AND table_schema = 'public'
+"""
 
 
 def fill(url: str, rows: int) -> None:
@@ -162,7 +173,11 @@ def _fill_sqlite(file: Path, statements: list[str]) -> None:
         indexes = connection.execute(known).fetchall()
         for name, _ in indexes:
             connection.execute(f"DROP INDEX {name}")
-        for statement in [*statements, *(sql for _, sql in indexes)]:
+        for statement in statements:
+            connection.execute(statement)
+        if "image_id" in {row[1] for row in connection.execute("PRAGMA table_info(instance)")}:
+            connection.execute(_IDENTITY)
+        for _, statement in indexes:
             connection.execute(statement)
     with file.open("rb") as written:
         os.fsync(written.fileno())  # or the first commit measured would wait for all this
@@ -182,6 +197,8 @@ def _fill_postgresql(url: str, statements: list[str]) -> None:
             run(f"DROP INDEX {name}")
         for statement in statements:
             run(statement)
+        if run(_KEEPS_IDENTITY).fetchone():
+            run(_IDENTITY)
         for table, name, definition in unique:
             run(f"ALTER TABLE {table} ADD CONSTRAINT {name} {definition}")
         for _, definition in indexes:

@@ -272,7 +272,9 @@ class _Life:
         new = NewInstance(
             study_instance_uid=study,
             patient_id=f"P{random.randrange(10**7)}",
+            issuer_of_patient_id="",
             patient_name=f"DOE^{random.randrange(10**7)}",
+            patient_birth_date="",
             accession_number=f"A{1_900_000_000 + self._number}",
             study_date=f"{self._at:%Y%m%d}",
             sop_instance_uid=image,

@@ -38,7 +38,8 @@ from tests.helpers.workers import until
 DX = str(DigitalXRayImageStorageForPresentation)
 CR = str(ComputedRadiographyImageStorage)
 INSTANCE = "1.2.840.10008.1.20.1.1"
-QUICK = DeliverSettings(connect_seconds=5, answer_seconds=5, retry_seconds=0.1, max_retry_seconds=0.1)
+QUICK = DeliverSettings(connect_seconds=60, answer_seconds=60, retry_seconds=0.1, max_retry_seconds=0.1)
+IMPATIENT = QUICK.model_copy(update={"answer_seconds": 3})
 one_database = pytest.mark.parametrize("backend", ["sqlite"])
 
 
@@ -171,13 +172,13 @@ def test_a_silent_destination_is_asked_again_until_it_is_given_up_and_retried(be
     with committer(is_silent=True) as pacs:
         deliver(bench, pacs.destination)
         for _ in range(2):
-            commit(bench, pacs.destination)
+            commit(bench, pacs.destination, IMPATIENT)
             assert (state(bench), bench.states(Kind.COMMIT)) == ("delivered", ["ready"])
             bench.hurry()
         assert len({request.TransactionUID for request in pacs.requests}) == 2
         with bench.database.write() as session:
             session.execute(update(Delivery).values(give_up_at=datetime.now(UTC)))
-        commit(bench, pacs.destination)
+        commit(bench, pacs.destination, IMPATIENT)
         assert (state(bench), bench.states(Kind.COMMIT)) == ("delivered", ["failed"])
         with bench.database.read() as session:
             (failure,) = failures(session, 10)
@@ -244,7 +245,7 @@ def test_why_there_is_no_promise_stands_at_the_job(bench: Bench, said: dict[str,
     reported(bench)
     with committer(**said) as pacs:
         deliver(bench, pacs.destination)
-        commit(bench, pacs.destination)
+        commit(bench, pacs.destination, IMPATIENT)
     assert named in str(only(bench.jobs(Kind.COMMIT)).error)
 
 

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 import db
 from db import commitments, inventory, queries, queue, results, status, stock
-from db.models import Base, Instance, Job
+from db.models import Base, Instance, Job, Study
 from db.prepared import Prepared
 from db.queue import Kind
 from db.results import LEDGER_COLUMNS, RESULT_COLUMNS, Filter
@@ -30,7 +30,7 @@ from tests.helpers.rows import new, report, score
 IMAGES = 3000
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
-SMALL = {"model", "process", "commitment_asked", "commitment_wanted"}
+SMALL = {"model", "process", "commitment_asked", "commitment_wanted", "study_problem"}
 # Who wants the newest begins at the end of the first; the others hold what is not done
 MAY_BE_WALKED = {"ix_instance_received_at", "ix_job_ready", "ix_job_failed", "ix_job_held"}
 
@@ -211,9 +211,16 @@ ASKED: dict[str, Callable[[Session], object]] = {
     "reported": lambda session: inventory.reported(
         session, first("study_instance_uid")(session), ["1.2.840.10008.5.1.4.1.1.1.1"]
     ),
+    "unread": lambda session: stock.unread(session, 1000, 50),
+    "problem studies": status.problem_studies,
+    "dismiss": lambda session: status.dismiss(session, "1.2", NOW),
+    "copies": lambda session: queries.earlier_copies(session, queries.instances(session, [7])[0]),
+    "same image": lambda session: queries.record_same_image(session, 8, 7),
+    "withdraw": lambda session: queries.withdraw_reports(session, 7, 2, NOW, ""),
     "committed": lambda session: commitments.record_committed(session, "PACS", ["1.2"], NOW),
     "kept": lambda session: commitments.kept(session, ["1.2"]),
 }
+FIRST_COLUMNS = {"results": 25, "ledger": 22}
 BY_HAND = {
     "patient": "patient_id = 'P7'",
     "accession": "accession_number = 'A7'",
@@ -274,7 +281,9 @@ def test_few_that_are_no_longer_what_they_were_do_not_hide_others(database: Data
 def test_the_views_have_the_columns_they_always_had_and_new_ones_at_the_end(database: Database) -> None:
     for view, columns in (("results", RESULT_COLUMNS), ("ledger", LEDGER_COLUMNS)):
         with database.read() as session:
-            assert tuple(session.execute(text(f"SELECT * FROM {view}")).keys()) == (*columns, "instance_id")
+            names = [*session.execute(text(f"SELECT * FROM {view}")).keys()]
+            assert names.pop(FIRST_COLUMNS[view]) == "instance_id"  # the end of 0003; others came after it
+            assert tuple(names) == columns
 
 
 def test_counts_are_right_where_they_are_counted_and_near_where_they_are_estimated(
@@ -336,5 +345,9 @@ def test_a_database_of_the_version_before_keeps_its_rows(empty_url: str) -> None
         database.upgrade()
         with database.read() as session:
             after = session.execute(text("SELECT * FROM results ORDER BY sop_instance_uid")).all()
-            assert [row[:-1] for row in after] == [tuple(row) for row in before]
+            assert [row[: len(before[0])] for row in after] == [tuple(row) for row in before]
             assert len(results.results(session, Filter(decision="waiting"))) == WAITING
+            assert len(stock.unread(session, None, 10 * IMAGES)) == IMAGES
+            known = session.execute(select(Instance.patient_id, Study.patient_id).join(Study)).all()
+            assert len(known) == IMAGES
+            assert all(mine == of_study for mine, of_study in known)

@@ -93,7 +93,7 @@ def test_the_same_object_again_revives_the_scoring_that_was_given_up(database: D
 
 def test_another_object_under_the_same_uid_is_kept_beside_the_first(database: Database) -> None:
     came = [receive(database, new(content=content)) for content in "abacb"]
-    assert came == ["new", "conflict", "again", "conflict", "again"]
+    assert came == ["new", "copy", "again", "copy", "again"]
     stored = rows(database, Instance)
     assert [row.copy for row in stored] == [0, 1, 2]
     assert jobs(database, Kind.SCORE) == [(row.id, "ready") for row in stored]
@@ -152,7 +152,7 @@ def test_an_object_whose_like_is_being_recorded_waits_for_it(database: Database)
 
 def test_different_objects_at_once_are_all_recorded(database: Database) -> None:
     same_uid = [lambda content=content: receive(database, new(content=content)) for content in "abc"]
-    assert sorted(at_once(*same_uid)) == ["conflict", "conflict", "new"]
+    assert sorted(at_once(*same_uid)) == ["copy", "copy", "new"]
     assert [row.copy for row in rows(database, Instance)] == [0, 1, 2]
     same_study = [lambda number=number: receive(database, new(number, "2")) for number in range(4)]
     assert at_once(*same_study) == ["new"] * 4

@@ -41,11 +41,9 @@ from tests.helpers.workers import until
 # Fixtures: pytest finds them by the names that they have here.
 whole_data_sets = delivering.whole_data_sets
 
-QUICK = DeliverSettings(connect_seconds=5, answer_seconds=20)
-NO_ASSOCIATION, NO_ANSWER = (
-    DeliverSettings(connect_seconds=connect, answer_seconds=answer)
-    for connect, answer in ((0.3, 120), (120, 1))
-)
+QUICK = DeliverSettings(connect_seconds=60, answer_seconds=120)
+NO_ASSOCIATION = DeliverSettings(connect_seconds=0.3, answer_seconds=120)
+NO_ANSWER = DeliverSettings(connect_seconds=120, answer_seconds=1)
 REPORT = report(scored(radiograph())).content
 PATIENT_NAME = 0x00100010
 

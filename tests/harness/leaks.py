@@ -113,12 +113,21 @@ def _ended(thing: Any, deadline: float) -> bool:
         return True
     if isinstance(thing, socket.socket):
         return thing.fileno() == -1
+    if _decodes(thing):
+        return True
     if isinstance(thing, threading.Thread):
         if getattr(thing, "_target", None) is of_an_executor:
             return True
         thing.join(max(0, deadline - time.monotonic()))
         return not thing.is_alive()
     return not thing._child_created or thing.poll() is not None
+
+
+def _decodes(thing: Any) -> bool:
+    """Tell what belongs to the decoders that a program shares; they end with the last who uses them."""
+    if isinstance(thing, threading.Thread):
+        return thing.name == "decoder"
+    return isinstance(thing, subprocess.Popen) and "classifier.decoding.decoder" in thing.args  # type: ignore[operator]
 
 
 def _end(thing: Any) -> None:

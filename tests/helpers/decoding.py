@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom import config
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID
@@ -17,6 +19,7 @@ from classifier.errors import NotScorable, Reason
 from tests.conftest import radiograph
 
 RAMP = np.add.outer(np.arange(40) * 95, np.arange(36) * 2).astype("<u2")  # 12 bits
+COLOUR = np.random.default_rng(0).integers(0, 256, (32, 32, 3), "u1")
 # RAMP as encoders other than the decoders under test wrote it
 CODESTREAMS = {
     "JPEGLossless": (
@@ -88,6 +91,11 @@ def encoded(ds: Dataset) -> io.BytesIO:
     ds.save_as(file, enforce_file_format=True)
     file.seek(0)
     return file
+
+
+def put(ds: Dataset, keyword: str, vr: str, value: Any) -> None:
+    """Set an attribute to what no careful writer would write."""
+    ds.add(DataElement(keyword, vr, value, validation_mode=config.IGNORE))
 
 
 def lut(entries: np.ndarray[Any, Any], first: int, bits: int) -> Dataset:

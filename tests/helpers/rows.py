@@ -29,7 +29,9 @@ def new(number: int = 1, study: str = "1", content: str = "a", **values: Any) ->
     defaults = {
         "study_instance_uid": uid(study, "study"),
         "patient_id": f"PID-{study}",
+        "issuer_of_patient_id": "HOSPITAL-A",
         "patient_name": "Test^Alice",
+        "patient_birth_date": "20210214",
         "accession_number": f"ACC-{study}",
         "study_date": "20250610",
         "sop_instance_uid": sop_instance_uid,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
@@ -15,7 +16,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, CTImageStorage
 from sqlalchemy import select, update
 
-from classifier.errors import Reason
+from classifier.decoding.copies import Fingerprint, fingerprint
+from classifier.errors import NotScorable, Reason
 from classifier.outcome import Decision, Prediction, StillDecoding
 from db import queries
 from db.models import Delivery, Instance, Job, Report, Score, Study
@@ -52,6 +54,11 @@ class Viewer:
         self.batches.append([source.stem for source in sources])
         return [self._attempt(source) for source in sources]
 
+    def fingerprints(
+        self, sources: Sequence[Path]
+    ) -> list[Fingerprint | NotScorable | OSError | StillDecoding]:
+        return [_fingerprint(source) for source in sources]
+
     def _attempt(self, source: Path) -> Prediction | OSError:
         try:
             return self._predict(source)
@@ -68,6 +75,14 @@ class Viewer:
         if refused:
             return Prediction(None, Decision.NOT_SCORED, refused, f"It is {image.Modality}", None)
         return Prediction(0.8731, Decision.POSITIVE, None, "", image.ViewPosition)
+
+
+def _fingerprint(source: Path) -> Fingerprint | NotScorable | OSError:
+    try:
+        with source.open("rb") as file:
+            return fingerprint(file, 10**8)
+    except (NotScorable, OSError) as error:
+        return error
 
 
 class Bench:
@@ -148,6 +163,18 @@ class Bench:
         with self.database.write() as session:
             session.execute(update(Job).values(visible_at=0))
             session.execute(update(Study).values(quiet_at=0))
+
+    def deliver_all(self) -> None:
+        """Let all that is on its way have arrived."""
+        with self.database.write() as session:
+            session.execute(update(Delivery).values(state="delivered", delivered_at=datetime.now(UTC)))
+            session.execute(update(Job).where(Job.kind == Kind.DELIVER).values(state="done"))
+
+    def leave_orphan(self, image: Dataset) -> None:
+        """Keep an object, and record nothing, as a receiver does that is killed then; long ago."""
+        received = save(image, self.spool.incoming / "received")
+        place = self.spool.keep(received, digest(received, str(image.file_meta.TransferSyntaxUID)))
+        os.utime(place, (0, 0))
 
     def retry(self) -> int:
         with self.database.write() as session:

@@ -200,9 +200,9 @@ def test_a_score_that_comes_while_the_report_is_made_is_in_the_report(
 ) -> None:
     newer = bench.register("7a" * 32)
 
-    def build_slowly(*arguments: Any) -> BuiltReport:
+    def build_slowly(*arguments: Any, **options: Any) -> BuiltReport:
         monkeypatch.setattr(stage, "build", build)
-        made = build(*arguments)
+        made = build(*arguments, **options)
         with bench.database.write() as session:
             queries.add_score(session, score)
         return made
@@ -234,10 +234,10 @@ def test_a_score_that_comes_while_the_report_is_made_is_in_the_report(
 def test_an_image_that_comes_while_the_report_is_made_is_in_the_report(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build_slowly(*arguments: Any) -> BuiltReport:
+    def build_slowly(*arguments: Any, **options: Any) -> BuiltReport:
         monkeypatch.setattr(stage, "build", build)
         bench.receive(radiograph(number=2))
-        return build(*arguments)
+        return build(*arguments, **options)
 
     bench.receive(radiograph())
     bench.score()

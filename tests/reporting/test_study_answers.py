@@ -21,7 +21,7 @@ from db.models import Report
 from db.session import Database
 from tests.conftest import radiograph
 from tests.helpers.eligibility import COLOUR, made, reference
-from tests.helpers.workbench import Bench, images_in, only, other, parsed, reasons_in
+from tests.helpers.workbench import Bench, Viewer, images_in, only, other, parsed, reasons_in
 
 SECONDARY = ["DERIVED", "SECONDARY"]
 HEAT_MAP: dict[str, Any] = {
@@ -32,7 +32,7 @@ HEAT_MAP: dict[str, Any] = {
 }
 
 
-class Normal:
+class Normal(Viewer):
     """Decides by the tags which images are scored, and finds each of them normal."""
 
     def attempt(self, sources: Sequence[Path]) -> list[Prediction | OSError | StillDecoding]:

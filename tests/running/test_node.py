@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from pydicom import dcmread
+from pydicom.uid import RLELossless
 
 from db.results import Filter, results
 from db.session import Database
@@ -152,6 +153,35 @@ def test_a_late_image_brings_a_revision_that_names_the_report_before(
     series = two.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0]
     assert series.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == one.SOPInstanceUID
     assert {row["report_uid"] for row in site.rows(study=study)} == {two.SOPInstanceUID}
+
+
+def test_two_patients_in_one_study_get_no_report_until_they_are_one(
+    site: Site, sent: list[Sample], tmp_path: Path
+) -> None:
+    seen, reports = site.counts().instances, len(site.pacs.files())
+    study = str(radiograph(study="mixed").StudyInstanceUID)
+    for number, patient in enumerate(("P-ONE", "P-TWO"), 1):
+        image = radiograph("CR", study="mixed", number=number, PatientID=patient, PatientName=f"{patient}^X")
+        assert storescu(save(image, tmp_path / f"{number}.dcm"), port=site.port).returncode == 0
+        site.settle(seen + number)
+    asked = command("results", "--patient", "P-TWO", "--format", "json", "--config", site.config)
+    (row,) = json.loads(asked.stdout)
+    assert (row["sop_instance_uid"], row["study_problem"]) == (image.SOPInstanceUID, "PATIENTS_DIFFER")
+    status = command("status", "--config", site.config, COLUMNS="500")
+    assert status.returncode == 1
+    assert f"PATIENTS_DIFFER: the images of study {study} name different patients" in status.stdout
+    assert [e["study"] for e in site.events() if e["event"] == "patients differ"] == [study]
+    sent_before = site.pacs.files()
+    assert len(sent_before) == reports + 1  # of the first one's image, before the second one's came
+    image.PatientID, image.PatientName = "P-ONE", "P-ONE^X"
+    image.compress(RLELossless, generate_instance_uid=False)
+    corrected = save(image, tmp_path / "corrected.dcm")
+    assert storescu(corrected, port=site.port, options=("-xr",)).returncode == 0
+    site.settle(seen + 3)
+    after = [dcmread(BytesIO(file)) for file in site.pacs.files() if file not in sent_before]
+    assert [(str(r.StudyInstanceUID), r.PatientID, r.InstanceNumber) for r in after] == [(study, "P-ONE", 2)]
+    assert {row["patient_id"] for row in site.rows(study=study)} == {"P-ONE"}
+    assert command("status", "--config", site.config).returncode == 0
 
 
 def test_real_radiographs_have_a_score_or_a_reason(

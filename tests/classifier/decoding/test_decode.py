@@ -36,6 +36,7 @@ from classifier.errors import Reason
 from tests.conftest import pixels, radiograph, save
 from tests.helpers.decoding import (
     CODESTREAMS,
+    COLOUR,
     RAMP,
     compressed,
     encoded,
@@ -147,7 +148,6 @@ def test_16_bits() -> None:
 # --- colour
 
 
-COLOUR = np.random.default_rng(0).integers(0, 256, (32, 32, 3), "u1")
 LUMINANCE = COLOUR @ np.array([0.299, 0.587, 0.114]) / 255
 
 
@@ -281,7 +281,7 @@ def test_real_leg_is_no_chest(shared: Path) -> None:
 
 
 def test_decoding_needs_no_torch() -> None:
-    script = "import sys, classifier, classifier.decode, classifier.errors, classifier.outcome; "
+    script = "import sys, classifier, classifier.decoding.decode, classifier.errors, classifier.outcome; "
     script += "sys.exit(any(name in sys.modules for name in ('torch', 'monai', 'torchvision')))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 

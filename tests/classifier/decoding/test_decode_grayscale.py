@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from typing import Any
 
 import numpy as np
 import pytest
+from pydicom.datadict import dictionary_VR
 from pydicom.uid import ExplicitVRBigEndian
 
 from classifier.decoding.decode import decode
-from classifier.errors import Reason
-from tests.helpers.decoding import RAMP, encoded, image_of, lut, refused, stretched
+from classifier.errors import NotScorable, Reason
+from tests.helpers.decoding import RAMP, encoded, image_of, lut, put, refused, stretched
 
 
 def test_monochrome1_is_inverted_once_whatever_the_lut_shape() -> None:
@@ -35,13 +37,43 @@ def test_window_functions() -> None:
     np.testing.assert_allclose(decode(sigmoid)[0], 1 / (1 + np.exp(-4 * (RAMP - 1000.0) / 80)), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "window", [(None, None), ("", ""), (1000, 0), (1000, 0.5), ("nan", "5"), (1000, None)]
-)
-def test_useless_window_falls_back_to_the_range_of_the_pixels(window: tuple[Any, Any]) -> None:
-    with warnings.catch_warnings(action="ignore"):
-        ds = image_of(RAMP, WindowCenter=window[0], WindowWidth=window[1])
+@pytest.mark.parametrize("window", [(None, None), ("", ""), (1000, None), (None, 1000)])
+def test_without_window_the_range_of_the_pixels_is_shown(window: tuple[Any, Any]) -> None:
+    ds = image_of(RAMP, WindowCenter=window[0], WindowWidth=window[1])
     np.testing.assert_allclose(decode(ds)[0], stretched(RAMP), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"WindowCenter": 1000, "WindowWidth": 0},
+        {"WindowCenter": 1000, "WindowWidth": 0.5},
+        {"WindowCenter": 1000, "WindowWidth": -100},
+        {"WindowCenter": "nan", "WindowWidth": "5"},
+        {"WindowCenter": "1e308", "WindowWidth": "1e308"},
+        {"WindowCenter": ["", "1000"], "WindowWidth": ["200", "300"]},
+        {"WindowCenter": 1000, "WindowWidth": 200, "VOILUTFunction": "LOG"},
+        {"RescaleSlope": 0, "RescaleIntercept": 0},
+        {"RescaleSlope": "inf", "RescaleIntercept": 0},
+        {"RescaleSlope": "1e300", "RescaleIntercept": "-1e300"},
+        {"RescaleSlope": "1e-300", "RescaleIntercept": 0},
+        {"RescaleSlope": 1, "RescaleIntercept": 1e8},
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused_and_quoted(tags: dict[str, Any]) -> None:
+    with warnings.catch_warnings(action="ignore"):
+        ds = image_of(RAMP)
+        for keyword, value in tags.items():
+            put(ds, keyword, dictionary_VR(keyword), value)
+    with pytest.raises(NotScorable, match=r'(Window|Rescale|VOI)[^"]*"|Function') as caught:
+        decode(ds)
+    assert caught.value.reason == Reason.UNREADABLE
+
+
+def test_text_where_a_number_belongs_is_refused_and_quoted() -> None:
+    whole = encoded(image_of(RAMP, RescaleSlope="1.234567", RescaleIntercept=0)).getvalue()
+    with pytest.raises(NotScorable, match="Rescale Slope"):
+        decode(io.BytesIO(whole.replace(b"1.234567", b"one     ")))
 
 
 def test_window_of_width_one_is_a_step() -> None:

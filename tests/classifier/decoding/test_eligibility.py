@@ -331,7 +331,7 @@ def test_modified_views_are_not_frontal() -> None:
         (["A", "F"], "NOT_FRONTAL"),
         (["LP", "F"], "NOT_FRONTAL"),
         (["L", "P"], "NOT_FRONTAL"),
-        (["F", "L"], "NO_VIEW"),
+        (["F", "L"], "frontal"),
         (["", ""], "NO_VIEW"),
         ("L", "NO_VIEW"),
         (None, "NO_VIEW"),
