@@ -84,7 +84,7 @@ def test_a_limit_without_measure_or_a_measure_without_limit_is_refused(
 ) -> None:
     measure = fit(normal(50, 6, 1024)) if limit is None else None
     card = shipped.card.model_copy(update={"novelty_limit": limit})
-    with pytest.raises(CheckpointError, match="needs both a novelty measure and a limit"):
+    with pytest.raises(CheckpointError, match="needs both a novelty measure and its limit"):
         save(tmp_path / "m.safetensors", shipped.model.state_dict(), card, measure)
 
 
