@@ -23,7 +23,7 @@ from pacs_node.errors import UserError
 from pacs_node.network.association import let_end
 from pacs_node.reporting.report import REPORT_CLASSES
 
-_START_SECONDS = 180
+_START_SECONDS = 600
 _END_SECONDS = 2  # for associations that are about to end
 _CERTAINTY, _SOURCE = "111012", "121112"  # DCM: Certainty of Finding, Source of Measurement
 
@@ -128,7 +128,7 @@ class NodeProcess:
         Raises
         ------
         UserError
-            If it ends before that, or takes longer than three minutes.
+            If it ends before that, or takes longer than ten minutes.
         """
         deadline = time.monotonic() + _START_SECONDS
         while not any(event.get("event") == "ready" for event in self._events()):

@@ -31,7 +31,7 @@ IDENTIFYING = (0x00080050, 0x00100010, 0x00100020)
 _MOST_INFLATED = 64 * 2**20  # bytes; a header is far smaller
 _MOST_READS = 150_000  # two or three for each element; 1,000 frames with all their attributes need fewer
 _MOST_VALUE = 2**20  # bytes; what is longer stays in the file until it is asked for
-_PIXEL_DATA = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+_PIXEL_DATA = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
 _UID = re.compile(r"[0-9.]{1,64}")
 _MOST_LENGTHS = {
     "patient_id": 64,
@@ -334,6 +334,7 @@ class _Budgeted:
     def __init__(self, file: BinaryIO | BytesIO) -> None:
         self._file = file
         self._left = _MOST_READS
+        self.seek, self.tell = file.seek, file.tell  # asked for at each element
 
     def read(self, size: int = -1) -> bytes:
         """Read, as long as that is not done too often."""

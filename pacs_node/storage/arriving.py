@@ -70,7 +70,7 @@ class Arriving:
         self._sha = _Sha()
         self._opened: BinaryIO | None = None
         with self._error_kept():
-            self._opened = os.fdopen(private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
+            self._opened = _create(path)
 
     def write(self, content: bytes | memoryview) -> None:
         """Write, unless something went wrong before."""
@@ -133,6 +133,11 @@ def digest(path: Path, transfer_syntax_uid: str) -> str:
         while chunk := file.read(_CHUNK):
             sha.update(chunk)
     return sha.hexdigest()
+
+
+def _create(path: Path) -> BinaryIO:
+    """Open a new file for writing."""
+    return os.fdopen(private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
 
 
 def private(path: str | Path, flags: int) -> int:

@@ -157,7 +157,7 @@ def test_associations_that_were_aborted_are_forgotten(node: Node) -> None:
         with wire.associated(node.port) as connection:
             connection.sendall(wire.data(wire.value(99, 3, wire.store_command())))
             assert wire.read_pdu(connection)[0] == 7
-    wait_until(lambda: open_ones() <= before, 20)
+    wait_until(lambda: open_ones() <= before)
 
 
 # Two receivers in one process

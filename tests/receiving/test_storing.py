@@ -312,7 +312,7 @@ def test_receivers_share_a_port_and_outlive_each_other(tmp_path: Path) -> None:
         os.kill(first, signal.SIGKILL)
         for path in paths[:10]:  # each over an association of its own, while one receiver starts anew
             assert all(answer.is_stored for answer in scu.send([path], peer, "TEST"))
-        wait_until(lambda: first not in receivers_of(node) and len(receivers_of(node)) == 2, 30)
+        wait_until(lambda: first not in receivers_of(node) and len(receivers_of(node)) == 2)
         os.kill(second, signal.SIGKILL)
         for path in paths[10:]:
             assert all(answer.is_stored for answer in scu.send([path], peer, "TEST"))

@@ -130,7 +130,7 @@ def test_two_processes_with_one_and_two_threads_give_the_same(
 ) -> None:
     files = [sample.path for sample in drawn_studies if sample.expected in ("negative", "positive")][:3]
     script = (
-        "import json, sys, torch; from pathlib import Path; from classifier.predict import Predictor;"
+        "import json, sys, torch; from pathlib import Path; from classifier.scoring.predict import Predictor;"
         "torch.set_num_threads(1); found = Predictor.load(device='cpu').predict([*map(Path, sys.argv[1:])]);"
         "print(json.dumps([p.probability for p in found]))"
     )

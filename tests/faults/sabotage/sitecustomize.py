@@ -186,11 +186,14 @@ class _Broken:
 
 def _break_disk(module: ModuleType) -> None:
     opened, renamed, looked = Path.open, Path.replace, module.Spool.free_bytes
+    arriving: Any = sys.modules[module.Arriving.__module__]
+    created = arriving._create
+
+    def create(path: Path) -> Any:
+        disturb("open")
+        return _Broken(created(path))
 
     def open_(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        if mode == "xb" and "incoming" in self.parts:
-            disturb("open")
-            return _Broken(opened(self, mode, *args, **kwargs))
         if mode.startswith("r") and "objects" in self.parts:
             disturb("read")
         return opened(self, mode, *args, **kwargs)
@@ -203,6 +206,7 @@ def _break_disk(module: ModuleType) -> None:
         disturb("statvfs")
         return int(looked(self))
 
+    arriving._create = create
     Path.open, Path.replace = open_, replace  # type: ignore[method-assign]
     module.Spool.free_bytes = free_bytes
 
