@@ -73,7 +73,7 @@ class Base(DeclarativeBase):
 
 
 class Study(Base):
-    """One study, with the identifiers of the first object that came of it; each instance has its own."""
+    """One study, with the identifiers of the first object received for it; each instance has its own."""
 
     __tablename__ = "study"
 
@@ -92,15 +92,15 @@ class Study(Base):
 class Instance(Base):
     """One object that was answered with Success; its file is named by `digest`.
 
-    `copy` numbers objects of different content that came under one SOP Instance UID, from 0. Those of them
-    that are the same image have the same `image_id`; of these, the one with the largest `turn` counts.
+    `copy` numbers objects with different content and the same SOP Instance UID, from 0. Copies that are
+    the same image have the same `image_id`; of these, the one with the largest `turn` counts.
     """
 
     __tablename__ = "instance"
     __table_args__ = (
         UniqueConstraint("sop_instance_uid", "digest"),
         UniqueConstraint("sop_instance_uid", "copy"),
-        Index(None, "digest", "removed_at"),  # all that taking stock of the spool reads
+        Index(None, "digest", "removed_at"),  # all columns that taking stock of the spool reads
         Index(None, "patient_id"),
         Index(None, "patient_name"),
         Index(None, "accession_number"),
@@ -120,16 +120,18 @@ class Instance(Base):
     size: Mapped[int] = mapped_column(BigInteger)  # bytes
     calling_ae_title: Mapped[str] = mapped_column(AE_TITLE)
     received_at: Mapped[datetime] = mapped_column(index=True)
-    removed_at: Mapped[datetime | None]  # when retention let its file go; the row stays
+    removed_at: Mapped[datetime | None]  # when retention removed its file; the row stays
     patient_id: Mapped[str] = mapped_column(LABEL, server_default=text("''"))
     patient_name: Mapped[str] = mapped_column(Text, server_default=text("''"))
     accession_number: Mapped[str] = mapped_column(LABEL, server_default=text("''"))
     study_date: Mapped[str] = mapped_column(String(8), server_default=text("''"))
-    # NULL in a row that an earlier version wrote, whose four columns above are those of its study
+    # NULL in a row of an earlier version, whose four columns above are those of its study
     issuer_of_patient_id: Mapped[str | None] = mapped_column(LABEL)
     patient_birth_date: Mapped[str | None] = mapped_column(String(8))
     turn: Mapped[int] = mapped_column(Integer, server_default="0")  # order in which copies came last
-    image_id: Mapped[int | None] = mapped_column(BigInteger)  # the first of these; NULL while it has no other
+    image_id: Mapped[int | None] = mapped_column(
+        BigInteger
+    )  # the first of these copies; NULL while there is only one
 
 
 class StudyProblem(Base):

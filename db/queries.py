@@ -114,7 +114,7 @@ def _receiving(dialect: Dialect) -> _Receiving:
     }
     asked = (instances.c.digest, instances.c.id, instances.c.turn, instances.c.study_id)
     known = select(*asked).where(instances.c.sop_instance_uid == bindparam("uid"))
-    # Inserted or not, the row of the study is locked until the commit
+    # Whether it was inserted or not, the row of the study is locked until the commit
     study = insert_for(is_postgresql, studies).values(
         {name: bindparam(f"of_{name}") for name in _STUDY_COLUMNS}
         | {"first_received_at": bindparam("of_received_at")}

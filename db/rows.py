@@ -14,8 +14,8 @@ class Received(StrEnum):
     """How a received object relates to the database."""
 
     NEW = "new"
-    AGAIN = "again"  # the same bytes came before
-    COPY = "copy"  # other bytes came under this SOP Instance UID before: of the same image, or of another
+    AGAIN = "again"  # the same bytes were received before
+    COPY = "copy"  # other bytes with this SOP Instance UID were received before: the same image, or another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +43,15 @@ class NewInstance:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredInstance:
-    """One stored object with the newest score it has.
+    """One stored object with its newest score.
 
     Attributes
     ----------
     copy, turn, image_id
         See `db.models.Instance`.
     issuer_of_patient_id, patient_birth_date
-        ``None`` where an earlier version recorded the object: it did not keep them, and what is beside them
-        is of the first object of the study.
+        ``None`` if an earlier version recorded the object. It did not keep them, and the other identifiers
+        are those of the first object of the study.
     """
 
     id: int

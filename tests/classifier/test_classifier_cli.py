@@ -318,7 +318,7 @@ def test_a_card_that_would_say_nothing_is_refused_before_training(
     option: str, classifier: Classifier, tmp_path: Path
 ) -> None:
     said = sentence(classifier("train", tmp_path, "--out", tmp_path / "run", option, " "))
-    assert said == f"{option} is empty; leave it out, or say something."
+    assert said == f"{option} is empty; give a text, or leave it out."
 
 
 @pytest.mark.parametrize(

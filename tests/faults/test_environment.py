@@ -14,7 +14,6 @@ _MODULES = (storage, databases, destinations, modalities, hosts, hangs, poison)
 _SHORT = [one for one in chain.from_iterable(module.SCENARIOS for module in _MODULES) if one.quick]
 
 
-@pytest.mark.timeout(300)  # processes are started again and again
 @pytest.mark.parametrize(
     ("scenario", "backend"),
     [pytest.param(one, one.databases[0], id=one.name) for one in _SHORT],

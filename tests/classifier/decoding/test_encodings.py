@@ -17,7 +17,6 @@ COUNT = int(os.environ.get("PACS_NODE_ENCODINGS", "30"))
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: syntax.keyword)
-@pytest.mark.timeout(120 + COUNT)
 def test_a_picture_is_the_native_one_to_the_last_value(syntax: UID) -> None:
     for seed in range(COUNT):
         encoding = drawn(seed, syntax)

@@ -144,7 +144,7 @@ def a_list(_: bytes) -> bytes:
 )
 def test_a_damaged_state_is_told(damage: Callable[[bytes], bytes], run: Path, tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(damage((run / "last.pt").read_bytes()))
-    with pytest.raises(TrainingError, match="is damaged; start anew"):
+    with pytest.raises(TrainingError, match="is damaged; start again"):
         read_state(tmp_path, RECIPE, load_data(run / "split.csv"))
 
 
