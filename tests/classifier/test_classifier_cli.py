@@ -136,8 +136,9 @@ def test_files_of_all_kinds_are_scored_in_one_process(study: Path, tmp_path: Pat
     assert [row["file"] for row in found] == [str(file) for file in files]
     keys = ["file", "probability", "decision", "reason", "detail", "view", "novelty", "age"]
     assert all(list(row) == keys for row in found)
+    child = "TAGS_DISAGREE"  # noise, and tags that tell a child's age
     noise = "UNLIKE_TRAINING"  # which the pictures hold; it is scored all the same
-    assert [row["reason"] for row in found] == [noise, noise, "NOT_FRONTAL", noise, "UNREADABLE"]
+    assert [row["reason"] for row in found] == [noise, child, "NOT_FRONTAL", noise, "UNREADABLE"]
     assert [row["view"] for row in found] == [None, "PA", None, None, None]
     for row in found:
         assert (row["probability"] is None) == (row["decision"] == "not_scored")

@@ -54,7 +54,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         monkeypatch.setattr(owner, name, watched)
 
     monkeypatch.setattr(session_module, "_transaction", counted)
-    watch(ScoreStage, "_predict_files")
+    watch(ScoreStage, "_predict")
     watch(reporting, "read_header")
     watch(reporting, "build")
     watch(delivering, "open_link")
@@ -94,5 +94,5 @@ def test_no_transaction_is_open_during_long_work(
             )
         bench.work(ConfirmStage(database, bench.spool, settings))
     done = {name for name, _ in seen}
-    assert done >= {"_predict_files", "read_header", "build", "open_link", "send", "ask", "tell"}
+    assert done >= {"_predict", "read_header", "build", "open_link", "send", "ask", "tell"}
     assert [name for name, depth in seen if depth] == []
