@@ -24,9 +24,10 @@ from classifier import terminal
 from classifier.arguments import DataArgument, ModelArgument, model_path
 from classifier.config import Eligibility, TrainSettings, Unknown
 from classifier.data.files import candidates, printable
-from classifier.errors import ClassifierError, Reason
+from classifier.errors import ClassifierError
 from classifier.gate_command import gate
 from classifier.outcome import Decision, Prediction
+from classifier.reasons import Reason
 from classifier.untrusted import json_text
 from classifier.untrusted import printable as readable
 

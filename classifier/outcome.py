@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from classifier.errors import Reason
+from classifier.reasons import Reason
 
 
 class Decision(StrEnum):

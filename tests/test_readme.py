@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from classifier.errors import Reason
+from classifier.reasons import Reason
 from db.results import LEDGER_COLUMNS, RESULT_COLUMNS
 from db.session import Database
 from pacs_node.config import load

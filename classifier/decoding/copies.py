@@ -25,7 +25,8 @@ from pydicom.uid import (
 from classifier.decoding.decode import read_data_set
 from classifier.decoding.pixels import image_pixel, stored_values
 from classifier.decoding.tags import integer, quiet, text
-from classifier.errors import NotScorable, Reason
+from classifier.errors import NotScorable
+from classifier.reasons import Reason
 
 _MAY_BE_LOSSY = {HTJ2K, JPEG2000, JPEG2000MC, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless}
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")

@@ -26,7 +26,8 @@ import numpy as np
 from classifier.config import DecodeLimits, Eligibility
 from classifier.decoding.copies import Fingerprint, fingerprint
 from classifier.decoding.decode import Radiograph, read
-from classifier.errors import NotScorable, Reason
+from classifier.errors import NotScorable
+from classifier.reasons import Reason
 
 READY, LOADED = b"ready", b"loaded"
 """What it says before it takes work, and when it has read a file."""

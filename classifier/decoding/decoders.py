@@ -23,7 +23,8 @@ from typing import NamedTuple
 
 from classifier.decoding.decoder import Request
 from classifier.decoding.watchdog import DecoderProcess, Died, Outcome
-from classifier.errors import NotScorable, Reason
+from classifier.errors import NotScorable
+from classifier.reasons import Reason
 
 __all__ = ["Decoders", "Outcome", "Request"]
 

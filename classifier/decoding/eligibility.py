@@ -1,7 +1,7 @@
 """Is this image a frontal chest radiograph? Decided from the tags alone, before any pixel is decoded.
 
-Each refusal says how sure it is (`classifier.errors.Bearing`). A reason that is sure counts before a doubt: a
-hand is no chest radiograph, whatever else the tags leave open.
+Each refusal says how sure it is (`classifier.reasons.Bearing`). A reason that is sure counts before a doubt:
+a hand is no chest radiograph, whatever else the tags leave open.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from classifier.decoding import origin, places, vocabulary
 from classifier.decoding.places import DOUBTS, Finding
 from classifier.decoding.quiet import silence_warnings
 from classifier.decoding.tags import integer, quote, text
-from classifier.errors import Bearing, NotScorable, Reason
+from classifier.errors import NotScorable
+from classifier.reasons import Bearing, Reason
 
 _VIEWS = {"pa": "PA", "ap": "AP", "frontal": "frontal", None: "unknown"}
 

@@ -27,7 +27,8 @@ from classifier.decoding.pixels import Stored
 from classifier.decoding.refusal import contradiction, translated, unreadable
 from classifier.decoding.resample import Grey, resample
 from classifier.decoding.tags import quote, text
-from classifier.errors import NotScorable, Reason
+from classifier.errors import NotScorable
+from classifier.reasons import Reason
 
 _ROWS = 64  # at once, which bounds the indices that a look-up needs
 _FUNCTIONS = {"LINEAR", "LINEAR_EXACT", "SIGMOID"}

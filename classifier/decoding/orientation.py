@@ -14,7 +14,8 @@ from pydicom.dataset import Dataset
 
 from classifier.decoding.attributes import name, stated
 from classifier.decoding.tags import number_or_text, plain, quote
-from classifier.errors import NotScorable, Reason
+from classifier.errors import NotScorable
+from classifier.reasons import Reason
 
 _HORIZONTAL, _VERTICAL = "LRAP", "HF"
 # Degrees and flips with which a device or a viewer says that it turned the image, or that one should

@@ -13,7 +13,8 @@ from pydicom.dataset import Dataset
 from classifier.config import OWN_EQUIPMENT, SECONDARY_CAPTURES
 from classifier.decoding import vocabulary
 from classifier.decoding.tags import Code, codes, integer, items, plain, quote, text, texts, values
-from classifier.errors import NotScorable, Reason
+from classifier.errors import NotScorable
+from classifier.reasons import Reason
 
 _LABELS = ("SeriesDescription", "ProtocolName", "DerivationDescription", "ImageComments")
 _EQUIPMENT = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from classifier.errors import NotScorable, Reason
+from classifier.errors import NotScorable
+from classifier.reasons import Reason
 
 
 def unreadable(detail: str) -> NotScorable:

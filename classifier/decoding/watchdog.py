@@ -22,7 +22,8 @@ from classifier.decoding import decoder
 from classifier.decoding.copies import Fingerprint
 from classifier.decoding.decode import Radiograph
 from classifier.decoding.decoder import LOADED, READY, Request, needs_more
-from classifier.errors import NotScorable, Reason
+from classifier.errors import NotScorable
+from classifier.reasons import Reason
 
 Outcome: TypeAlias = Radiograph | Fingerprint | NotScorable | OSError
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from classifier.config import UnknownAge
 from classifier.decoding.ages import Age
-from classifier.errors import Reason
 from classifier.model.card import Kind, ModelCard
+from classifier.reasons import Reason
 
 Doubt = tuple[Reason, str]
 

@@ -12,12 +12,13 @@ import torch
 from classifier.config import SHIPPED_MODEL, DecodeLimits, Eligibility, UnknownAge
 from classifier.decoding.copies import Fingerprint
 from classifier.device import choose_device
-from classifier.errors import CheckpointError, NotScorable, Reason
+from classifier.errors import CheckpointError, NotScorable
 from classifier.model.card import Kind
 from classifier.model.checkpoint import Checkpoint, load
 from classifier.model.gate import judge
 from classifier.model.transforms import Chain, chain
 from classifier.outcome import Decision, Prediction, StillDecoding
+from classifier.reasons import Reason
 from classifier.scoring.doubt import Doubts
 from classifier.scoring.engine import EngineName, choose
 from classifier.scoring.prepare import Preparation, Ready

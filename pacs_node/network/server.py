@@ -22,9 +22,9 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 from pacs_node.errors import PortInUse, ProtocolError
 from pacs_node.network.admission import Places, Refusal, Rules
 from pacs_node.network.associate_pdu import AssociationRequest, read_request
+from pacs_node.network.awaiting_request import AwaitingRequest
 from pacs_node.network.bounds import bounded
 from pacs_node.network.dimse import Services
-from pacs_node.network.lobby import Lobby
 from pacs_node.network.primitives import indication
 from pacs_node.network.pynetdicom_internals import begin_with_request, silence_details
 from pacs_node.network.upper_layer import tune_acceptor
@@ -119,7 +119,7 @@ class Server:
             server_class=_Server,
             listening=listening,
         )
-        self._lobby = Lobby(
+        self._awaiting = AwaitingRequest(
             listening,
             self._admit,
             lambda: self._places.taken,
@@ -127,12 +127,12 @@ class Server:
             on_refused=lambda address, rule: observer.on_rejected(address, "", "", rule),
             on_silent=observer.on_silent,
         )
-        self.progress = self._lobby.progress
-        self._lobby.start()
+        self.progress = self._awaiting.progress
+        self._awaiting.start()
 
     def stop(self) -> None:
         """Accept no more associations; those that are open go on."""
-        self._lobby.stop()
+        self._awaiting.stop()
 
     def _admit(self, connection: socket.socket, address: tuple[str, int], body: bytes) -> Refusal | None:
         """Open the association that was asked for, or say why not."""

@@ -18,7 +18,8 @@ from pydicom.uid import ComputedRadiographyImageStorage
 from classifier.config import PROJECTION_RADIOGRAPHS, Eligibility
 from classifier.decoding import eligibility
 from classifier.decoding.quiet import silence_warnings
-from classifier.errors import RESULTS, NotScorable, Reason
+from classifier.errors import NotScorable
+from classifier.reasons import RESULTS, Reason
 from db import inventory, queries
 from db.session import Database
 from pacs_node.errors import CutShort, PeerError, SpoolUnusable, UserError

@@ -7,11 +7,10 @@ from dataclasses import replace
 
 from pydicom.dataset import Dataset
 
-from classifier import errors as classifier_errors
 from classifier.config import PROJECTION_RADIOGRAPHS
 from classifier.decoding.tags import items, text
-from classifier.errors import Bearing
 from classifier.outcome import Decision
+from classifier.reasons import RESULTS, Bearing, Reason
 from db.rows import StoredInstance, StoredModel
 from pacs_node.errors import InvalidReport
 from pacs_node.reporting.report import Algorithm, ImageResult, NotScoredReason
@@ -55,7 +54,7 @@ def is_reportable(image: StoredInstance) -> bool:
     No one expects an answer for CT slices, presentation states and the results of programs.
     """
     reason = image.score.reason if image.score else None
-    return image.sop_class_uid in PROJECTION_RADIOGRAPHS and reason not in classifier_errors.RESULTS
+    return image.sop_class_uid in PROJECTION_RADIOGRAPHS and reason not in RESULTS
 
 
 def image_result(image: StoredInstance, header: Dataset, newest: StoredModel | None) -> ImageResult:
@@ -75,7 +74,7 @@ def settle_raw_images(images: Sequence[ImageResult]) -> list[ImageResult]:
     Devices that send both say so by Source Image Sequence, by Irradiation Event UID, or by one and the same
     time of acquisition.
     """
-    raw = classifier_errors.Reason.FOR_PROCESSING.value
+    raw = Reason.FOR_PROCESSING.value
     scored = [image.header for image in images if image.probability is not None]
     known = {uid for header in scored for uid in _exposures(header, _sources(header))}
     settled = []
@@ -115,6 +114,6 @@ def stand_in_header(image: StoredInstance, patient: Dataset) -> Dataset:
 def _reason(code: str) -> NotScoredReason:
     if code in _COPIES:
         return _COPIES[code]
-    known = classifier_errors.Reason(code)
+    known = Reason(code)
     leaves_open = known.bearing is Bearing.OPEN
     return NotScoredReason(known.value, known.meaning, failed=known.is_failure, leaves_open=leaves_open)

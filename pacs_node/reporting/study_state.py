@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from classifier.errors import RESULTS
+from classifier.reasons import RESULTS
 from db.rows import StoredInstance, StoredModel, StoredReport
 from pacs_node.dicom.patient import Patient, are_different
 from pacs_node.reporting.from_rows import is_reportable

@@ -15,7 +15,8 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID
 
 from classifier.decoding.decode import Eligibility, decode
-from classifier.errors import NotScorable, Reason
+from classifier.errors import NotScorable
+from classifier.reasons import Reason
 from tests.conftest import radiograph
 
 RAMP = np.add.outer(np.arange(40) * 95, np.arange(36) * 2).astype("<u2")  # 12 bits

@@ -17,8 +17,9 @@ from pydicom.uid import UID, CTImageStorage
 from sqlalchemy import select, update
 
 from classifier.decoding.copies import Fingerprint, fingerprint
-from classifier.errors import NotScorable, Reason
+from classifier.errors import NotScorable
 from classifier.outcome import Decision, Prediction, StillDecoding
+from classifier.reasons import Reason
 from db import queries
 from db.models import Delivery, Instance, Job, Report, Score, Study
 from db.queue import Kind

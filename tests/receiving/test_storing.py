@@ -27,8 +27,8 @@ from pacs_node.config import NodeSettings, ReceiveSettings, Settings
 from pacs_node.demo.peers import NodeProcess, free_port
 from pacs_node.dicom.part10 import file_meta
 from pacs_node.network import scu
+from pacs_node.network.awaiting_request import AwaitingRequest
 from pacs_node.network.command_set import encode_response, read_command
-from pacs_node.network.lobby import Lobby
 from pacs_node.network.peer import Peer
 from pacs_node.receiving.receiver import Receiver
 from pacs_node.storage.arriving import digest
@@ -368,9 +368,9 @@ def ticks(pid: int) -> int:
 
 def test_a_process_with_fewer_associations_is_the_first_to_accept(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("pacs_node.network.lobby.time.sleep", waited.append)
+    monkeypatch.setattr("pacs_node.network.awaiting_request.time.sleep", waited.append)
     for associations in (0, 1, 50):
-        accepting = Lobby(
+        accepting = AwaitingRequest(
             socket.create_server(("127.0.0.1", 0)),
             lambda _connection, _address, _body: None,
             partial(int, associations),

@@ -25,7 +25,8 @@ from pydicom.uid import (
 
 from classifier.decoding.decode import Eligibility, decode, read
 from classifier.decoding.pixels import image_pixel
-from classifier.errors import NotScorable, Reason
+from classifier.errors import NotScorable
+from classifier.reasons import Reason
 from tests.conftest import pixels
 from tests.helpers.decoding import compressed, encoded, image_of, picture
 

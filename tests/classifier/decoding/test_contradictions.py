@@ -23,7 +23,8 @@ from pydicom.uid import (
 )
 
 from classifier.decoding.decode import decode
-from classifier.errors import NotScorable, Reason
+from classifier.errors import NotScorable
+from classifier.reasons import Reason
 from tests.conftest import pixels, save
 from tests.helpers.decoding import compressed, encoded, image_of, lut, put, stretched
 

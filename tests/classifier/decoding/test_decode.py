@@ -32,7 +32,7 @@ from pydicom.uid import (
 )
 
 from classifier.decoding.decode import Eligibility, decode, read
-from classifier.errors import Reason
+from classifier.reasons import Reason
 from tests.conftest import pixels, radiograph, save
 from tests.helpers.decoding import (
     CODESTREAMS,

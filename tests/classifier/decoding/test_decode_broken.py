@@ -29,7 +29,8 @@ from pydicom.uid import (
 )
 
 from classifier.decoding.decode import Eligibility, decode, read
-from classifier.errors import NotScorable, Reason
+from classifier.errors import NotScorable
+from classifier.reasons import Reason
 from tests.conftest import code, pixels, radiograph, save
 from tests.helpers.decoding import CODESTREAMS, RAMP, compressed, encoded, image_of, lut, refused
 

@@ -12,7 +12,8 @@ from pydicom.datadict import dictionary_VR
 from pydicom.uid import ExplicitVRBigEndian
 
 from classifier.decoding.decode import decode
-from classifier.errors import NotScorable, Reason
+from classifier.errors import NotScorable
+from classifier.reasons import Reason
 from tests.helpers.decoding import RAMP, encoded, image_of, lut, put, refused, stretched
 
 

@@ -26,8 +26,9 @@ from classifier.decoding import codecs
 from classifier.decoding.decode import decode
 from classifier.decoding.jpeg2000 import reduced
 from classifier.decoding.resample import WHOLE, resample
-from classifier.errors import NotScorable, Reason
+from classifier.errors import NotScorable
 from classifier.model.transforms import Resize
+from classifier.reasons import Reason
 from tests.conftest import pixels
 from tests.helpers.decoding import compressed, encoded, image_of, lut, picture
 

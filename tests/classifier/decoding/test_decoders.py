@@ -21,7 +21,8 @@ from classifier.config import DecodeLimits, Eligibility
 from classifier.decoding import decode, decoders, watchdog
 from classifier.decoding.decode import Radiograph
 from classifier.decoding.decoders import Decoders, Outcome, Request
-from classifier.errors import NotScorable, Reason
+from classifier.errors import NotScorable
+from classifier.reasons import Reason
 from tests.conftest import radiograph, save
 
 RULES = Eligibility()

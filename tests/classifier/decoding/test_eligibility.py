@@ -20,7 +20,8 @@ from pydicom.uid import (
 )
 
 from classifier.decoding.decode import PROJECTION_RADIOGRAPHS, Eligibility, check
-from classifier.errors import NotScorable, Reason
+from classifier.errors import NotScorable
+from classifier.reasons import Reason
 from tests.conftest import code, radiograph
 from tests.helpers.eligibility import LENIENT, STRICT, made, outcome
 

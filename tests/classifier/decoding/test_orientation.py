@@ -12,7 +12,8 @@ from pydicom.uid import JPEG2000Lossless
 
 from classifier.decoding.decode import Eligibility, decode, read
 from classifier.decoding.orientation import UPRIGHT, Turn
-from classifier.errors import NotScorable, Reason
+from classifier.errors import NotScorable
+from classifier.reasons import Reason
 from tests.conftest import pixels, radiograph
 from tests.helpers.decoding import image_of, picture
 

@@ -10,7 +10,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import Comprehensive3DSRStorage
 
 from classifier.config import OWN_EQUIPMENT
-from classifier.errors import Bearing, Reason
+from classifier.reasons import Bearing, Reason
 from pacs_node.reporting.report import ObserverDevice
 from tests.conftest import code, radiograph
 from tests.helpers.eligibility import COLOUR, made, outcome, reference

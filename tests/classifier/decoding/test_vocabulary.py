@@ -14,7 +14,8 @@ from pydicom.sr.codedict import codes
 from classifier.config import Eligibility
 from classifier.decoding import vocabulary
 from classifier.decoding.eligibility import check
-from classifier.errors import Bearing, NotScorable
+from classifier.errors import NotScorable
+from classifier.reasons import Bearing
 from tests.conftest import code, radiograph
 
 LANGUAGES = ("de", "fr", "es", "pt", "it", "nl", "pl", "tr", "sv", "cs", "hu", "ru", "zh", "ja", "ko")

@@ -14,10 +14,11 @@ from sklearn.datasets import load_sample_images
 
 from classifier.config import Eligibility, UnknownAge
 from classifier.decoding.tags import quiet
-from classifier.errors import CheckpointError, Reason
+from classifier.errors import CheckpointError
 from classifier.model.checkpoint import Checkpoint, load, save
 from classifier.model.novelty import Novelty, fit, split_tensors
 from classifier.outcome import Decision, Prediction
+from classifier.reasons import Reason
 from classifier.scoring.predict import Predictor
 from tests.conftest import radiograph
 from tests.conftest import save as save_dicom

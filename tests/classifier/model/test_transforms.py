@@ -17,7 +17,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit
 
 from classifier.config import SHIPPED_MODEL, Eligibility
-from classifier.errors import CheckpointError, NotScorable, Reason
+from classifier.errors import CheckpointError, NotScorable
 from classifier.model.card import ModelCard
 from classifier.model.checkpoint import load
 from classifier.model.transforms import (
@@ -30,6 +30,7 @@ from classifier.model.transforms import (
     refusal,
     tail,
 )
+from classifier.reasons import Reason
 from tests.conftest import pixels, radiograph, save
 
 SPEC: list[dict[str, Any]] = [

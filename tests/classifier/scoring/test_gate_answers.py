@@ -11,11 +11,12 @@ import torch
 
 from classifier.config import SHIPPED_MODEL, Eligibility, UnknownAge
 from classifier.decoding.ages import Age
-from classifier.errors import CheckpointError, Reason
+from classifier.errors import CheckpointError
 from classifier.model.card import GateCard, Kind, parse_card
 from classifier.model.checkpoint import Checkpoint, load, save
 from classifier.model.gate import Gate, judge, shrunk, split_gate
 from classifier.outcome import Decision, Prediction
+from classifier.reasons import Reason
 from classifier.scoring.doubt import Doubts
 from classifier.scoring.predict import Predictor
 from tests.conftest import radiograph

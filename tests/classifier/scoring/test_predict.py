@@ -16,10 +16,11 @@ from torch import nn
 
 from classifier.config import SHIPPED_MODEL, Eligibility
 from classifier.device import choose_device
-from classifier.errors import CheckpointError, DeviceError, Reason
+from classifier.errors import CheckpointError, DeviceError
 from classifier.model.card import ModelCard
 from classifier.model.checkpoint import Checkpoint
 from classifier.outcome import Decision, Prediction
+from classifier.reasons import Reason
 from classifier.scoring.predict import Predictor
 from pacs_node.demo.samples import Sample
 from tests.conftest import radiograph, save

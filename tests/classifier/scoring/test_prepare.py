@@ -28,9 +28,10 @@ from pydicom.uid import (
 from classifier.config import SHIPPED_MODEL, Eligibility
 from classifier.decoding.ages import Age
 from classifier.decoding.decode import decode
-from classifier.errors import NotScorable, Reason
+from classifier.errors import NotScorable
 from classifier.model.checkpoint import Checkpoint, load
 from classifier.model.transforms import chain, tail
+from classifier.reasons import Reason
 from classifier.scoring.prepare import Preparation, Ready
 from pacs_node.demo.phantom import frontal_chest
 from tests.conftest import radiograph, save

@@ -21,11 +21,12 @@ from safetensors.torch import save_file
 from torchvision.transforms import v2
 
 from classifier.data.examples import load as load_data
-from classifier.errors import DataError, Reason, TrainingError
+from classifier.errors import DataError, TrainingError
 from classifier.measuring.evaluate import evaluate
 from classifier.measuring.explore import explore
 from classifier.model.checkpoint import load, save
 from classifier.model.transforms import Resize, tail
+from classifier.reasons import Reason
 from classifier.scoring.predict import Predictor
 from classifier.training.card import About, OperatingTarget
 from classifier.training.decoded_set import DecodedSet

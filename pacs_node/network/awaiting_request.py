@@ -37,7 +37,7 @@ _PROVIDER, _UNRECOGNIZED, _UNEXPECTED, _INVALID_PARAMETER = 2, 1, 2, 6  # of an 
 
 @dataclass(eq=False)
 class Visitor:
-    """A connection in the lobby.
+    """A connection that awaits its request.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ class Visitor:
             raise ProtocolError(why, _PROVIDER, _INVALID_PARAMETER)
 
 
-class Lobby:
+class AwaitingRequest:
     """Accepts connections and reads their requests, until `stop`.
 
     Parameters
@@ -127,7 +127,7 @@ class Lobby:
         self._selector = selectors.DefaultSelector()
         self._stop, self._stopped = socket.socketpair()
         self.progress = Progress(_HUNG_SECONDS)
-        self._thread = threading.Thread(target=self._run, name="lobby", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="awaiting-request", daemon=True)
 
     def start(self) -> None:
         """Begin to accept."""
