@@ -7,9 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d, relu
-from torchvision.models import DenseNet
 
 from classifier.errors import CheckpointError
+from classifier.light_imports import light_imports
+
+with light_imports():
+    from torchvision.models import DenseNet
 
 
 class Network(DenseNet):  # type: ignore[misc]  # torchvision has no types

@@ -20,14 +20,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.transforms import Compose, Transform
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from classifier.config import Eligibility
 from classifier.decoding.decode import Source, decode
 from classifier.errors import CheckpointError, NotScorable
+from classifier.light_imports import light_imports
+
+with light_imports():
+    from monai.data import MetaTensor
+    from monai.transforms import Compose, Transform
 
 Image = NDArray[np.float32] | torch.Tensor
 Spec = Sequence[Mapping[str, Any]]
