@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -216,15 +216,11 @@ def alike(found: list[Prediction], expected: list[Prediction]) -> None:
     assert [f.novelty for f, _ in scored] == pytest.approx([e.novelty for _, e in scored], rel=0.03)
 
 
-@pytest.mark.parametrize("shift", [-0.005, 0.005])
-def test_what_is_near_the_threshold_is_decided_in_float32(
-    shift: float, shipped: Checkpoint, drawn: list[Path]
-) -> None:
-    scored = [path for path, p in zip(drawn, predictor(shipped).predict(drawn), strict=True) if p.probability]
-    for path in scored:
-        (known,) = predictor(shipped).predict([path])
-        assert known.probability is not None
-        near = min(max(known.probability + shift, 0.001), 0.999)
+def test_what_is_near_the_threshold_is_decided_in_float32(shipped: Checkpoint, drawn: list[Path]) -> None:
+    known = zip(drawn, predictor(shipped).predict(drawn), strict=True)
+    scored = [(path, answer.probability) for path, answer in known if answer.probability]
+    for (path, probability), shift in product(scored, (-0.005, 0.005)):
+        near = min(max(probability + shift, 0.001), 0.999)
         (expected,) = predictor(shipped, threshold=near).predict([path])
         (found,) = predictor(shipped, Rough, threshold=near).predict([path])
         assert found == expected

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from classifier.training.recipes import DEFAULT, Recipe, changed
 from classifier.training.train import train
 from tests.helpers.datasets import folder
 
-RECIPE = changed(DEFAULT, image_size=64, growth=1, epochs=2, batch_size=48, learning_rate=1e-3)
+RECIPE = changed(DEFAULT, image_size=32, growth=1, epochs=2, batch_size=48, learning_rate=1e-3)
 OPTIONS = Options(val_share=0.25, device="cpu", workers=1, precision="fp32")
 # Both see the same batch and weights in the first epoch, which is one step; then only the order of sums
 # differs, which Adam's first steps amplify: they are as long for a small gradient as for a large one.
@@ -62,9 +63,15 @@ def _train_without_dropout(number: int, size: int, port: int, images: Path, out:
     train(images, out, RECIPE, OPTIONS)
 
 
+# Importing takes longer than what is tested
+get_context("forkserver").set_forkserver_preload([train.__module__, network.__module__])
+
+
 def run_processes(size: int, images: Path, out: Path) -> Path:
     arguments = (size, free_port(), images, out)
-    start_processes(_train_without_dropout, arguments, nprocs=size)  # type: ignore[no-untyped-call]
+    start_processes(  # type: ignore[no-untyped-call]
+        _train_without_dropout, arguments, nprocs=size, start_method="forkserver"
+    )
     return out
 
 
