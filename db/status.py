@@ -5,7 +5,7 @@ Also what they order: try again, give up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -25,7 +25,7 @@ from db.models import (
     StudyProblem,
     Utc,
 )
-from db.queue import FAILED, READY, Kind, is_postgresql, later
+from db.queue import FAILED, READY, Kind, close, enqueue, is_postgresql, later
 
 _COUNTABLE = 100_000  # rows
 
@@ -267,6 +267,47 @@ def retry(session: Session, study_instance_uid: str | None, give_up_at: datetime
     ):
         session.execute(update(entity).where(where).values(**values, give_up_at=give_up_at))
     return len(revived)
+
+
+def resend(
+    session: Session,
+    study_instance_uid: str,
+    give_up_at: datetime,
+    at: datetime,
+    destinations: Collection[str] | None = None,
+) -> int:
+    """Send the newest report of a study once more, with the same bytes; return to how many destinations.
+
+    What still waits is left as it is, and so is what was abandoned.
+
+    Parameters
+    ----------
+    destinations
+        Their names; ``None`` means all that have, had or refused the report.
+    """
+    newest = (
+        select(Report.id)
+        .join(Study, Study.id == Report.study_id)
+        .where(Study.study_instance_uid == study_instance_uid)
+        .order_by(Report.revision.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    is_wanted = (Delivery.report_id == newest) & Delivery.state.in_(("delivered", "committed", "failed"))
+    if destinations is not None:
+        is_wanted &= Delivery.destination.in_(destinations)
+    fresh = {"state": "pending", "tries": 0, "status": None, "error": None}
+    again = session.execute(
+        update(Delivery)
+        .where(is_wanted)
+        .values(**fresh, delivered_at=None, committed_at=None, give_up_at=give_up_at, updated_at=at)
+        .returning(Delivery.id, Delivery.destination)
+        .execution_options(synchronize_session=False)
+    ).all()
+    close(session, Kind.COMMIT, [delivery_id for delivery_id, _ in again])
+    for delivery_id, destination in again:
+        enqueue(session, Kind.DELIVER, delivery_id, lane=destination)
+    return len(again)
 
 
 def abandon(session: Session, destination: str, at: datetime) -> int:

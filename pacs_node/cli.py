@@ -254,19 +254,25 @@ def status(
     sys.exit(1 if found.problems else 0)
 
 
-@app.command(epilog="Examples:\n\npacs-node retry --failed\n\npacs-node retry 1.2.826.0.1.3680043.8.498.1")
+@app.command(
+    epilog="Examples:\n\npacs-node retry --failed\n\npacs-node retry 1.2.826.0.1.3680043.8.498.1\n\n"
+    "pacs-node retry --resend 1.2.826.0.1.3680043.8.498.1    (its report was deleted in the PACS)"
+)
 def retry(
     study_uid: Annotated[
         str | None, typer.Argument(metavar="STUDY_UID", help="Only failed work of this study.")
     ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="Everything that failed.")] = False,
+    resend: Annotated[
+        bool, typer.Option("--resend", help="Send the newest report of the study again, unchanged.")
+    ] = False,
     config: ConfigOption = None,
 ) -> None:
     """Retry work that was given up: scoring, reports and deliveries."""
     from db import status as asked  # noqa: PLC0415
     from pacs_node.errors import UserError  # noqa: PLC0415
 
-    if failed == (study_uid is not None):
+    if failed == (study_uid is not None) or (resend and failed):
         raise UserError("Say what to retry: --failed for everything, or one STUDY_UID.")
     settings = _configured(config)
     give_up_at = datetime.now(UTC) + timedelta(hours=settings.deliver.give_up_hours)
@@ -274,6 +280,9 @@ def retry(
         if study_uid is not None and not asked.study_exists(session, study_uid):
             raise UserError(f"There is no study {study_uid}; `pacs-node results --format csv` lists studies.")
         number = asked.retry(session, study_uid, give_up_at)
+        if resend and study_uid is not None:
+            names = [one.name for one in settings.destinations]
+            number += asked.resend(session, study_uid, give_up_at, datetime.now(UTC), names)
     terminal.console().print(
         f"{number} {'job' if number == 1 else 'jobs'} will be tried again.", highlight=False
     )
@@ -282,6 +291,7 @@ def retry(
 @app.command(
     epilog="Examples:\n\npacs-node reconcile --against PACS@10.0.0.5:104 --since 1d\n\n"
     "pacs-node reconcile --against PACS@10.0.0.5:104 --since 2025-06-01 --until 2025-06-08 --fetch --by get"
+    "\n\npacs-node reconcile --against PACS@10.0.0.5:104 --resend    (reports were deleted there)"
 )
 def reconcile(
     *,
@@ -299,6 +309,9 @@ def reconcile(
         Fetching,
         typer.Option(help="C-MOVE: the PACS sends to the running node; or C-GET: it sends to this command."),
     ] = Fetching.MOVE,
+    resend: Annotated[
+        bool, typer.Option("--resend", help="Send reports again, unchanged, that the PACS does not have.")
+    ] = False,
     output: Annotated[OutputFormat, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
         OutputFormat.TABLE
     ),
@@ -308,13 +321,18 @@ def reconcile(
     any.
     """
     from pacs_node.reconciling.reconcile import period  # noqa: PLC0415
+    from pacs_node.reconciling.reconcile import resend as send_again  # noqa: PLC0415
 
     settings = _configured(config)
     days = period(*_moments(since, until), datetime.now(UTC))
     console = terminal.console(stderr=True)
     ours = calling or settings.node.ae_title
-    fetching = by if fetch else None
-    found = _reconciled(settings, Peer.parse(against), ours, days, fetching=fetching, console=console)
+    fetching, peer = by if fetch else None, Peer.parse(against)
+    names = _names_of(peer, settings) if resend else []
+    found = _reconciled(settings, peer, ours, days, fetching=fetching, console=console)
+    if resend:
+        give_up_at = datetime.now(UTC) + timedelta(hours=settings.deliver.give_up_hours)
+        found = send_again(found, _database(settings), names, give_up_at)
     _print_reconciliation(found, output, console)
     if found.failure is not None:
         raise found.failure
@@ -395,6 +413,16 @@ def _moments(since: str | None, until: str | None) -> tuple[datetime | None, dat
     now = datetime.now(UTC)
     first, last = (None if text is None else moment(text, now) for text in (since, until))
     return first, last
+
+
+def _names_of(peer: Peer, settings: Settings) -> list[str]:
+    """Return the names of the destinations that have the AE title of a peer."""
+    from pacs_node.errors import UserError  # noqa: PLC0415
+
+    names = [one.name for one in settings.destinations if one.ae_title == peer.ae_title]
+    if not names:
+        raise UserError(f"No destination has the AE title {peer.ae_title}; add it to [[destinations]].")
+    return names
 
 
 def _reconciled(

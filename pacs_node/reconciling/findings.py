@@ -41,6 +41,7 @@ class Finding:
     patient_name: str
     accession_number: str
     is_fetched: bool = False
+    is_sent_again: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ class Reconciliation:
         ]
         wanted = sum(finding.missing in FETCHABLE for finding in self.findings)
         tail = f"; {self.fetched} of {wanted} fetched" if self.was_fetched else ""
+        again = sum(finding.is_sent_again for finding in self.findings)
+        tail += f"; {again} {'report' if again == 1 else 'reports'} will be sent again" if again else ""
         return f"{self.studies} studies, {self.images} images at PACS; {', '.join(parts)}{tail}."
 
     @property

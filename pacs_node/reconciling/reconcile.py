@@ -1,6 +1,7 @@
 """Compares what a PACS lists with what the node has: chest radiographs received, scored, and reported back.
 
-Nothing here writes; fetched objects are received like any other object.
+Comparing writes nothing; fetched objects are received like any other object, and reports that the PACS lacks
+are sent again by the node, from the queue.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Protocol, TypeVar
 
 from pydicom.dataset import Dataset
@@ -20,13 +21,14 @@ from classifier.decoding import eligibility
 from classifier.decoding.quiet import silence_warnings
 from classifier.errors import NotScorable
 from classifier.reasons import RESULTS, Reason
-from db import inventory, queries
+from db import inventory, queries, status
 from db.session import Database
 from pacs_node.errors import CutShort, PeerError, SpoolUnusable, UserError
 from pacs_node.reconciling.findings import (
     FETCHABLE,
     Finding,
     Listed,
+    Missing,
     Reconciliation,
     missing_images,
     missing_report,
@@ -161,6 +163,32 @@ def fetch(
         replace(f, is_fetched=f.missing in FETCHABLE and f.sop_instance_uid in here) for f in found.findings
     ]
     return replace(found, findings=findings, was_fetched=True, troubles=[*troubles], failure=failure)
+
+
+def resend(
+    found: Reconciliation, database: Database, destinations: Collection[str], give_up_at: datetime
+) -> Reconciliation:
+    """Let the node send the reports again that the PACS does not hold, with the same bytes.
+
+    Parameters
+    ----------
+    destinations
+        Names of this PACS in the configuration.
+
+    Raises
+    ------
+    db.errors.DatabaseError
+    """
+    now = datetime.now(UTC)
+    findings = []
+    for finding in found.findings:
+        number = 0
+        if finding.missing is Missing.REPORT_MISSING:
+            with database.write() as session:
+                study = finding.study_instance_uid
+                number = status.resend(session, study, give_up_at, now, destinations)
+        findings.append(replace(finding, is_sent_again=number > 0))
+    return replace(found, findings=findings)
 
 
 def prepare(spool: Spool, database: Database) -> None:

@@ -181,6 +181,7 @@ def _missing(same: Sequence[Finding]) -> Iterator[str]:
     yield escape(" ".join(filter(None, (first.patient_id, first.patient_name))))
     yield escape(first.accession_number)
     what = first.missing.replace("_", " ")
+    what += ", sent again" if first.is_sent_again else ""
     yield f"[green]{what}, fetched[/]" if first.is_fetched else f"[red]{what}[/]"
     yield str(len(same)) if first.missing in IMAGE_LEVEL else ""
     yield escape(first.detail if len(same) == 1 or first.missing is not Missing.FILE_MISSING else "")
@@ -199,6 +200,7 @@ def reconciliation_values(found: Reconciliation) -> dict[str, Any]:
         "images": found.images,
         **{missing.value: found.count(missing) for missing in Missing},
         "fetched": found.fetched,
+        "sent_again": sum(finding.is_sent_again for finding in found.findings),
         "all_answers_read": found.is_complete,
         "findings": [vars(finding) for finding in found.findings],
     }

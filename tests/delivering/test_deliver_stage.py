@@ -14,6 +14,7 @@ from sqlalchemy import update
 from db.models import Delivery, Job
 from db.queue import Claimed, Kind, max_attempts
 from db.session import Database
+from db.status import resend
 from pacs_node.config import DeliverSettings, Destination, Settings
 from pacs_node.delivering.stage import DeliverStage
 from pacs_node.demo.peers import free_port
@@ -76,6 +77,41 @@ def test_a_report_is_delivered_once_as_it_is_stored(bench: Bench) -> None:
     for delivery, sent in zip(bench.deliveries(), stored, strict=True):
         assert (delivery.sop_class_uid, delivery.status) == (COMPREHENSIVE_3D_SR, 0)
         assert delivery.sop_instance_uid == sent.sop_instance_uid
+
+
+def test_a_report_is_sent_again_unchanged_where_it_is_asked_for_and_nowhere_else(bench: Bench) -> None:
+    def again(*names: str) -> int:
+        now = datetime.now(UTC)
+        with bench.database.write() as session:
+            return resend(
+                session,
+                str(radiograph(study="1").StudyInstanceUID),
+                now + timedelta(hours=1),
+                now,
+                names or None,
+            )
+
+    reported(bench, "1", "2")
+    assert again() == 0  # it still waits
+    with peer() as other:
+        deliver(bench, other.destination)
+        assert again("ELSEWHERE") == 0
+        assert again("PACS") == 1
+        assert (states(bench), bench.deliveries()[0].delivered_at) == (
+            [("pending", 0), ("delivered", 0)],
+            None,
+        )
+        deliver(bench, other.destination)
+    assert other.received[2] == other.received[0]
+    assert states(bench) == [("delivered", 0)] * 2
+    bench.receive(radiograph(study="1", number=2))
+    bench.score()
+    bench.report()
+    with peer() as other:
+        deliver(bench, other.destination)
+        assert again() == 1
+        deliver(bench, other.destination)
+    assert [data_set(file) for file in other.received] == [data_set(bench.reports()[-1].content)] * 2
 
 
 @one_database

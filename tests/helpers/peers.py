@@ -59,6 +59,11 @@ class Orthanc:
         with urllib.request.urlopen(request, timeout=120) as answer:
             return json.loads(answer.read())
 
+    def delete(self, path: str) -> None:
+        """Delete a resource of the REST API."""
+        request = urllib.request.Request(self._url + path, method="DELETE")
+        urllib.request.urlopen(request, timeout=120).close()
+
     def json(self, path: str) -> Any:
         """Return what a resource of the REST API holds, decoded."""
         return json.loads(self.get(path))

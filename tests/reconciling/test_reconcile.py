@@ -26,7 +26,8 @@ from db.models import Delivery, Instance
 from db.queue import Kind
 from db.session import Database
 from pacs_node.cli import main
-from pacs_node.config import NodeSettings, ReceiveSettings, Settings
+from pacs_node.config import Destination, NodeSettings, ReceiveSettings, Settings
+from pacs_node.delivering.stage import DeliverStage
 from pacs_node.demo.peers import free_port
 from pacs_node.network import scu
 from pacs_node.network.peer import Peer
@@ -247,6 +248,48 @@ def test_a_report_of_an_older_class_is_found_under_the_uid_under_which_it_was_de
         session.execute(update(Delivery).values(state="delivered", sop_instance_uid=older.sop_instance_uid))
     found = site.found()
     assert (found["exit"], found["report_missing"]) == (0, 0)
+
+
+@on_sqlite
+def test_a_report_that_was_deleted_in_the_pacs_is_sent_again_unchanged(site: Site) -> None:
+    to = Destination(ae_title=site.pacs.ae_title, host="127.0.0.1", port=site.pacs.port, commitment="off")
+    site.bench.settings = Settings(destinations=(to,))
+    deliver = DeliverStage(site.bench.database, to, "PACS_NODE", site.bench.settings.deliver)
+    with (site.folder / "config.toml").open("a") as file:
+        file.write(f'[[destinations]]\nae_title = "{to.ae_title}"\nhost = "{to.host}"\nport = {to.port}\n')
+    images = [site.image("deleted"), site.image("kept")]
+    site.archive(*images)
+    for image in images:
+        site.bench.receive(image)
+    site.settle()
+    site.bench.work(deliver)
+    assert site.found("--resend")["exit"] == 0
+    (held,) = _found_in(site.pacs, images[0])
+    before = site.pacs.get(f"/instances/{held}/file")
+    site.pacs.delete(f"/instances/{held}")
+
+    found = site.found("--resend")
+    assert (found["exit"], found["report_missing"], found["sent_again"]) == (1, 1, 1), found["said"]
+    assert sorted(one.state for one in site.bench.deliveries()) == ["delivered", "pending"]
+    assert site.found("--resend")["sent_again"] == 0  # it is on its way
+    site.bench.work(deliver)
+    (held,) = _found_in(site.pacs, images[0])
+    assert site.pacs.get(f"/instances/{held}/file") == before
+    assert (site.found()["exit"], len(site.bench.reports())) == (0, 2)
+
+
+def _found_in(pacs: Orthanc, image: Dataset) -> list[str]:
+    """Return Orthanc's names of the reports of an image's study."""
+    query = {"StudyInstanceUID": str(image.StudyInstanceUID), "Modality": "SR"}
+    found: list[str] = pacs.post("/tools/find", {"Level": "Instance", "Query": query})
+    return found
+
+
+@on_sqlite
+def test_reports_are_sent_again_to_a_destination_alone(site: Site) -> None:
+    done = site.run("--resend")
+    assert done.exit_code == 2
+    assert f"No destination has the AE title {site.pacs.ae_title}; add it to [[destinations]]" in done.stderr
 
 
 @on_sqlite
