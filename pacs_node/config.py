@@ -147,6 +147,13 @@ class DeliverSettings(_Section):
     commit_seconds: Seconds = 600
 
 
+class MetricsSettings(_Section):
+    """Where monitoring asks how the node is."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+
+
 def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
@@ -200,6 +207,7 @@ class Settings(BaseSettings):
     classifier: ClassifierSettings = ClassifierSettings()
     work: WorkSettings = WorkSettings()
     deliver: DeliverSettings = DeliverSettings()
+    metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
     destinations: tuple[Destination, ...] = ()
     modalities: tuple[Modality, ...] = ()

@@ -23,6 +23,9 @@ from pacs_node.progress import Progress
 READY, BEAT = b"R", b"H"
 """What goes to the supervisor."""
 
+STARTING = "(starting)"
+"""Ends the name of a role in the database until its process is at work."""
+
 _log = log.get(__name__)
 
 _RECORD_SECONDS = 10.0  # between those for `status`
@@ -49,7 +52,7 @@ def heartbeats(
     control
         The socket to the supervisor, if there is one.
     """
-    role = f"{role} {number + 1}" if number else role
+    role = _numbered(role, number)
     database, host = Database(settings.database.url), socket.gethostname()
     started_at, ended = datetime.now(UTC), threading.Event()
 
@@ -77,6 +80,33 @@ def heartbeats(
         signal.setitimer(signal.ITIMER_REAL, 0)
         with suppress(DatabaseError), database.write() as session:
             queries.forget_heartbeat(session, role, host)
+
+
+@contextmanager
+def starting(settings: Settings, role: str, number: int) -> Iterator[None]:
+    """Tell the database that a process gets ready, which takes long where it loads a model."""
+    name = f"{_numbered(role, number)} {STARTING}"
+    database, host = Database(settings.database.url), socket.gethostname()
+    started_at, ended = datetime.now(UTC), threading.Event()
+
+    def record() -> None:
+        with suppress(DatabaseError), database.write() as session:
+            queries.record_heartbeat(session, name, host, started_at)
+
+    thread = threading.Thread(target=_repeat, args=(record, _RECORD_SECONDS, (), ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        with suppress(DatabaseError), database.write() as session:
+            queries.forget_heartbeat(session, name, host)
+        database.close()
+
+
+def _numbered(role: str, number: int) -> str:
+    return f"{role} {number + 1}" if number else role
 
 
 def _repeat(

@@ -27,7 +27,8 @@ from pacs_node.config import Settings
 from pacs_node.errors import DatabaseUnusable, ModelUnusable
 from pacs_node.network.server import listen
 from pacs_node.progress import Progress
-from pacs_node.running.heartbeat import READY, heartbeats
+from pacs_node.running.heartbeat import READY, heartbeats, starting
+from pacs_node.running.metrics import monitoring
 from pacs_node.running.roles import ROLES, open_spool, receive
 
 _log = log.get(__name__)
@@ -143,6 +144,11 @@ class _Process:
         _log.error("process died", role=self.role, exit_code=code, restart_seconds=pause)
         self.restart_at = time.monotonic() + pause
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether it runs, and said in this life that it is ready."""
+        return self._is_ready and self.restart_at is None
+
     def terminate(self) -> None:
         """Let the process finish what is at hand and end; one that is still starting has nothing at hand."""
         if self._is_ready:
@@ -179,16 +185,20 @@ def serve(settings: Settings, config: Path | None, roles: Sequence[str]) -> int:
 
     Raises
     ------
-    DatabaseUnusable, PortInUse, SpoolUnusable
+    DatabaseUnusable, ModelUnusable, PortInUse, SpoolUnusable
     """
+    if "score" in roles:
+        _require_model(settings)
     with stop_on_signals() as stopped, ExitStack() as stack:
         listening = None
         if "receive" in roles:  # first of all: a node that runs here already has the port
             listening = stack.enter_context(listen(settings.node.host, settings.node.port))
-        _prepare(settings, roles)
+        _prepare(settings)
         _log.info("starting", version=__version__, roles=",".join(roles))
         silent = settings.work.silent_seconds
-        processes = [_Process(role, config, silent) for role in roles if role != "receive"]
+        processes: list[_Process] = []
+        stack.enter_context(monitoring(settings, lambda: all(one.is_at_work for one in processes)))
+        processes += [_Process(role, config, silent) for role in roles if role != "receive"]
         if listening is not None:
             count = settings.receive.process_count
             processes += [_Process("receive", config, silent, number, listening) for number in range(count)]
@@ -205,12 +215,38 @@ def serve(settings: Settings, config: Path | None, roles: Sequence[str]) -> int:
             _log.info("stopped")
 
 
-def _prepare(settings: Settings, roles: Sequence[str]) -> None:
-    model = settings.classifier.model
-    if "score" in roles and model is not None and not model.is_file():
+def _require_model(settings: Settings) -> None:
+    """Notice at once what the scoring process would notice seconds later, with the port open."""
+    model, device = settings.classifier.model, settings.classifier.device
+    if model is not None and not model.is_file():
         raise ModelUnusable(
             f"Cannot read the model {model}: there is no such file; correct [classifier] model."
         )
+    if device.startswith("cuda"):
+        number = int(device.partition(":")[2] or 0)
+        there = cuda_devices()
+        if number >= there:
+            count = f"{there} GPUs are" if there > 1 else "only one GPU is" if there else "no GPU is"
+            raise ModelUnusable(
+                f'[classifier] device is {device!r}, but {count} there; check the driver, or set "auto".'
+            )
+
+
+def cuda_devices() -> int:
+    """Return how many GPUs the CUDA driver finds, without torch, and without the driver in this process."""
+    done = subprocess.run([sys.executable, "-c", _COUNT_DEVICES], capture_output=True, text=True, check=False)
+    return int(done.stdout) if done.returncode == 0 else 0
+
+
+_COUNT_DEVICES = """
+import ctypes
+driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+assert driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+print(count.value)
+"""
+
+
+def _prepare(settings: Settings) -> None:
     try:
         database = Database(settings.database.url)
         database.upgrade()
@@ -246,7 +282,11 @@ def run_role(
         if control is not None:
             threading.Thread(target=_end_with, args=(control,), daemon=True).start()
 
+        start = stack.enter_context(ExitStack())
+        start.enter_context(starting(settings, role, number))
+
         def ready(loops: Sequence[Progress]) -> None:
+            start.close()
             stack.enter_context(heartbeats(settings, role, number, loops, control))
             if control is not None:
                 control.sendall(READY)

@@ -25,7 +25,7 @@ def program(name: str) -> str:
     """Return the path of a program; its absence skips a developer's test and fails CI's."""
     path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if path is None:
-        why = f"{name} is not installed here (Debian: apt install dcmtk orthanc dicom3tools)."
+        why = f"{name} is not installed here (Debian: apt install dcmtk orthanc dicom3tools prometheus)."
         if os.environ.get("CI") == "true":
             pytest.fail(why)
         pytest.skip(why)

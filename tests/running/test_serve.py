@@ -7,14 +7,19 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from db.session import sqlite
+from db.errors import DatabaseError
+from db.session import Database, sqlite
+from db.status import heartbeats
+from pacs_node.config import load
 from pacs_node.demo.peers import NodeProcess, free_port
 from pacs_node.network import scu
 from pacs_node.network.peer import Peer
+from pacs_node.running.supervisor import cuda_devices
 from tests.conftest import radiograph, save
 from tests.helpers.commands import command, configure, wait_for
 
@@ -148,6 +153,45 @@ def test_status_says_when_no_process_is_at_work(folder: Path) -> None:
         wait_for(lambda: "No receive process is running" not in status(folder), "the first heartbeat")
         assert "No score process is running" in status(folder)
     assert "No receive process is running" in status(folder)
+
+
+def test_status_says_that_a_process_starts(folder: Path) -> None:
+    database = Database(f"sqlite:///{folder / 'results.sqlite'}")
+
+    def roles() -> list[str]:
+        with database.read() as session:
+            return [beat.role for beat in heartbeats(session)]
+
+    with NodeProcess(folder / "config.toml", folder / "node.log") as node:
+        wait_for((folder / "results.sqlite").exists, "the database")
+        wait_for(lambda: _has(roles, "score (starting)"), "the scoring process to start")
+        done = command("status", "--config", folder / "config.toml", COLUMNS="120")
+        assert "No score process is running" not in done.stdout
+        assert "Process score (starting)" in done.stdout
+        node.wait_until_ready()
+        wait_for(lambda: "score" in roles(), "the first heartbeat")
+        assert not any("starting" in role for role in roles())
+    assert roles() == []
+    database.close()
+
+
+def _has(roles: Callable[[], list[str]], role: str) -> bool:
+    try:
+        return role in roles()
+    except DatabaseError:  # its tables are still made
+        return False
+
+
+@pytest.mark.skipif(cuda_devices() > 0, reason="there is a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_not_there_is_missed_before_anything_listens(folder: Path, device: str) -> None:
+    with (folder / "config.toml").open("a") as file:
+        file.write(f'\n[classifier]\ndevice = "{device}"\n')
+    with socket.socket() as taken:  # nor is the port looked at
+        taken.bind(("127.0.0.1", load(folder / "config.toml").node.port))
+        taken.listen()
+        assert f"device is '{device}', but no GPU is there" in refused(folder)
+        assert "is in use" in refused(folder, "--roles", "receive,deliver")
 
 
 def status(folder: Path) -> str:
