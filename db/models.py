@@ -200,6 +200,7 @@ class Report(Base):
     series_instance_uid: Mapped[str] = mapped_column(UID)
     content: Mapped[bytes]
     made_at: Mapped[datetime]
+    decision: Mapped[str | None] = mapped_column(WORD)  # on the study; NULL until it is read from `content`
 
 
 class ReportImage(Base):
@@ -312,6 +313,7 @@ def _partial(name: str, condition: str, *columns: Any) -> Index:
 _partial("ix_instance_held", "removed_at IS NULL", Instance.received_at)
 _partial("ix_instance_image", "image_id IS NOT NULL", Instance.image_id, Instance.turn)
 _partial("ix_instance_unread", "issuer_of_patient_id IS NULL", Instance.id)
+_partial("ix_report_unread", "decision IS NULL", Report.id)
 _partial("ix_score_probability", "probability IS NOT NULL", Score.probability, Score.instance_id)
 _partial("ix_delivery_sent", "sop_instance_uid IS NOT NULL", Delivery.sop_instance_uid)
 _partial("ix_job_ready", "state = 'ready'", Job.kind, Job.lane, Job.visible_at)

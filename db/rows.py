@@ -131,7 +131,7 @@ class StoredReport:
 
 @dataclass(frozen=True, kw_only=True)
 class NewReport:
-    """One revision of a report, with the images it states and where it goes."""
+    """One revision of a report, with its decision on the study, the images it states and where it goes."""
 
     study_id: int
     revision: int
@@ -140,6 +140,7 @@ class NewReport:
     series_instance_uid: str
     content: bytes
     made_at: datetime
+    decision: str
     images: frozenset[tuple[int, int | None]]
     destinations: Sequence[str]
     give_up_at: datetime

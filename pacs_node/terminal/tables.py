@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any, TextIO
@@ -137,7 +138,7 @@ def _moment(at: datetime) -> str:
     return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
-def write_csv(rows: Sequence[Row], columns: Sequence[str], file: TextIO) -> None:
+def write_csv(rows: Iterable[Row], columns: Sequence[str], file: TextIO) -> None:
     """Write all columns, with a header line; times are ISO 8601, and no text is a formula."""
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
@@ -146,7 +147,20 @@ def write_csv(rows: Sequence[Row], columns: Sequence[str], file: TextIO) -> None
 
 def write_json(value: Any, file: TextIO) -> None:
     """Write JSON; times are ISO 8601."""
-    file.write(json_text(json.dumps(value, indent=2, ensure_ascii=False, default=_plain)) + "\n")
+    file.write(_json(value) + "\n")
+
+
+def write_json_rows(rows: Iterable[Row], file: TextIO) -> None:
+    """Write a JSON list, row by row."""
+    before = "["
+    for row in rows:
+        file.write(before + "\n" + textwrap.indent(_json(row), "  "))
+        before = ","
+    file.write("[]\n" if before == "[" else "\n]\n")
+
+
+def _json(value: Any) -> str:
+    return json_text(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
 
 
 def print_reconciliation(found: Reconciliation, console: Console) -> None:
