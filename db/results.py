@@ -55,6 +55,7 @@ LEDGER_COLUMNS = (
     *("destination", "state", "tries", "sent_uid", "status", "delivered_at", "committed_at"),
     *("give_up_at", "error"),
     *("patient_name", "issuer_of_patient_id", "patient_birth_date", "study_problem", "is_replaced"),
+    *("reason", "detail"),
 )
 STUDY_COLUMNS = (
     *("patient_id", "patient_name", "issuer_of_patient_id", "patient_birth_date", "accession_number"),
@@ -68,6 +69,7 @@ SCORE_COLUMNS = (
     *("probability", "threshold", "decision", "reason", "detail", "view", "novelty", "age"),
     *("model_name", "model_version", "model_sha256", "is_newest", "is_replaced"),
 )
+_RESULTS_OF_PROGRAMS = ("OWN_RESULT", "DERIVED_RESULT")
 _DEARER = 6  # times, to look up an image somewhere than to pass it on the way from the newest
 _EVER = datetime(1900, 1, 1, tzinfo=UTC)  # before anything was received
 _AT_ONCE = 200  # images that are looked up in full at once
@@ -92,6 +94,8 @@ class Filter:
         The first and the last date, YYYYMMDD; not for the ledger.
     state
         State of a delivery; for the ledger only.
+    with_results
+        Whether results of programs that a PACS sent, such as the node's own reports, are rows too.
     """
 
     patient: str | None = None
@@ -103,6 +107,7 @@ class Filter:
     decision: str | None = None
     min_probability: float | None = None
     state: str | None = None
+    with_results: bool = True
     limit: int | None = None
 
 
@@ -246,6 +251,8 @@ def _conditions(wanted: Filter, columns: Any) -> Iterable[Any]:
         yield func.coalesce(columns.probability, -1) >= wanted.min_probability  # no result yet
     if wanted.state is not None:
         yield columns.state == wanted.state
+    if not wanted.with_results:
+        yield func.coalesce(columns.reason, "").not_in(_RESULTS_OF_PROGRAMS)
 
 
 def _period(wanted: Filter, columns: Any) -> Iterator[Any]:

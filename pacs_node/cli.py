@@ -24,6 +24,7 @@ from pacs_node.terminal.arguments import (
     ConfigOption,
     DecisionFilter,
     DeliveryState,
+    EverythingOption,
     LimitOption,
     OutputFormat,
     StatusFormat,
@@ -167,6 +168,7 @@ def results(
     until: Annotated[str | None, typer.Option(help="Received before; same format as --since.")] = None,
     decision: Annotated[DecisionFilter | None, typer.Option(help="Only these.")] = None,
     min_probability: Annotated[float | None, typer.Option(min=0, max=1, help="Lowest probability.")] = None,
+    everything: EverythingOption = False,
     limit: LimitOption = None,
     output: Annotated[OutputFormat, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
         OutputFormat.TABLE
@@ -188,6 +190,7 @@ def results(
         until=until_,
         decision=decision,
         min_probability=min_probability,
+        with_results=everything,
         limit=limit,
     )
     with opened(configured(config)).read() as session:
@@ -215,6 +218,7 @@ def ledger(
     since: Annotated[str | None, typer.Option(help="Received since; same format as for `results`.")] = None,
     until: Annotated[str | None, typer.Option(help="Received before; same format as --since.")] = None,
     state: Annotated[DeliveryState | None, typer.Option(help="Only deliveries in this state.")] = None,
+    everything: EverythingOption = False,
     limit: LimitOption = None,
     output: Annotated[OutputFormat, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
         OutputFormat.TABLE
@@ -234,6 +238,7 @@ def ledger(
         since=since_,
         until=until_,
         state=state,
+        with_results=everything,
         limit=limit,
     )
     with opened(configured(config)).read() as session:
@@ -306,7 +311,7 @@ app.command(epilog=RECONCILE_EXAMPLES)(reconcile)
 
 @app.command(epilog="Example:\n\npacs-node abandon OLD_PACS")
 def abandon(
-    destination: Annotated[str, typer.Argument(help="Its name, no longer in [[destinations]].")],
+    destination: Annotated[str, typer.Argument(help=r"Its name, no longer in \[\[destinations]].")],
     config: ConfigOption = None,
 ) -> None:
     """Give up reports that wait for a destination that no longer exists. `retry` cannot bring them back."""

@@ -133,7 +133,7 @@ def build(
     instance = _instance_uid(series, images, sources, node)
     report.SOPInstanceUID = _corrected(instance, revision, predecessor, taken)
     report.SeriesInstanceUID = series
-    zone = timezone_of(about) or node.timezone
+    zone = timezone_of(about) or node.offset_at(made_at)
     if zone:
         report.TimezoneOffsetFromUTC = zone
     when = made_at.astimezone(_zone(zone))

@@ -59,6 +59,10 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option(help="Settings file; by default config.toml in the current folder, if it exists."),
 ]
+EverythingOption = Annotated[
+    bool,
+    typer.Option("--all", help="Also results of programs, such as the node's own reports and heat maps."),
+]
 LimitOption = Annotated[
     int | None,
     typer.Option(min=1, help="Most rows; by default 100 in a table for people, all in CSV and JSON."),

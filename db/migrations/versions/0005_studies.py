@@ -1,4 +1,4 @@
-"""The answer of each report, and the views `studies` and `scores`."""
+"""The answer of each report, the views `studies` and `scores`, and why in the view `ledger`."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -14,6 +14,8 @@ def upgrade() -> None:
     op.create_index("ix_report_unread", "report", ["id"], postgresql_where=where, sqlite_where=where)
     op.execute(_studies(op.get_bind().dialect.name))
     op.execute(_SCORES)
+    op.execute("DROP VIEW ledger")
+    op.execute(_LEDGER)
 
 
 def _studies(dialect: str) -> str:
@@ -147,4 +149,51 @@ FROM score
 LEFT JOIN instance ON instance.id = score.instance_id
 LEFT JOIN study ON study.id = instance.study_id
 LEFT JOIN model ON model.id = score.model_id
+"""
+
+# As before, with reason and detail at its end
+_LEDGER = """
+CREATE VIEW ledger AS
+SELECT
+    study.study_instance_uid,
+    instance.accession_number,
+    instance.patient_id,
+    instance.sop_instance_uid,
+    instance.calling_ae_title,
+    instance.received_at,
+    instance.removed_at,
+    COALESCE(score.decision, CASE job.state WHEN 'failed' THEN 'not_scored' ELSE 'waiting' END) AS decision,
+    score.probability,
+    score.scored_at,
+    report.sop_instance_uid AS report_uid,
+    report.revision AS report_revision,
+    report.made_at AS reported_at,
+    delivery.destination,
+    delivery.state,
+    delivery.tries,
+    delivery.sop_instance_uid AS sent_uid,
+    delivery.status,
+    delivery.delivered_at,
+    delivery.committed_at,
+    delivery.give_up_at,
+    delivery.error,
+    instance.id AS instance_id,
+    instance.patient_name,
+    instance.issuer_of_patient_id,
+    instance.patient_birth_date,
+    study_problem.problem AS study_problem,
+    CASE WHEN EXISTS (
+        SELECT 1 FROM instance newer WHERE newer.image_id = instance.image_id AND newer.turn > instance.turn
+    ) THEN 1 ELSE 0 END AS is_replaced,
+    COALESCE(score.reason, CASE job.state WHEN 'failed' THEN 'SCORING_FAILED' END) AS reason,
+    COALESCE(score.detail, job.error) AS detail
+FROM instance
+LEFT JOIN study ON study.id = instance.study_id
+LEFT JOIN study_problem ON study_problem.study_id = instance.study_id
+LEFT JOIN job ON job.kind = 'score' AND job.ref = instance.id
+LEFT JOIN score ON score.id = (SELECT MAX(s.id) FROM score s WHERE s.instance_id = instance.id)
+LEFT JOIN report ON report.id = (
+    SELECT MAX(i.report_id) FROM report_image i WHERE i.instance_id = instance.id
+)
+LEFT JOIN delivery ON delivery.report_id = report.id
 """
