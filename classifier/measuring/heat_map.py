@@ -25,7 +25,7 @@ from classifier.outcome import Cells, Decision, Prediction
 from classifier.untrusted import printable
 
 _LEAST_SCALE = 5.0  # units of the logit: weak maps look weak
-_MOST_OPAQUE = 0.55
+_MOST_OPAQUE = 0.65
 
 
 def write_heat_maps(results: Iterable[tuple[Path, Prediction]], folder: Path) -> int:
@@ -93,5 +93,5 @@ def _smooth(values: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.f
 
 def _opacity(shares: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return how much of the picture each cell covers: nothing where it says nothing."""
-    opaque: NDArray[np.float64] = _MOST_OPAQUE * np.sqrt(np.abs(shares)).clip(0, 1)
+    opaque: NDArray[np.float64] = _MOST_OPAQUE * np.abs(shares).clip(0, 1)
     return opaque
