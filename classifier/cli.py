@@ -384,7 +384,7 @@ def _predict_in_batches(predictor: Predictor, files: Sequence[Path]) -> Iterator
 
 def _plain(prediction: Prediction) -> dict[str, Any]:
     values = asdict(prediction)
-    del values["map"]
+    del values["heat_map"]
     return values
 
 

@@ -184,6 +184,8 @@ class Score(Base):
     novelty: Mapped[float | None] = mapped_column(Float)  # distance from the training images; 1 is the limit
     age: Mapped[float | None] = mapped_column(Float)  # of the patient, years
     scored_at: Mapped[datetime]
+    # what each place adds to the logit: `classifier.heat_map.HeatMap.to_bytes`; NULL without a score
+    heat_map: Mapped[bytes | None]
 
 
 class Report(Base):

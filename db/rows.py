@@ -111,6 +111,7 @@ class NewScore:
     novelty: float | None = None
     age: float | None = None
     scored_at: datetime
+    heat_map: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

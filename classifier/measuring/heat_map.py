@@ -20,8 +20,9 @@ from PIL import Image
 
 from classifier.decoding.decode import decode
 from classifier.errors import ClassifierError
+from classifier.heat_map import HeatMap
 from classifier.measuring.plots import save
-from classifier.outcome import Cells, Decision, Prediction
+from classifier.outcome import Decision, Prediction
 from classifier.untrusted import printable
 
 _LEAST_SCALE = 5.0  # units of the logit: weak maps look weak
@@ -42,10 +43,10 @@ def write_heat_maps(results: Iterable[tuple[Path, Prediction]], folder: Path) ->
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for at, (file, found) in enumerate(results, 1):
-            if found.map is None or found.decision not in (Decision.POSITIVE, Decision.UNDETERMINED):
+            if found.heat_map is None or found.decision not in (Decision.POSITIVE, Decision.UNDETERMINED):
                 continue
             title = f"{printable(file.name)}: {found.probability:.4f} {found.decision}"
-            write_heat_map(decode(file), found.map, title, folder / f"{at:04d}-{file.stem}.png")
+            write_heat_map(decode(file), found.heat_map, title, folder / f"{at:04d}-{file.stem}.png")
             number += 1
     except OSError as error:
         raise ClassifierError(
@@ -54,20 +55,20 @@ def write_heat_maps(results: Iterable[tuple[Path, Prediction]], folder: Path) ->
     return number
 
 
-def write_heat_map(picture: NDArray[np.float32], cells: Cells, title: str, path: Path) -> None:
+def write_heat_map(picture: NDArray[np.float32], heat_map: HeatMap, title: str, path: Path) -> None:
     """Write a PNG with the picture, and beside it the picture under its map.
 
     Parameters
     ----------
     picture
         (1, rows, columns), 0 black to 1 white.
-    cells
-        What each place adds to the logit; see `classifier.outcome.Prediction`.
+    heat_map
+        Of the same image.
     """
     rows, columns = picture.shape[1:]
     figure = Figure(figsize=(11, 0.6 + 4.6 * min(1.6, max(0.5, rows / columns))), layout="constrained")
     plain, covered = figure.subplots(1, 2)
-    values = np.array(cells)
+    values = heat_map.cells.astype(float)
     reach = max(_LEAST_SCALE, float(np.abs(values).max()))
     for axes in (plain, covered):
         axes.imshow(picture[0], cmap="gray", vmin=0, vmax=1, extent=(0, columns, rows, 0))

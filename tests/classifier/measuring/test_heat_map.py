@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from classifier.errors import ClassifierError
+from classifier.heat_map import HeatMap
 from classifier.measuring.heat_map import write_heat_map, write_heat_maps
-from classifier.outcome import Cells, Decision, Prediction
+from classifier.outcome import Decision, Prediction
 
 GREY = np.full((1, 300, 200), 0.5, np.float32)
 
@@ -21,7 +22,7 @@ def test_a_cell_is_coloured_in_its_own_corner(row: int, column: int, sign: int, 
     cells = [[0.0] * 5 for _ in range(5)]
     cells[row][column] = sign * 8.0
     path = tmp_path / "map.png"
-    write_heat_map(GREY, tuple(map(tuple, cells)), "A title", path)
+    write_heat_map(GREY, HeatMap.of(np.array(cells, np.float32), 0.0), "A title", path)
     picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
     colour = sign * (picture[..., 0] - picture[..., 2])
     is_grey = (np.ptp(picture, axis=2) < 3) & (picture[..., 0] > 110) & (picture[..., 0] < 145)
@@ -43,14 +44,27 @@ def test_a_cell_is_coloured_in_its_own_corner(row: int, column: int, sign: int, 
 def test_there_is_a_picture_for_each_image_that_needs_a_second_look(tmp_path: Path) -> None:
     file = tmp_path / "chest.png"
     Image.fromarray(np.arange(4000, dtype=np.uint8).reshape(50, 80)).save(file)
-    cells: Cells = ((1.0, 2.0), (3.0, -4.0))
+    cells = HeatMap.of(np.array([[1.0, 2.0], [3.0, -4.0]], np.float32), 0.5)
     results = [
-        (file, Prediction(0.9, Decision.POSITIVE, None, "", None, map=cells)),
-        (file, Prediction(0.1, Decision.NEGATIVE, None, "", None, map=cells)),
-        (file, Prediction(0.5, Decision.UNDETERMINED, None, "", None, map=cells)),
+        (file, Prediction(0.9, Decision.POSITIVE, None, "", None, heat_map=cells)),
+        (file, Prediction(0.1, Decision.NEGATIVE, None, "", None, heat_map=cells)),
+        (file, Prediction(0.5, Decision.UNDETERMINED, None, "", None, heat_map=cells)),
         (file, Prediction(None, Decision.NOT_SCORED, None, "", None)),
     ]
     assert write_heat_maps(results, tmp_path / "maps") == 2
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["0001-chest.png", "0003-chest.png"]
     with pytest.raises(ClassifierError, match="name another"):
         write_heat_maps(results, file)
+
+
+def test_a_map_is_the_same_after_it_was_stored() -> None:
+    cells = np.array([[1.25, -3.1, 1e9], [np.nan, 0.0, -np.inf]], np.float32)
+    made = HeatMap.of(cells, -0.75)
+    read = HeatMap.from_bytes(made.to_bytes())
+    np.testing.assert_array_equal(read.cells, made.cells)
+    assert np.isfinite(read.cells).all()
+    assert (read.bias, read.cells.shape) == (-0.75, (2, 3))
+    assert HeatMap.of(np.full((5, 5), 2.0, np.float32), 0.5).logit == 2.5
+    for broken in (b"", made.to_bytes()[:-1], made.to_bytes() + b"0", bytes(6)):
+        with pytest.raises(ValueError, match="a stored heat map"):
+            HeatMap.from_bytes(broken)
