@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from classifier.reasons import Reason
+
+Cells = tuple[tuple[float, ...], ...]
+"""Rows of a coarse map of the image."""
 
 
 class Decision(StrEnum):
@@ -39,6 +42,9 @@ class Prediction:
         such measure.
     age
         Age of the patient in years as the tags tell it, else ``None``.
+    map
+        What each place of the image adds to the logit, row by row from the top: the mean of all cells and the
+        bias of the network's head are the logit before calibration. ``None`` when the image was not scored.
     """
 
     probability: float | None
@@ -48,6 +54,7 @@ class Prediction:
     view: str | None
     novelty: float | None = None
     age: float | None = None
+    map: Cells | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from classifier.model.card import Kind
 from classifier.model.checkpoint import Checkpoint, load
 from classifier.model.gate import judge
 from classifier.model.transforms import Chain, chain
-from classifier.outcome import Decision, Prediction, StillDecoding
+from classifier.outcome import Cells, Decision, Prediction, StillDecoding
 from classifier.reasons import Reason
 from classifier.scoring.doubt import Doubts
 from classifier.scoring.engine import EngineName, choose
@@ -38,10 +38,13 @@ class _Score(NamedTuple):
     ----------
     looks_like
         The kind of stranger, where the gate says that it is one.
+    map
+        What each place adds to the logit.
     """
 
     probability: float
     novelty: float | None
+    map: Cells
     looks_like: Kind | None = None
 
 
@@ -205,13 +208,14 @@ class Predictor:
             return []
         batch = torch.stack(list(tensors)).to(self.device)  # (B, 3, S, S) float32, normalised
         fast, exact = self.engines
-        features, logits = fast(batch)
+        features, logits, maps = fast(batch)
         if fast is not exact and bool((again := self._doubtful(features, logits)).any()):
-            features[again], logits[again] = exact(batch[again])
+            features[again], logits[again], maps[again] = exact(batch[again])
         probabilities, novelties = self._measure(features, logits)
         probabilities[~torch.isfinite(logits)] = torch.nan  # the sigmoid of an overflow is 0 or 1
         known = [None] * len(batch) if novelties is None else novelties.tolist()
-        scores = map(_Score, probabilities.tolist(), known)
+        cells = [tuple(map(tuple, rows)) for rows in maps.tolist()]
+        scores = map(_Score, probabilities.tolist(), known, cells)
         return [_stricter(score, *judged) for score, judged in zip(scores, self._judged(batch), strict=True)]
 
     def _judged(self, batch: torch.Tensor) -> list[tuple[float | None, Kind | None]]:
@@ -257,7 +261,7 @@ class Predictor:
         if doubt is not None:
             decision = Decision.UNDETERMINED
         age = _rounded(image.age.years)
-        return Prediction(probability, decision, reason, detail, image.view, novelty, age)
+        return Prediction(probability, decision, reason, detail, image.view, novelty, age, score.map)
 
     def _probe(self) -> torch.Tensor:
         """Return images to try engines on: (5, 3, S, S) float32, smooth noise from dark to bright."""
