@@ -47,6 +47,9 @@ RESULT_COLUMNS = (
     ),
     *("report_uid", "report_revision", "deliveries", "novelty", "age"),
     *("issuer_of_patient_id", "patient_birth_date", "study_problem"),
+    *("patient_sex", "calling_ae_title", "station_name", "manufacturer", "manufacturer_model_name"),
+    *("device_serial_number", "software_versions", "institution_name", "study_time"),
+    *("presentation_intent_type", "image_rows", "image_columns", "bits_stored", "transfer_syntax_uid"),
 )
 LEDGER_COLUMNS = (
     *("study_instance_uid", "accession_number", "patient_id", "sop_instance_uid", "calling_ae_title"),

@@ -39,6 +39,19 @@ class NewInstance:
     size: int
     calling_ae_title: str
     received_at: datetime
+    patient_sex: str = ""
+    patient_age: float | None = None  # years
+    study_time: str = ""
+    station_name: str = ""
+    institution_name: str = ""
+    manufacturer: str = ""
+    manufacturer_model_name: str = ""
+    device_serial_number: str = ""
+    software_versions: str = ""
+    presentation_intent_type: str = ""
+    image_rows: int | None = None
+    image_columns: int | None = None
+    bits_stored: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
