@@ -74,6 +74,12 @@ def test_signed_values_declared_as_unsigned() -> None:
     assert refusal(ds).reason == Reason.CONTRADICTION
 
 
+def test_a_wrong_sign_is_seen_also_where_the_bits_above_repeat_it() -> None:
+    extended = image_of(np.where(CHEST >= 2048, CHEST.astype("<i4") - 4096, CHEST).astype("<i2"))
+    extended.PixelRepresentation = 1  # unsigned, called signed
+    assert refusal(extended).reason == Reason.CONTRADICTION
+
+
 def test_a_sign_that_the_codestream_contradicts() -> None:
     signed = CHEST.astype("<i2") - 2048
     as_signed, as_unsigned = (
