@@ -20,6 +20,7 @@ from pacs_node.network.peer import Peer
 from pacs_node.reconcile_command import EXAMPLES as RECONCILE_EXAMPLES
 from pacs_node.reconcile_command import reconcile
 from pacs_node.terminal.arguments import (
+    BomOption,
     CallingOption,
     ConfigOption,
     DecisionFilter,
@@ -169,6 +170,7 @@ def results(
     decision: Annotated[DecisionFilter | None, typer.Option(help="Only these.")] = None,
     min_probability: Annotated[float | None, typer.Option(min=0, max=1, help="Lowest probability.")] = None,
     everything: EverythingOption = False,
+    bom: BomOption = False,
     limit: LimitOption = None,
     output: Annotated[OutputFormat, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
         OutputFormat.TABLE
@@ -195,7 +197,7 @@ def results(
     )
     with opened(configured(config)).read() as session:
         if output is not OutputFormat.TABLE:
-            _write_rows(each_result(session, wanted), RESULT_COLUMNS, output)
+            _write_rows(each_result(session, wanted), RESULT_COLUMNS, output, bom=bom)
             return
         rows = ask(session, replace(wanted, limit=limit or SHOWN))
         total = len(rows) if len(rows) < (limit or SHOWN) else how_many_results(session, wanted, MOST_COUNTED)
@@ -219,6 +221,7 @@ def ledger(
     until: Annotated[str | None, typer.Option(help="Received before; same format as --since.")] = None,
     state: Annotated[DeliveryState | None, typer.Option(help="Only deliveries in this state.")] = None,
     everything: EverythingOption = False,
+    bom: BomOption = False,
     limit: LimitOption = None,
     output: Annotated[OutputFormat, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
         OutputFormat.TABLE
@@ -246,7 +249,7 @@ def ledger(
             rows = ask(session, replace(wanted, limit=limit or SHOWN))
             tables.print_ledger(rows, terminal.console())
         else:
-            _write_rows(each_of_ledger(session, wanted), LEDGER_COLUMNS, output)
+            _write_rows(each_of_ledger(session, wanted), LEDGER_COLUMNS, output, bom=bom)
 
 
 @app.command(epilog="Example:\n\npacs-node status --format json")
@@ -361,10 +364,12 @@ def main() -> None:
         sys.exit(USER_ERROR)
 
 
-def _write_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str], output: OutputFormat) -> None:
+def _write_rows(
+    rows: Iterable[dict[str, Any]], columns: Sequence[str], output: OutputFormat, *, bom: bool
+) -> None:
     from pacs_node.terminal import tables  # noqa: PLC0415
 
     if output is OutputFormat.CSV:
-        tables.write_csv(rows, columns, sys.stdout)
+        tables.write_csv(rows, columns, sys.stdout, bom=bom)
     else:
         tables.write_json_rows(rows, sys.stdout)

@@ -141,8 +141,16 @@ def _moment(at: datetime) -> str:
     return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
-def write_csv(rows: Iterable[Row], columns: Sequence[str], file: TextIO) -> None:
-    """Write all columns, with a header line; times are ISO 8601, and no text is a formula."""
+def write_csv(rows: Iterable[Row], columns: Sequence[str], file: TextIO, *, bom: bool = False) -> None:
+    """Write all columns, with a header line; times are ISO 8601, and no text is a formula.
+
+    Parameters
+    ----------
+    bom
+        Whether to begin with the mark by which Excel knows UTF-8.
+    """
+    if bom:
+        file.write("\ufeff")
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: cell(_plain(value)) for name, value in row.items()} for row in rows)

@@ -132,7 +132,7 @@ SELECT
     score.threshold,
     score.decision,
     score.reason,
-    score.detail,
+    NULLIF(score.detail, '') AS detail,
     score.view,
     score.novelty,
     score.age,
@@ -186,7 +186,7 @@ SELECT
         SELECT 1 FROM instance newer WHERE newer.image_id = instance.image_id AND newer.turn > instance.turn
     ) THEN 1 ELSE 0 END AS is_replaced,
     COALESCE(score.reason, CASE job.state WHEN 'failed' THEN 'SCORING_FAILED' END) AS reason,
-    COALESCE(score.detail, job.error) AS detail
+    COALESCE(NULLIF(score.detail, ''), job.error) AS detail
 FROM instance
 LEFT JOIN study ON study.id = instance.study_id
 LEFT JOIN study_problem ON study_problem.study_id = instance.study_id

@@ -59,7 +59,7 @@ SELECT
     score.threshold,
     COALESCE(score.decision, CASE job.state WHEN 'failed' THEN 'not_scored' ELSE 'waiting' END) AS decision,
     COALESCE(score.reason, CASE job.state WHEN 'failed' THEN 'SCORING_FAILED' END) AS reason,
-    COALESCE(score.detail, job.error) AS detail,
+    COALESCE(NULLIF(score.detail, ''), job.error) AS detail,
     model.name AS model_name,
     model.version AS model_version,
     model.sha256 AS model_sha256,
