@@ -115,6 +115,12 @@ class StudySettings(_Section):
     quiet_seconds: Annotated[float, Field(ge=0, le=LONGEST_WAIT_SECONDS)] = 10
 
 
+class ReportSettings(_Section):
+    """What reports look like."""
+
+    answer_in_series_description: bool = False
+
+
 class RetentionSettings(_Section):
     """How long the files of finished studies are kept."""
 
@@ -223,6 +229,7 @@ class Settings(BaseSettings):
     spool: SpoolSettings = SpoolSettings()
     database: DatabaseSettings = DatabaseSettings()
     study: StudySettings = StudySettings()
+    report: ReportSettings = ReportSettings()
     retention: RetentionSettings = RetentionSettings()
     classifier: ClassifierSettings = ClassifierSettings()
     work: WorkSettings = WorkSettings()

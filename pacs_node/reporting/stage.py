@@ -25,7 +25,7 @@ from pacs_node.config import Settings
 from pacs_node.dicom.header import Identity, identity, read_header
 from pacs_node.dicom.patient import Patient, is_same
 from pacs_node.errors import InvalidReport, UnreadableHeader
-from pacs_node.reporting.content_tree import study_decision
+from pacs_node.reporting.conclusion import study_decision
 from pacs_node.reporting.from_rows import image_result, settle_raw_images, stand_in_header
 from pacs_node.reporting.report import ObserverDevice, build, says_the_same
 from pacs_node.reporting.study_state import StudyState, newest_header
@@ -58,6 +58,7 @@ class ReportStage:
         self._spool = spool
         self._node = node
         self._destinations = [d.name for d in settings.destinations if "report" in d.send]
+        self._names_answer = settings.report.answer_in_series_description
         self._give_up_after = timedelta(hours=settings.deliver.give_up_hours)
 
     def run(self, jobs: Sequence[Claimed], may_go_on: Callable[[], bool]) -> Iterator[Settled]:  # noqa: ARG002
@@ -145,6 +146,7 @@ class ReportStage:
             study.predecessor,
             newest=newest,
             taken=taken,
+            names_answer=self._names_answer,
         )
         return NewReport(
             study_id=study.id,
