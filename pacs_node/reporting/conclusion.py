@@ -39,8 +39,17 @@ def conclusion(images: Sequence[ImageResult], purpose: str) -> str:
         Of the node; ``RESEARCH`` adds the warning.
     """
     decision = study_decision(images)
-    warning = f"{WARNING}." if purpose == "RESEARCH" else _UNVERIFIED
-    return f"Pneumonia: {WORDS[decision]}. {_how(images, decision)} {warning}"
+    return f"{answer_of(decision)}. {_how(images, decision)} {warning_of(purpose)}"
+
+
+def answer_of(decision: str) -> str:
+    """Return the study's answer as people read it."""
+    return f"Pneumonia: {WORDS[decision]}"
+
+
+def warning_of(purpose: str) -> str:
+    """Return what a reader must know of the answer."""
+    return f"{WARNING}." if purpose == "RESEARCH" else _UNVERIFIED
 
 
 def comment(images: Sequence[ImageResult], purpose: str) -> str:

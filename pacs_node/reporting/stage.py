@@ -16,7 +16,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from sqlalchemy.orm import Session
 
-from db import queries
+from db import deliveries, queries
 from db.queue import Claimed, Kind
 from db.rows import NewReport, StoredInstance
 from db.session import Database
@@ -58,6 +58,7 @@ class ReportStage:
         self._spool = spool
         self._node = node
         self._destinations = [d.name for d in settings.destinations if "report" in d.send]
+        self._has_page = any("pdf" in d.send for d in settings.destinations)
         self._names_answer = settings.report.answer_in_series_description
         self._give_up_after = timedelta(hours=settings.deliver.give_up_hours)
 
@@ -109,7 +110,7 @@ class ReportStage:
         def write(session: Session) -> None:
             queries.record_study_problem(session, study.id, PATIENTS_DIFFER, now)
             why = "Not sent: the images of its study name different patients"
-            queries.withdraw_reports(session, study.id, study.revision, now, why)
+            deliveries.withdraw_reports(session, study.id, study.revision, now, why)
 
         return GivenUp("No report is made: the images of the study name different patients", write)
 
@@ -160,6 +161,7 @@ class ReportStage:
             images=study.stated,
             destinations=self._destinations,
             give_up_at=made_at + self._give_up_after,
+            has_page=self._has_page,
         )
 
     def _found(self, images: Sequence[StoredInstance]) -> dict[int, Dataset]:
@@ -196,7 +198,7 @@ def _add(session: Session, new: NewReport) -> None:
 def _replace(session: Session, new: NewReport) -> None:
     """Record a report under another identity: under the earlier one nothing more may go out."""
     why = "Not sent: the patient was corrected"
-    queries.withdraw_reports(session, new.study_id, new.revision, new.made_at, why)
+    deliveries.withdraw_reports(session, new.study_id, new.revision, new.made_at, why)
     _add(session, new)
 
 
