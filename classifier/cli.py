@@ -92,6 +92,7 @@ FormatOption = Annotated[
 @app.command(
     epilog="Examples:\n\nclassifier predict default chest.dcm\n\n"
     "classifier predict default study/ --format json\n\n"
+    "classifier predict default study/ --heatmap maps/\n\n"
     "classifier predict my.safetensors *.dcm --device cpu"
 )
 def predict(
@@ -116,6 +117,12 @@ def predict(
         AgeRule,
         typer.Option(help="Pictures, and images whose tags tell no age, if the model is for some ages."),
     ] = AgeRule.UNDETERMINED,
+    heatmap: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for a picture of each positive or undetermined image under its activation map."
+        ),
+    ] = None,
 ) -> None:
     """Score images for pneumonia."""
     found = list(_find(files))
@@ -128,10 +135,15 @@ def predict(
     )
     results = list(zip(found, _predict_in_batches(predictor, found), strict=True))
     if output is PredictionFormat.JSON:
-        _print_json([{"file": str(file), **asdict(prediction)} for file, prediction in results])
+        _print_json([{"file": str(file), **_plain(prediction)} for file, prediction in results])
     else:
         terminal.console().print(_results_table(results))
     _tell_of_ages(predictor, [prediction for _, prediction in results])
+    if heatmap is not None:
+        from classifier.measuring.heat_map import write_heat_maps  # noqa: PLC0415
+
+        number = write_heat_maps(results, heatmap)
+        terminal.console(stderr=True).print(f"{number} heat maps in {heatmap}", soft_wrap=True, markup=False)
 
 
 @app.command(epilog="Example:\n\nclassifier show default")
@@ -368,6 +380,12 @@ def _predict_in_batches(predictor: Predictor, files: Sequence[Path]) -> Iterator
         batches, "Scoring", console=terminal.console(stderr=True), transient=True, disable=is_quiet
     ):
         yield from predictor.predict(batch)
+
+
+def _plain(prediction: Prediction) -> dict[str, Any]:
+    values = asdict(prediction)
+    del values["heat_map"]
+    return values
 
 
 def _tell_of_ages(predictor: Predictor, predictions: Sequence[Prediction]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from classifier.heat_map import HeatMap
 from classifier.reasons import Reason
 
 
@@ -39,6 +40,8 @@ class Prediction:
         such measure.
     age
         Age of the patient in years as the tags tell it, else ``None``.
+    heat_map
+        What each place of the image adds to the logit. ``None`` when the image was not scored.
     """
 
     probability: float | None
@@ -48,6 +51,7 @@ class Prediction:
     view: str | None
     novelty: float | None = None
     age: float | None = None
+    heat_map: HeatMap | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

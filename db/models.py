@@ -133,6 +133,20 @@ class Instance(Base):
     image_id: Mapped[int | None] = mapped_column(
         BigInteger
     )  # the first of these copies; NULL while there is only one
+    # How it was made. NULL in a row of an earlier version until its file is read
+    patient_sex: Mapped[str | None] = mapped_column(String(16))
+    patient_age: Mapped[float | None] = mapped_column(Float)  # years
+    study_time: Mapped[str | None] = mapped_column(String(16))  # VR TM as received
+    station_name: Mapped[str | None] = mapped_column(LABEL)
+    institution_name: Mapped[str | None] = mapped_column(LABEL)
+    manufacturer: Mapped[str | None] = mapped_column(LABEL)
+    manufacturer_model_name: Mapped[str | None] = mapped_column(LABEL)
+    device_serial_number: Mapped[str | None] = mapped_column(LABEL)
+    software_versions: Mapped[str | None] = mapped_column(Text)
+    presentation_intent_type: Mapped[str | None] = mapped_column(String(16))
+    image_rows: Mapped[int | None] = mapped_column(Integer)
+    image_columns: Mapped[int | None] = mapped_column(Integer)
+    bits_stored: Mapped[int | None] = mapped_column(Integer)
 
 
 class StudyProblem(Base):
@@ -185,6 +199,8 @@ class Score(Base):
     novelty: Mapped[float | None] = mapped_column(Float)  # distance from the training images; 1 is the limit
     age: Mapped[float | None] = mapped_column(Float)  # of the patient, years
     scored_at: Mapped[datetime]
+    # what each place adds to the logit: `classifier.heat_map.HeatMap.to_bytes`; NULL without a score
+    heat_map: Mapped[bytes | None]
 
 
 class Report(Base):
@@ -201,6 +217,7 @@ class Report(Base):
     series_instance_uid: Mapped[str] = mapped_column(UID)
     content: Mapped[bytes]
     made_at: Mapped[datetime]
+    decision: Mapped[str | None] = mapped_column(WORD)  # on the study; NULL until it is read from `content`
 
 
 class ReportImage(Base):
@@ -343,7 +360,8 @@ def _partial(name: str, condition: str, *columns: Any) -> Index:
 
 _partial("ix_instance_held", "removed_at IS NULL", Instance.received_at)
 _partial("ix_instance_image", "image_id IS NOT NULL", Instance.image_id, Instance.turn)
-_partial("ix_instance_unread", "issuer_of_patient_id IS NULL", Instance.id)
+_partial("ix_instance_unread", "patient_sex IS NULL", Instance.id)
+_partial("ix_report_unread", "decision IS NULL", Report.id)
 _partial("ix_score_probability", "probability IS NOT NULL", Score.probability, Score.instance_id)
 _partial("ix_delivery_sent", "sop_instance_uid IS NOT NULL", Delivery.sop_instance_uid)
 _partial("ix_job_ready", "state = 'ready'", Job.kind, Job.lane, Job.visible_at)

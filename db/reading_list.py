@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import and_, exists, func, or_, select, tuple_, union
 from sqlalchemy.orm import Session, aliased
 
-from db.models import Delivery, Instance, Job, Model, Report, Score, Study
+from db.models import Delivery, Instance, Job, Model, Report, Score, Study, StudyProblem
 from db.queue import READY, Kind, is_postgresql
 
 _LAST = "\U0010ffff"  # sorts behind all that begins alike
@@ -90,9 +90,10 @@ class ListedDelivery:
 
 @dataclass(frozen=True, kw_only=True)
 class ListedReport:
-    """The newest report of a study."""
+    """The newest report of a study, and what it decides; ``None`` where that is not recorded."""
 
     id: int
+    decision: str | None
     revision: int
     sop_instance_uid: str
     made_at: datetime
@@ -112,6 +113,7 @@ class ListedStudy:
     images: Sequence[ListedImage]
     report: ListedReport | None
     deliveries: Sequence[ListedDelivery]
+    problem: str | None  # why it gets no report
 
 
 @dataclass(frozen=True)
@@ -244,8 +246,12 @@ def studies(session: Session, ids: Sequence[int]) -> list[ListedStudy]:
     images = _images(session, ids)
     reports = _reports(session, ids)
     deliveries = _deliveries(session, [report.id for report in reports.values()])
+    asked = select(StudyProblem.study_id, StudyProblem.problem).where(StudyProblem.study_id.in_(ids))
+    problems = {row.study_id: row.problem for row in session.execute(asked)}
     return [
-        _listed(rows[one], images.get(one, []), reports.get(one), deliveries) for one in ids if one in rows
+        _listed(rows[one], images.get(one, []), reports.get(one), deliveries, problems.get(one))
+        for one in ids
+        if one in rows
     ]
 
 
@@ -254,6 +260,7 @@ def _listed(
     images: Sequence[tuple[Instance, ListedImage]],
     report: ListedReport | None,
     deliveries: dict[int, list[ListedDelivery]],
+    problem: str | None,
 ) -> ListedStudy:
     named: Any = images[-1][0] if images else row  # a correction came last
     return ListedStudy(
@@ -267,6 +274,7 @@ def _listed(
         images=[image for _, image in images],
         report=report,
         deliveries=deliveries.get(report.id, []) if report else [],
+        problem=problem,
     )
 
 
@@ -316,11 +324,20 @@ def _image(
 
 
 def _reports(session: Session, ids: Sequence[int]) -> dict[int, ListedReport]:
-    columns = (Report.study_id, Report.id, Report.revision, Report.sop_instance_uid, Report.made_at)
+    columns = (
+        Report.study_id,
+        Report.id,
+        Report.revision,
+        Report.sop_instance_uid,
+        Report.made_at,
+        Report.decision,
+    )
     rows = session.execute(select(*columns).where(Report.study_id.in_(ids)).order_by(Report.revision))
     return {
-        study_id: ListedReport(id=id_, revision=revision, sop_instance_uid=uid, made_at=made_at)
-        for study_id, id_, revision, uid, made_at in rows
+        study_id: ListedReport(
+            id=id_, revision=revision, sop_instance_uid=uid, made_at=made_at, decision=decision
+        )
+        for study_id, id_, revision, uid, made_at, decision in rows
     }
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, aliased
 
-from db.models import Delivery, Instance, Job, Report, Score
+from db.models import Delivery, Instance, Job, Report, ReportImage, Score
 from db.queue import Kind
 
 _MOST_ROWS = 10_000
@@ -27,7 +27,7 @@ class Recent:
     scoring_seconds
         From the reception of an image to its score.
     reporting_seconds
-        From the last image of a study to its report.
+        From the last image that a report states to the report, whose time is in whole seconds.
     delivering_seconds
         From a report to the Success of a destination, by its name.
     """
@@ -76,7 +76,8 @@ def recent(session: Session, since: datetime) -> Recent:
 def _reporting(session: Session, since: datetime) -> list[float]:
     last = (
         select(func.max(Instance.received_at))
-        .where(Instance.study_id == Report.study_id, Instance.received_at <= Report.made_at)
+        .join(ReportImage, ReportImage.instance_id == Instance.id)
+        .where(ReportImage.report_id == Report.id)
         .scalar_subquery()
     )
     studies = select(Instance.study_id).where(Instance.received_at >= since)

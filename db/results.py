@@ -47,6 +47,9 @@ RESULT_COLUMNS = (
     ),
     *("report_uid", "report_revision", "deliveries", "novelty", "age"),
     *("issuer_of_patient_id", "patient_birth_date", "study_problem"),
+    *("patient_sex", "calling_ae_title", "station_name", "manufacturer", "manufacturer_model_name"),
+    *("device_serial_number", "software_versions", "institution_name", "study_time"),
+    *("presentation_intent_type", "image_rows", "image_columns", "bits_stored", "transfer_syntax_uid"),
 )
 LEDGER_COLUMNS = (
     *("study_instance_uid", "accession_number", "patient_id", "sop_instance_uid", "calling_ae_title"),
@@ -55,7 +58,21 @@ LEDGER_COLUMNS = (
     *("destination", "state", "tries", "sent_uid", "status", "delivered_at", "committed_at"),
     *("give_up_at", "error"),
     *("patient_name", "issuer_of_patient_id", "patient_birth_date", "study_problem", "is_replaced"),
+    *("reason", "detail"),
 )
+STUDY_COLUMNS = (
+    *("patient_id", "patient_name", "issuer_of_patient_id", "patient_birth_date", "accession_number"),
+    *("study_instance_uid", "study_date", "decision", "highest_probability"),
+    *("images_scored", "images_not_scored", "images_waiting", "reasons", "report_uid", "report_revision"),
+    *("first_received_at", "last_received_at", "reported_at", "delivered_at", "committed_at"),
+    *("seconds_to_delivery", "deliveries", "study_problem"),
+)
+SCORE_COLUMNS = (
+    *("patient_id", "accession_number", "study_instance_uid", "sop_instance_uid", "scored_at"),
+    *("probability", "threshold", "decision", "reason", "detail", "view", "novelty", "age"),
+    *("model_name", "model_version", "model_sha256", "is_newest", "is_replaced"),
+)
+_RESULTS_OF_PROGRAMS = ("OWN_RESULT", "DERIVED_RESULT")
 _DEARER = 6  # times, to look up an image somewhere than to pass it on the way from the newest
 _EVER = datetime(1900, 1, 1, tzinfo=UTC)  # before anything was received
 _AT_ONCE = 200  # images that are looked up in full at once
@@ -80,6 +97,8 @@ class Filter:
         The first and the last date, YYYYMMDD; not for the ledger.
     state
         State of a delivery; for the ledger only.
+    with_results
+        Whether results of programs that a PACS sent, such as the node's own reports, are rows too.
     """
 
     patient: str | None = None
@@ -91,6 +110,7 @@ class Filter:
     decision: str | None = None
     min_probability: float | None = None
     state: str | None = None
+    with_results: bool = True
     limit: int | None = None
 
 
@@ -102,6 +122,37 @@ def results(session: Session, wanted: Filter) -> list[dict[str, Any]]:
 def ledger(session: Session, wanted: Filter) -> list[dict[str, Any]]:
     """Return rows of the view `ledger`, the newest first: one for each image and destination."""
     return _newest(session, _LEDGER, wanted, LEDGER_COLUMNS, ("sop_instance_uid", "destination"))
+
+
+def each_result(session: Session, wanted: Filter) -> Iterator[dict[str, Any]]:
+    """Yield all rows of the view `results` that match, the newest first, without holding them all."""
+    return _each(session, _RESULTS, wanted, RESULT_COLUMNS, ("sop_instance_uid",))
+
+
+def each_of_ledger(session: Session, wanted: Filter) -> Iterator[dict[str, Any]]:
+    """Yield all rows of the view `ledger` that match, the newest first, without holding them all."""
+    return _each(session, _LEDGER, wanted, LEDGER_COLUMNS, ("sop_instance_uid", "destination"))
+
+
+def how_many_results(session: Session, wanted: Filter, most: int) -> int:
+    """Count the images that match, up to `most`."""
+    some = select(_RESULTS.c.instance_id).where(*_conditions(wanted, _RESULTS.c)).limit(most)
+    return session.execute(select(func.count()).select_from(some.subquery())).scalar_one()
+
+
+def _each(
+    session: Session, view: TableClause, wanted: Filter, names: Sequence[str], ties: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    if wanted.limit is not None:
+        yield from _newest(session, view, wanted, names, ties)
+        return
+    order = (view.c.received_at.desc(), *(view.c[name] for name in ties))
+    # The period makes SQLite use the index that has the rows in this order
+    conditions = [*_conditions(wanted, view.c), view.c.received_at >= _EVER]
+    statement = select(*(view.c[name] for name in names)).where(*conditions).order_by(*order)
+    rows = session.execute(statement.execution_options(yield_per=_AT_ONCE))
+    for row in rows.mappings():
+        yield dict(row)
 
 
 def _newest(
@@ -203,6 +254,8 @@ def _conditions(wanted: Filter, columns: Any) -> Iterable[Any]:
         yield func.coalesce(columns.probability, -1) >= wanted.min_probability  # no result yet
     if wanted.state is not None:
         yield columns.state == wanted.state
+    if not wanted.with_results:
+        yield func.coalesce(columns.reason, "").not_in(_RESULTS_OF_PROGRAMS)
 
 
 def _period(wanted: Filter, columns: Any) -> Iterator[Any]:

@@ -39,6 +39,19 @@ class NewInstance:
     size: int
     calling_ae_title: str
     received_at: datetime
+    patient_sex: str = ""
+    patient_age: float | None = None  # years
+    study_time: str = ""
+    station_name: str = ""
+    institution_name: str = ""
+    manufacturer: str = ""
+    manufacturer_model_name: str = ""
+    device_serial_number: str = ""
+    software_versions: str = ""
+    presentation_intent_type: str = ""
+    image_rows: int | None = None
+    image_columns: int | None = None
+    bits_stored: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +124,7 @@ class NewScore:
     novelty: float | None = None
     age: float | None = None
     scored_at: datetime
+    heat_map: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +145,7 @@ class StoredReport:
 
 @dataclass(frozen=True, kw_only=True)
 class NewReport:
-    """One revision of a report, with the images it states and where it goes."""
+    """One revision of a report, with its decision on the study, the images it states and where it goes."""
 
     study_id: int
     revision: int
@@ -140,6 +154,7 @@ class NewReport:
     series_instance_uid: str
     content: bytes
     made_at: datetime
+    decision: str
     images: frozenset[tuple[int, int | None]]
     destinations: Sequence[str]
     give_up_at: datetime

@@ -131,7 +131,7 @@ def _is_unfinished(kind: Kind, ref: Any) -> ColumnElement[bool]:
 
 @dataclass(frozen=True, kw_only=True)
 class Unread:
-    """One object that an earlier version recorded: of whom and of which order only its file tells."""
+    """One object that an earlier version recorded, without all that is kept of an object today."""
 
     id: int
     study_id: int
@@ -145,15 +145,15 @@ def unread(session: Session, before_id: int | None, limit: int) -> list[Unread]:
     asked = select(
         Instance.id, Instance.study_id, Instance.digest, Instance.patient_id, Instance.patient_name
     )
-    asked = asked.where(Instance.issuer_of_patient_id.is_(None), Instance.removed_at.is_(None))
+    asked = asked.where(Instance.patient_sex.is_(None), Instance.removed_at.is_(None))
     if before_id is not None:
         asked = asked.where(Instance.id < before_id)
     rows = session.execute(asked.order_by(Instance.id.desc()).limit(limit))
     return [Unread(**row) for row in rows.mappings()]
 
 
-def record_read(session: Session, one: Unread, **values: str) -> None:
-    """Record whom an object names and its order; where it is another patient, look at its study anew."""
+def record_read(session: Session, one: Unread, **values: Any) -> None:
+    """Record what the file of an object says; where it is another patient, look at its study anew."""
     session.execute(update(Instance).where(Instance.id == one.id).values(**values))
     if (values["patient_id"], values["patient_name"]) != (one.patient_id, one.patient_name):
         enqueue(session, Kind.REPORT, one.study_id)

@@ -7,37 +7,41 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Callable, Sequence
-from datetime import UTC, date, datetime, timedelta
-from functools import partial
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from classifier import terminal
 from pacs_node.network.peer import Peer
+from pacs_node.reconcile_command import EXAMPLES as RECONCILE_EXAMPLES
+from pacs_node.reconcile_command import reconcile
 from pacs_node.terminal.arguments import (
+    BomOption,
     CallingOption,
     ConfigOption,
     DecisionFilter,
     DeliveryState,
-    Fetching,
+    EverythingOption,
+    LimitOption,
     OutputFormat,
     StatusFormat,
-    moment,
     study_dates,
 )
+from pacs_node.terminal.opening import configured, moments, opened
 
 if TYPE_CHECKING:
-    from db.session import Database
-    from pacs_node.config import Settings
-    from pacs_node.network.dimse import Services
-    from pacs_node.reconciling.findings import Reconciliation
-    from pacs_node.storage.spool import Spool
+    pass
 
 USER_ERROR = 2
+SHOWN = 100
+"""Rows of a table for people."""
+
+MOST_COUNTED = 100_000
+"""Rows that are counted to say how many there are."""
 
 app = typer.Typer(
     help="Chest X-rays in by C-STORE, pneumonia scores in SQL, structured reports back. Research use only.",
@@ -68,7 +72,7 @@ def serve(
     unknown = [role for role in wanted if role not in ROLES]
     if unknown:
         raise UserError(f"There is no role {unknown[0]!r}; use some of {', '.join(ROLES)}.")
-    sys.exit(run(_configured(config), config, wanted))
+    sys.exit(run(configured(config), config, wanted))
 
 
 @app.command(hidden=True)
@@ -83,7 +87,7 @@ def role(
     from pacs_node.running.supervisor import run_role  # noqa: PLC0415
 
     control_socket, shared = (None if fd < 0 else socket.socket(fileno=fd) for fd in (control, listening))
-    run_role(_configured(config), name, control_socket, number, shared)
+    run_role(configured(config), name, control_socket, number, shared)
 
 
 @app.command(
@@ -165,18 +169,20 @@ def results(
     until: Annotated[str | None, typer.Option(help="Received before; same format as --since.")] = None,
     decision: Annotated[DecisionFilter | None, typer.Option(help="Only these.")] = None,
     min_probability: Annotated[float | None, typer.Option(min=0, max=1, help="Lowest probability.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most rows.")] = 100,
+    everything: EverythingOption = False,
+    bom: BomOption = False,
+    limit: LimitOption = None,
     output: Annotated[OutputFormat, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
         OutputFormat.TABLE
     ),
     config: ConfigOption = None,
 ) -> None:
     """List results from the database, newest first. Any SQL tool can read them too, in the view `results`."""
-    from db.results import RESULT_COLUMNS, Filter  # noqa: PLC0415
+    from db.results import RESULT_COLUMNS, Filter, each_result, how_many_results  # noqa: PLC0415
     from db.results import results as ask  # noqa: PLC0415
     from pacs_node.terminal import tables  # noqa: PLC0415
 
-    since_, until_ = _moments(since, until)
+    since_, until_ = moments(since, until)
     wanted = Filter(
         patient=patient,
         accession=accession,
@@ -186,11 +192,20 @@ def results(
         until=until_,
         decision=decision,
         min_probability=min_probability,
+        with_results=everything,
         limit=limit,
     )
-    with _database(_configured(config)).read() as session:
-        rows = ask(session, wanted)
-    _print_rows(rows, RESULT_COLUMNS, output, tables.print_results)
+    with opened(configured(config)).read() as session:
+        if output is not OutputFormat.TABLE:
+            _write_rows(each_result(session, wanted), RESULT_COLUMNS, output, bom=bom)
+            return
+        rows = ask(session, replace(wanted, limit=limit or SHOWN))
+        total = len(rows) if len(rows) < (limit or SHOWN) else how_many_results(session, wanted, MOST_COUNTED)
+    tables.print_results(rows, terminal.console())
+    if total > len(rows):
+        more = "or more " if total == MOST_COUNTED else ""
+        said = f"{len(rows)} of {total} {more}images; --limit shows more, --format csv or json has all."
+        terminal.console(stderr=True).print(said, highlight=False)
 
 
 @app.command(
@@ -205,18 +220,20 @@ def ledger(
     since: Annotated[str | None, typer.Option(help="Received since; same format as for `results`.")] = None,
     until: Annotated[str | None, typer.Option(help="Received before; same format as --since.")] = None,
     state: Annotated[DeliveryState | None, typer.Option(help="Only deliveries in this state.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most rows.")] = 100,
+    everything: EverythingOption = False,
+    bom: BomOption = False,
+    limit: LimitOption = None,
     output: Annotated[OutputFormat, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
         OutputFormat.TABLE
     ),
     config: ConfigOption = None,
 ) -> None:
     """Account for each received image: its score, its report, and what each destination answered and when."""
-    from db.results import LEDGER_COLUMNS, Filter  # noqa: PLC0415
+    from db.results import LEDGER_COLUMNS, Filter, each_of_ledger  # noqa: PLC0415
     from db.results import ledger as ask  # noqa: PLC0415
     from pacs_node.terminal import tables  # noqa: PLC0415
 
-    since_, until_ = _moments(since, until)
+    since_, until_ = moments(since, until)
     wanted = Filter(
         study=study,
         patient=patient,
@@ -224,11 +241,15 @@ def ledger(
         since=since_,
         until=until_,
         state=state,
+        with_results=everything,
         limit=limit,
     )
-    with _database(_configured(config)).read() as session:
-        rows = ask(session, wanted)
-    _print_rows(rows, LEDGER_COLUMNS, output, tables.print_ledger)
+    with opened(configured(config)).read() as session:
+        if output is OutputFormat.TABLE:
+            rows = ask(session, replace(wanted, limit=limit or SHOWN))
+            tables.print_ledger(rows, terminal.console())
+        else:
+            _write_rows(each_of_ledger(session, wanted), LEDGER_COLUMNS, output, bom=bom)
 
 
 @app.command(epilog="Example:\n\npacs-node status --format json")
@@ -245,8 +266,8 @@ def status(
     from pacs_node.running.status import snapshot  # noqa: PLC0415
     from pacs_node.terminal import tables  # noqa: PLC0415
 
-    settings = _configured(config)
-    found = snapshot(settings, _database(settings), datetime.now(UTC), with_files=files)
+    settings = configured(config)
+    found = snapshot(settings, opened(settings), datetime.now(UTC), with_files=files)
     if output is StatusFormat.JSON:
         tables.write_json(tables.status_values(found), sys.stdout)
     else:
@@ -274,9 +295,9 @@ def retry(
 
     if failed == (study_uid is not None) or (resend and failed):
         raise UserError("Say what to retry: --failed for everything, or one STUDY_UID.")
-    settings = _configured(config)
+    settings = configured(config)
     give_up_at = datetime.now(UTC) + timedelta(hours=settings.deliver.give_up_hours)
-    with _database(settings).write() as session:
+    with opened(settings).write() as session:
         if study_uid is not None and not asked.study_exists(session, study_uid):
             raise UserError(f"There is no study {study_uid}; `pacs-node results --format csv` lists studies.")
         number = asked.retry(session, study_uid, give_up_at)
@@ -288,70 +309,22 @@ def retry(
     )
 
 
-@app.command(
-    epilog="Examples:\n\npacs-node reconcile --against PACS@10.0.0.5:104 --since 1d\n\n"
-    "pacs-node reconcile --against PACS@10.0.0.5:104 --since 2025-06-01 --until 2025-06-08 --fetch --by get"
-    "\n\npacs-node reconcile --against PACS@10.0.0.5:104 --resend    (reports were deleted there)"
-)
-def reconcile(
-    *,
-    against: Annotated[str, typer.Option(metavar="AE@HOST:PORT", help="The PACS to ask by C-FIND.")],
-    since: Annotated[
-        str | None,
-        typer.Option(help="First study date (ISO 8601), or an age such as 2d; default 7d."),
-    ] = None,
-    until: Annotated[str | None, typer.Option(help="Study date before; same format as --since.")] = None,
-    calling: Annotated[
-        str | None, typer.Option("--from", metavar="AE", help="Own AE title; default: that of the node.")
-    ] = None,
-    fetch: Annotated[bool, typer.Option("--fetch", help="Fetch images that the node does not have.")] = False,
-    by: Annotated[
-        Fetching,
-        typer.Option(help="C-MOVE: the PACS sends to the running node; or C-GET: it sends to this command."),
-    ] = Fetching.MOVE,
-    resend: Annotated[
-        bool, typer.Option("--resend", help="Send reports again, unchanged, that the PACS does not have.")
-    ] = False,
-    output: Annotated[OutputFormat, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
-        OutputFormat.TABLE
-    ),
-    config: ConfigOption = None,
-) -> None:
-    """List chest radiographs of a PACS that were not received, scored or reported. Exit code 1 if there are
-    any.
-    """
-    from pacs_node.reconciling.reconcile import period  # noqa: PLC0415
-    from pacs_node.reconciling.reconcile import resend as send_again  # noqa: PLC0415
-
-    settings = _configured(config)
-    days = period(*_moments(since, until), datetime.now(UTC))
-    console = terminal.console(stderr=True)
-    ours = calling or settings.node.ae_title
-    fetching, peer = by if fetch else None, Peer.parse(against)
-    names = _names_of(peer, settings) if resend else []
-    found = _reconciled(settings, peer, ours, days, fetching=fetching, console=console)
-    if resend:
-        give_up_at = datetime.now(UTC) + timedelta(hours=settings.deliver.give_up_hours)
-        found = send_again(found, _database(settings), names, give_up_at)
-    _print_reconciliation(found, output, console)
-    if found.failure is not None:
-        raise found.failure
-    sys.exit(0 if found.is_clean else 1)
+app.command(epilog=RECONCILE_EXAMPLES)(reconcile)
 
 
 @app.command(epilog="Example:\n\npacs-node abandon OLD_PACS")
 def abandon(
-    destination: Annotated[str, typer.Argument(help="Its name, no longer in [[destinations]].")],
+    destination: Annotated[str, typer.Argument(help=r"Its name, no longer in \[\[destinations]].")],
     config: ConfigOption = None,
 ) -> None:
     """Give up reports that wait for a destination that no longer exists. `retry` cannot bring them back."""
     from db import status as asked  # noqa: PLC0415
     from pacs_node.errors import UserError  # noqa: PLC0415
 
-    settings = _configured(config)
+    settings = configured(config)
     if destination in {one.name for one in settings.destinations}:
         raise UserError(f"{destination} is still in [[destinations]]; remove it and restart the node.")
-    with _database(settings).write() as session:
+    with opened(settings).write() as session:
         number = asked.abandon(session, destination, datetime.now(UTC))
     terminal.console().print(f"{number} {'report' if number == 1 else 'reports'} abandoned.", highlight=False)
 
@@ -365,7 +338,7 @@ def dismiss(
     from db import status as asked  # noqa: PLC0415
     from pacs_node.errors import UserError  # noqa: PLC0415
 
-    with _database(_configured(config)).write() as session:
+    with opened(configured(config)).write() as session:
         if not asked.dismiss(session, study_uid, datetime.now(UTC)):
             raise UserError(f"Nothing prevents a report of study {study_uid}; see `pacs-node status`.")
     terminal.console().print("The study stays without report.", highlight=False)
@@ -391,108 +364,12 @@ def main() -> None:
         sys.exit(USER_ERROR)
 
 
-def _configured(config: Path | None) -> Settings:
-    from pacs_node import log  # noqa: PLC0415
-    from pacs_node.config import load  # noqa: PLC0415
-
-    settings = load(config)
-    log.configure(settings.log)
-    return settings
-
-
-def _database(settings: Settings) -> Database:
-    from db.session import Database  # noqa: PLC0415
-
-    database = Database(settings.database.url)
-    database.require_current()
-    return database
-
-
-def _moments(since: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
-    """Return begin and end of a period, both relative to the same moment."""
-    now = datetime.now(UTC)
-    first, last = (None if text is None else moment(text, now) for text in (since, until))
-    return first, last
-
-
-def _names_of(peer: Peer, settings: Settings) -> list[str]:
-    """Return the names of the destinations that have the AE title of a peer."""
-    from pacs_node.errors import UserError  # noqa: PLC0415
-
-    names = [one.name for one in settings.destinations if one.ae_title == peer.ae_title]
-    if not names:
-        raise UserError(f"No destination has the AE title {peer.ae_title}; add it to [[destinations]].")
-    return names
-
-
-def _reconciled(
-    settings: Settings,
-    peer: Peer,
-    ours: str,
-    days: tuple[date, date],
-    *,
-    fetching: Fetching | None,
-    console: Console,
-) -> Reconciliation:
-    """Compare a PACS with the database, and fetch missing images if requested."""
-    from rich.progress import track  # noqa: PLC0415
-
-    from pacs_node.reconciling import query  # noqa: PLC0415
-    from pacs_node.reconciling import reconcile as task  # noqa: PLC0415
-    from pacs_node.reconciling.findings import FETCHABLE  # noqa: PLC0415
-    from pacs_node.storage.spool import Spool  # noqa: PLC0415
-
-    database, spool = _database(settings), Spool(settings.spool.path)
-    bar = partial(track, console=console, transient=True)
-    with query.open_finder(peer, ours) as finder:
-        found = task.compare(finder, database, spool, days, bar)
-    if fetching is None or not any(finding.missing in FETCHABLE for finding in found.findings):
-        return found
-    if fetching is Fetching.GET:
-        retrieve = partial(query.get, peer, ours, _keeping(settings, database, spool))
-    else:
-        retrieve = partial(query.move, peer, ours, settings.node.ae_title)
-    return task.fetch(found, retrieve, database, spool, bar)
-
-
-def _keeping(settings: Settings, database: Database, spool: Spool) -> Services:
-    """Return services that keep objects arriving by C-GET, in the same way as objects sent to the node."""
-    from pacs_node.receiving.receiver import Receiver  # noqa: PLC0415
-    from pacs_node.reconciling.reconcile import prepare  # noqa: PLC0415
-
-    prepare(spool, database)
-    return Receiver(settings, database, spool).storage_services()
-
-
-def _print_rows(
-    rows: Sequence[dict[str, Any]],
-    columns: Sequence[str],
-    output: OutputFormat,
-    print_table: Callable[[Sequence[dict[str, Any]], Console], None],
+def _write_rows(
+    rows: Iterable[dict[str, Any]], columns: Sequence[str], output: OutputFormat, *, bom: bool
 ) -> None:
     from pacs_node.terminal import tables  # noqa: PLC0415
 
-    if output is OutputFormat.TABLE:
-        print_table(rows, terminal.console())
-    elif output is OutputFormat.CSV:
-        tables.write_csv(rows, columns, sys.stdout)
+    if output is OutputFormat.CSV:
+        tables.write_csv(rows, columns, sys.stdout, bom=bom)
     else:
-        tables.write_json(rows, sys.stdout)
-
-
-def _print_reconciliation(found: Reconciliation, output: OutputFormat, console: Console) -> None:
-    """Print what is missing to standard output, and the rest to `console`."""
-    from pacs_node.terminal import tables  # noqa: PLC0415
-
-    if output is OutputFormat.TABLE:
-        tables.print_reconciliation(found, terminal.console())
-    elif output is OutputFormat.CSV:
-        tables.write_findings_csv(found, sys.stdout)
-    else:
-        tables.write_json(tables.reconciliation_values(found), sys.stdout)
-    notes = [] if output is OutputFormat.TABLE else [found.summary]
-    notes += found.troubles
-    if not found.is_complete:
-        notes.append("Some answers of the PACS could not be read. More may be missing; see its log.")
-    for note in notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        tables.write_json_rows(rows, sys.stdout)

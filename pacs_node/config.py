@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     BaseModel,
@@ -26,6 +28,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from classifier.config import TrainSettings, UnknownAge
 from db.queue import LONGEST_WAIT_SECONDS
+from pacs_node.config_messages import sentence
 from pacs_node.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "PACS_NODE_"
@@ -52,8 +55,19 @@ class NodeSettings(_Section):
     host: str = "0.0.0.0"
     port: Port = 11112
     station_name: Label = "PACSNODE"
-    timezone: Annotated[str, Field(pattern=r"^([+-]\d{4})?$")] = ""
+    timezone: str = ""
     purpose: Literal["RESEARCH", "PRODUCT"] = "RESEARCH"
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_zone(cls, value: str) -> str:
+        if not value or re.fullmatch(r"[+-]\d{4}", value):
+            return value
+        try:
+            return ZoneInfo(value).key
+        except (ValueError, OSError, ZoneInfoNotFoundError):
+            said = f'write a name such as "Europe/Berlin", or an offset such as "+0100", not {value!r}'
+            raise ValueError(said) from None
 
 
 class ReceiveSettings(_Section):
@@ -284,18 +298,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _sentence(error: Mapping[str, Any]) -> str:
+    if error["type"] != "extra_forbidden":
+        return sentence(error)
+    near = difflib.get_close_matches(str(error["loc"][-1]), _keys(error["loc"][:-1]), 1, 0.5)
     where = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), _keys(error["loc"][:-1]), 1, 0.5)
-        return f"unknown key {where}" + (f" (did you mean {near[0]}?)" if near else "")
-    if error["type"] == "missing":
-        return f"{where} is missing"
-    if error["type"] == "value_error":
-        return f"{where}: {error['ctx']['error']}"
-    message = str(error["msg"])
-    if error["loc"][:1] == ("database",):
-        return f"{where}: {message[0].lower()}{message[1:]}"  # the value may contain a password
-    return f"{where}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
+    return f"unknown key {where}" + (f" (did you mean {near[0]}?)" if near else "")
 
 
 def _no_json(error: SettingsError) -> str:

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from classifier.reasons import Reason
-from db.results import LEDGER_COLUMNS, RESULT_COLUMNS
+from db.results import LEDGER_COLUMNS, RESULT_COLUMNS, SCORE_COLUMNS, STUDY_COLUMNS
 from db.session import Database
 from pacs_node.config import load
 
@@ -74,7 +74,7 @@ def test_their_queries_run_on_both_databases(database: Database) -> None:
 
 
 def test_every_column_of_the_views_and_every_reason_is_explained() -> None:
-    for name in (*RESULT_COLUMNS, *LEDGER_COLUMNS):
+    for name in (*RESULT_COLUMNS, *LEDGER_COLUMNS, *STUDY_COLUMNS, *SCORE_COLUMNS):
         assert f"`{name}`" in PAGES["results-database.md"]
     for reason in Reason:
         assert f"`{reason}`" in PAGES["reasons.md"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
+from functools import partial
 from itertools import combinations
 from typing import NamedTuple
 
@@ -72,8 +73,13 @@ def told(ds: Dataset) -> Age:
     Patient's Age (0010,1010) comes first, then the time from Patient's Birth Date to the date of study,
     series, acquisition or content. Where both are there and more than a year apart, that is a doubt.
     """
-    stated = [clue for value in texts(ds, "PatientAge") if (clue := _stated(value))]
-    computed = list(_computed(ds))
+    return told_by(partial(texts, ds))
+
+
+def told_by(read: Callable[[str], Sequence[str]]) -> Age:
+    """Return the age that attributes tell, of which `read` returns the values as `tags.texts` does."""
+    stated = [clue for value in read("PatientAge") if (clue := _stated(value))]
+    computed = list(_computed(read))
     clues = stated + computed
     if any(clue.high < 0 or clue.low > _OLDEST for clue in clues):
         doubt = "The tags tell an age below 0 or above 130 years"
@@ -113,10 +119,10 @@ def _stated(value: str) -> _Clue | None:
     return _Clue(-total, -total) if match[1] == "-" and total else _Clue(total, total + width)
 
 
-def _computed(ds: Dataset) -> Iterator[_Clue]:
+def _computed(read: Callable[[str], Sequence[str]]) -> Iterator[_Clue]:
     """Yield the ages from each birth date to each date of the image, the first that are exact if any are."""
-    born = [found for value in texts(ds, "PatientBirthDate") if (found := span(value))]
-    examined = [found for keyword in _EXAMINED for value in texts(ds, keyword) if (found := span(value))]
+    born = [found for value in read("PatientBirthDate") if (found := span(value))]
+    examined = [found for keyword in _EXAMINED for value in read(keyword) if (found := span(value))]
     exact = [found for found in examined if found[0] == found[1]]
     for birth in born:
         for image in exact or examined:

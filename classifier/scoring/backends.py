@@ -1,14 +1,14 @@
-"""What can compute features and logits: PyTorch, plain or folded, its CUDA graphs, and OpenVINO."""
+"""What can compute features, logits and maps: PyTorch, plain or folded, its CUDA graphs, and OpenVINO."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from classifier.model.network import Network
+from classifier.model.network import Network, activation, pooled
 from classifier.scoring.folded import Folded
 
 EXACT = 0.001  # may differ by the order in which float32 numbers are added
@@ -17,7 +17,23 @@ _PIECE = 4  # images that one thread scores at once: more do not stay in its cac
 _MOST_STREAMS = 8
 _SIZES = (64, 32, 16, 8, 4, 2, 1)  # of batches, in which CUDA graphs are recorded
 
-Output = tuple[Tensor, Tensor]
+
+class Output(NamedTuple):
+    """What an engine returns of B images, all float32 on their device.
+
+    Attributes
+    ----------
+    features
+        (B, F).
+    logits
+        (B,).
+    maps
+        (B, h, w): what each place of the image adds to the logit; see `classifier.model.network.activation`.
+    """
+
+    features: Tensor
+    logits: Tensor
+    maps: Tensor
 
 
 class Engine(Protocol):
@@ -35,7 +51,7 @@ class Engine(Protocol):
     error: float
 
     def __call__(self, images: Tensor, /) -> Output:
-        """Return features (B, F) and logits (B,) of images (B, 3, S, S), all float32 on one device."""
+        """Return what it computes of images (B, 3, S, S) float32."""
         ...
 
 
@@ -62,9 +78,10 @@ class Plain:
         """Score images."""
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, dtype=torch.float16, enabled=self._half):
-            features = self._network.embed(images)
+            maps = self._network.maps(images)
+            features = pooled(maps)
             logits = self._network.classifier(features)  # (B, 1)
-        return features.float(), logits.float().flatten()
+        return Output(features.float(), logits.float().flatten(), activation(maps, self._network.head))
 
 
 class Eager:
@@ -86,14 +103,14 @@ class Eager:
         self._planes, self._dtype = planes, dtype
         self._folded = Folded(network, planes).to(dtype).to(memory_format=torch.channels_last)
         self._folded.last.float()
-        self._head = network.classifier
+        self._folded.head = self._head = network.head
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Output:
         """Score images."""
         planes = images[:, : self._planes].to(self._dtype).contiguous(memory_format=torch.channels_last)
-        features = self._folded(planes)
-        return features, self._head(features).flatten()
+        features, maps = self._folded(planes)
+        return Output(features, self._head(features).flatten(), maps)
 
 
 class Recorded:
@@ -138,15 +155,14 @@ class Recorded:
     def __call__(self, images: Tensor) -> Output:
         """Score images."""
         found = [self._replay(piece) for piece in torch.split(images, _SIZES[0])]
-        features, logits = zip(*found, strict=True)
-        return torch.cat(features), torch.cat(logits)
+        return Output(*map(torch.cat, zip(*found, strict=True)))
 
     def _replay(self, images: Tensor) -> Output:
         count = len(images)
-        graph, inputs, (features, logits) = self._graphs[padded(count)]
+        graph, inputs, output = self._graphs[padded(count)]
         inputs[:count].copy_(images)
         graph.replay()
-        return features[:count].clone(), logits[:count].clone()
+        return Output(*(tensor[:count].clone() for tensor in output))
 
 
 def padded(count: int) -> int:
@@ -178,7 +194,7 @@ class OpenVino:
         self.name = f"OpenVINO {precision}"
         self.error = _BFLOAT16 if precision == "bf16" else EXACT
         self._planes = planes
-        self._head = network.classifier
+        self._head = network.head
         threads = torch.get_num_threads()
         self._streams = min(threads, _MOST_STREAMS)
         options = {
@@ -201,8 +217,11 @@ class OpenVino:
             requests[-1].start_async([piece.contiguous().numpy()], share_inputs=True)
         for request in requests:
             request.wait()
-        features = torch.cat([torch.from_numpy(request.get_output_tensor().data) for request in requests])
-        return features, self._head(features).flatten()
+        features, maps = (
+            torch.cat([torch.from_numpy(request.get_output_tensor(at).data) for request in requests])
+            for at in range(2)
+        )
+        return Output(features, self._head(features).flatten(), maps)
 
 
 def pieces_of(count: int, streams: int) -> int:

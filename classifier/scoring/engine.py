@@ -27,6 +27,7 @@ EngineName = Literal["auto", "torch", "openvino"]
 Make = Callable[[], Engine]
 Measure = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
+_OF_MAPS = 10  # times the error of a probability, whose steepest slope is a quarter of the logit's
 # What packages raise that are damaged, of another version, or short of memory
 _FAILURES = (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError)
 
@@ -111,13 +112,18 @@ def _first(candidates: Iterable[Make], agrees: Callable[[Engine], bool]) -> Engi
 
 def _agrees(engine: Engine, plain: Engine, probe: Tensor, measure: Measure) -> bool:
     """Whether an engine gives what the plain network gives, of a batch and of a single image."""
-    expected, known = measure(*plain(probe))
+    wanted = plain(probe)
+    expected, known = measure(*wanted[:2])
+    scale = float(wanted.maps.abs().amax().clamp(min=1))
     for count in (len(probe), 1):
-        probabilities, novelties = measure(*engine(probe[:count]))
+        found = engine(probe[:count])
+        probabilities, novelties = measure(*found[:2])
         if not bool(((probabilities - expected[:count]).abs() <= engine.error).all()):
             return False
         if novelties is not None and known is not None:
             ratios = novelties / known[:count]
             if not bool(((ratios - 1).abs() <= engine.error).all()):
                 return False
+        if not bool(((found.maps - wanted.maps[:count]).abs() <= _OF_MAPS * engine.error * scale).all()):
+            return False
     return True

@@ -8,13 +8,13 @@ weights of its planes. Each block writes its maps into one tensor, instead of jo
 
 from __future__ import annotations
 
-from copy import copy
+from copy import copy, deepcopy
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d
 
-from classifier.model.network import Network
+from classifier.model.network import Network, activation
 
 _GROWTH = 32  # maps that a layer adds
 
@@ -116,17 +116,18 @@ class Folded(nn.Module):
             if number < 4:
                 self.transitions.append(Transition(getattr(features, f"transition{number}")))
         self.last = Activation(features.norm5)
+        self.head = deepcopy(network.head)
         self.requires_grad_(False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return features: (B, planes, H, W) to (B, 1024) float32."""
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features (B, 1024) and activation map (B, H / 32, W / 32) of (B, planes, H, W); float32."""
         maps = max_pool2d(self.stem(images).relu_(), 3, 2, 1)
         for block, transition in zip(self.blocks, [*self.transitions, None], strict=True):
             maps = block(maps)
             if transition is not None:
                 maps = transition(maps)
-        found: Tensor = self.last(maps.float()).mean((2, 3))
-        return found
+        last = self.last(maps.float())
+        return last.mean((2, 3)), activation(last, self.head)
 
 
 def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from classifier.scoring.folded import Activation, Folded
 
 
 def graph(network: Folded, side: int) -> openvino.Model:
-    """Return the graph from images to features.
+    """Return the graph from images to features and activation maps.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def graph(network: Folded, side: int) -> openvino.Model:
     Returns
     -------
     openvino.Model
-        From (B, planes, side, side) float32 to (B, 1024), for any B.
+        From (B, planes, side, side) float32 to (B, 1024) and (B, side / 32, side / 32), for any B.
     """
     images = op.parameter([-1, network.stem.in_channels, side, side], np.float32)
     stem = op.relu(_convolved(images, network.stem))
@@ -44,8 +44,10 @@ def graph(network: Folded, side: int) -> openvino.Model:
         if number < len(network.transitions):
             transition = cast(Any, network.transitions[number])
             maps = _convolved(_halved(_activated(maps, transition.activation)), transition.halve)
-    features = op.reduce_mean(_activated(maps, network.last), [2, 3])
-    return openvino.Model([features], [images], "densenet121")
+    last = _activated(maps, network.last)
+    features = op.reduce_mean(last, [2, 3])
+    weighted = op.multiply(last, _constant(network.head.weight[0][:, None, None]))
+    return openvino.Model([features, op.reduce_sum(weighted, [1])], [images], "densenet121")
 
 
 def _convolved(maps: Any, convolution: nn.Conv2d) -> Any:

@@ -13,6 +13,7 @@ from classifier.config import SHIPPED_MODEL, DecodeLimits, Eligibility, UnknownA
 from classifier.decoding.copies import Fingerprint
 from classifier.device import choose_device
 from classifier.errors import CheckpointError, NotScorable
+from classifier.heat_map import HeatMap
 from classifier.model.card import Kind
 from classifier.model.checkpoint import Checkpoint, load
 from classifier.model.gate import judge
@@ -38,10 +39,13 @@ class _Score(NamedTuple):
     ----------
     looks_like
         The kind of stranger, where the gate says that it is one.
+    heat_map
+        What each place adds to the logit.
     """
 
     probability: float
     novelty: float | None
+    heat_map: HeatMap
     looks_like: Kind | None = None
 
 
@@ -205,13 +209,15 @@ class Predictor:
             return []
         batch = torch.stack(list(tensors)).to(self.device)  # (B, 3, S, S) float32, normalised
         fast, exact = self.engines
-        features, logits = fast(batch)
+        features, logits, maps = fast(batch)
         if fast is not exact and bool((again := self._doubtful(features, logits)).any()):
-            features[again], logits[again] = exact(batch[again])
+            features[again], logits[again], maps[again] = exact(batch[again])
         probabilities, novelties = self._measure(features, logits)
         probabilities[~torch.isfinite(logits)] = torch.nan  # the sigmoid of an overflow is 0 or 1
         known = [None] * len(batch) if novelties is None else novelties.tolist()
-        scores = map(_Score, probabilities.tolist(), known)
+        bias = 0.0 if self.model.head.bias is None else float(self.model.head.bias)
+        heat_maps = [HeatMap.of(cells, bias) for cells in maps.cpu().numpy()]
+        scores = map(_Score, probabilities.tolist(), known, heat_maps)
         return [_stricter(score, *judged) for score, judged in zip(scores, self._judged(batch), strict=True)]
 
     def _judged(self, batch: torch.Tensor) -> list[tuple[float | None, Kind | None]]:
@@ -257,7 +263,7 @@ class Predictor:
         if doubt is not None:
             decision = Decision.UNDETERMINED
         age = _rounded(image.age.years)
-        return Prediction(probability, decision, reason, detail, image.view, novelty, age)
+        return Prediction(probability, decision, reason, detail, image.view, novelty, age, score.heat_map)
 
     def _probe(self) -> torch.Tensor:
         """Return images to try engines on: (5, 3, S, S) float32, smooth noise from dark to bright."""

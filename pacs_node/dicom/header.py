@@ -8,6 +8,7 @@ import unicodedata
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +22,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Imp
 
 from classifier.decoding.dates import exact
 from classifier.decoding.quiet import silence_warnings
-from pacs_node.dicom import character_sets
+from pacs_node.dicom import acquisition, character_sets
+from pacs_node.dicom.acquisition import Acquisition, NotPlain
 from pacs_node.dicom.part10 import LARGEST_META, data_set_offset, first_group
 from pacs_node.errors import UnreadableHeader
 
@@ -88,6 +90,7 @@ class Identity:
     study_date: str
     modality: str
     view_position: str
+    acquisition: Acquisition
 
 
 def read_header(path: Path) -> Dataset:
@@ -124,6 +127,7 @@ def identity(header: Dataset) -> Identity:
     UnreadableHeader
         When one of the four UIDs is missing or holds other characters than digits and dots.
     """
+    described = readable(header, acquisition.DESCRIBING)  # these texts say nothing of how names are written
     header = readable(header, IDENTIFYING)
     return Identity(
         sop_class_uid=_uid(header, "SOPClassUID"),
@@ -138,6 +142,7 @@ def identity(header: Dataset) -> Identity:
         study_date=date_text(text(header, "StudyDate", _MOST_LENGTHS["study_date"])),
         modality=text(header, "Modality", _MOST_LENGTHS["modality"]),
         view_position=text(header, "ViewPosition", _MOST_LENGTHS["view_position"]),
+        acquisition=acquisition.parsed(described, partial(text, described)),
     )
 
 
@@ -163,22 +168,31 @@ def scan(data_set: bytes, transfer_syntax_uid: str) -> Identity | None:
     if transfer_syntax_uid == ImplicitVRLittleEndian and data_set[4:6].isalpha():
         return None  # it may be explicit, as the parser will see
     found: dict[str, bytes] = {}
+    made: dict[int, tuple[bytes, bytes]] = {}
+    character_set = b""
     last = 0
-    for tag, value in _elements(data_set, is_explicit=transfer_syntax_uid != ImplicitVRLittleEndian):
+    for tag, vr, value in _elements(data_set, is_explicit=transfer_syntax_uid != ImplicitVRLittleEndian):
         if tag in _PIXEL_DATA:
-            return _scanned(found)
+            return _scanned(found, made, character_set)
         if value is None or tag <= last or tag >> 16 < _FIRST_GROUP:
             return None
         last = tag
         if tag in _SCANNED:
             found[_SCANNED[tag]] = value
-        elif tag == _CHARACTER_SET and value.strip() not in _ASCII_INSIDE:
-            return None
+        elif tag == _CHARACTER_SET:
+            character_set = value.strip()
+            if character_set not in _ASCII_INSIDE:
+                return None
+        if tag in acquisition.SCANNED:
+            made[tag] = vr, value
     return None
 
 
-def _elements(data: bytes, *, is_explicit: bool) -> Iterator[tuple[int, bytes | None]]:
-    """Yield tags and values; ``None`` for a value that is not whole, after which nothing comes."""
+def _elements(data: bytes, *, is_explicit: bool) -> Iterator[tuple[int, bytes, bytes | None]]:
+    """Yield tags, VRs (empty in Implicit VR) and values.
+
+    A value that is not whole is ``None``, and nothing comes after it.
+    """
     at = 0
     while at + 12 <= len(data):
         if is_explicit:
@@ -190,13 +204,16 @@ def _elements(data: bytes, *, is_explicit: bool) -> Iterator[tuple[int, bytes | 
                 length = _UNDEFINED
         else:
             group, element, length = _IMPLICIT.unpack_from(data, at)
+            vr = b""
             start = at + 8
         at = start + length
         is_whole = length != _UNDEFINED and at <= len(data)
-        yield group << 16 | element, data[start:at] if is_whole else None
+        yield group << 16 | element, vr, data[start:at] if is_whole else None
 
 
-def _scanned(found: Mapping[str, bytes]) -> Identity | None:
+def _scanned(
+    found: Mapping[str, bytes], made: Mapping[int, tuple[bytes, bytes]], character_set: bytes
+) -> Identity | None:
     values: dict[str, str] = {}
     for name in _SCANNED.values():
         value = found.get(name, b"")
@@ -209,7 +226,11 @@ def _scanned(found: Mapping[str, bytes]) -> Identity | None:
             values[name] = plain.rstrip("\0 ")
             if not _UID.fullmatch(values[name]):
                 return None
-    return Identity(**values | {name: date_text(values[name]) for name in _DATES})
+    dates = {name: date_text(values[name]) for name in _DATES}
+    try:
+        return Identity(**values | dates, acquisition=acquisition.scanned(made, character_set, _bounded))
+    except NotPlain:
+        return None
 
 
 def text(header: Dataset, keyword: str, most: int) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import uuid
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydicom.dataset import Dataset
 
@@ -93,7 +95,8 @@ class ObserverDevice:
     purpose
         Content Qualification (0018,9004); RESEARCH adds a warning to the text.
     timezone
-        Site offset from UTC such as ``+0100``, for a source without TimezoneOffsetFromUTC.
+        Of the site: an offset from UTC such as ``+0100``, or a name such as ``Europe/Berlin``, whose offset
+        is that of the moment. For a source without TimezoneOffsetFromUTC.
 
     Raises
     ------
@@ -113,8 +116,14 @@ class ObserverDevice:
             _check(name, getattr(self, name), 64)
         if self.purpose not in ("RESEARCH", "PRODUCT"):
             raise InvalidReport(f"purpose needs RESEARCH or PRODUCT: {self.purpose!r}")
-        if self.timezone is not None and not is_offset(self.timezone):
-            raise InvalidReport(f"timezone needs an offset such as +0100: {self.timezone!r}")
+        if self.timezone is not None and not _is_zone(self.timezone):
+            raise InvalidReport(f"timezone needs an offset or a name of a zone: {self.timezone!r}")
+
+    def offset_at(self, moment: datetime) -> str | None:
+        """Return the site's offset from UTC at a moment, such as ``+0200``; ``None`` where none is known."""
+        if self.timezone is None or is_offset(self.timezone):
+            return self.timezone
+        return f"{moment.astimezone(ZoneInfo(self.timezone)):%z}"[:5]  # a zone of 1880 has seconds
 
     def device_uid(self, algorithm: Algorithm) -> str:
         """Return the Device UID: a change of the program or of the model makes another device."""
@@ -124,6 +133,15 @@ class ObserverDevice:
             *(self.manufacturer, self.model_name, self.software_version),
             *(algorithm.name, algorithm.version, algorithm.sha256.lower(), algorithm.preprocessing),
         )
+
+
+def _is_zone(text: str) -> bool:
+    if is_offset(text):
+        return True
+    try:
+        return bool(ZoneInfo(text).key) and text[0] not in "+-"
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        return False
 
 
 def is_offset(text: str) -> bool:

@@ -133,7 +133,7 @@ def build(
     instance = _instance_uid(series, images, sources, node)
     report.SOPInstanceUID = _corrected(instance, revision, predecessor, taken)
     report.SeriesInstanceUID = series
-    zone = timezone_of(about) or node.timezone
+    zone = timezone_of(about) or node.offset_at(made_at)
     if zone:
         report.TimezoneOffsetFromUTC = zone
     when = made_at.astimezone(_zone(zone))
@@ -163,7 +163,7 @@ def says_the_same(one: bytes, other: bytes) -> bool:
 
 
 def _without_revision(content: bytes) -> bytes:
-    report = _parsed(content)
+    report = parsed(content)
     for keyword in _OF_THE_REVISION:
         report.pop(keyword, None)
     for item in report.get("ContributingEquipmentSequence", []):
@@ -190,7 +190,7 @@ def as_class(content: bytes, sop_class_uid: str) -> EncodedReport:
     InvalidReport
         When `content` is no report of this node, or has neither the preferred class nor the one asked for.
     """
-    report = _parsed(content)
+    report = parsed(content)
     if sop_class_uid not in REPORT_CLASSES:
         raise InvalidReport(f"{sop_class_uid} is no class of a report")
     if report.SOPClassUID == sop_class_uid:
@@ -358,7 +358,14 @@ def _finished(report: Dataset) -> EncodedReport:
     )
 
 
-def _parsed(content: bytes) -> Dataset:
+def parsed(content: bytes) -> Dataset:
+    """Return the data set of a report of this node, of whatever class.
+
+    Raises
+    ------
+    InvalidReport
+        When it is none.
+    """
     try:
         report = parse(content)
     except ValueError as error:

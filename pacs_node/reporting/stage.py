@@ -25,6 +25,7 @@ from pacs_node.config import Settings
 from pacs_node.dicom.header import Identity, identity, read_header
 from pacs_node.dicom.patient import Patient, is_same
 from pacs_node.errors import InvalidReport, UnreadableHeader
+from pacs_node.reporting.content_tree import study_decision
 from pacs_node.reporting.from_rows import image_result, settle_raw_images, stand_in_header
 from pacs_node.reporting.report import ObserverDevice, build, says_the_same
 from pacs_node.reporting.study_state import StudyState, newest_header
@@ -135,8 +136,9 @@ class ReportStage:
         headers = (found.get(one.id) or stand_in_header(one, patient_and_study) for one in study.images)
         images = [image_result(*pair, study.model) for pair in zip(study.images, headers, strict=True)]
         taken = study.last.earlier_uids if study.last else ()
+        settled = settle_raw_images(images)
         report = build(
-            settle_raw_images(images),
+            settled,
             self._node,
             made_at,
             study.revision,
@@ -152,6 +154,7 @@ class ReportStage:
             series_instance_uid=report.series_instance_uid,
             content=report.content,
             made_at=made_at,
+            decision=study_decision(settled),
             images=study.stated,
             destinations=self._destinations,
             give_up_at=made_at + self._give_up_after,

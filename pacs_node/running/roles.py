@@ -21,6 +21,7 @@ from pacs_node.delivering.stage import DeliverStage
 from pacs_node.errors import ConfigError, InvalidReport
 from pacs_node.progress import Progress
 from pacs_node.receiving.receiver import Receiver
+from pacs_node.reporting.earlier_decisions import DecisionReader
 from pacs_node.reporting.report import ObserverDevice
 from pacs_node.reporting.stage import ReportStage
 from pacs_node.scoring.load import load_model
@@ -105,7 +106,8 @@ def deliver(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
         for stage in (DeliverStage, CommitStage):
             stages.append(stage(database, destination, settings.node.ae_title, settings.deliver))
     _spare_collector()
-    workers = [*_workers(settings, database, stages), Housekeeper(settings, database, spool)]
+    keepers: list[Runs] = [Housekeeper(settings, database, spool), DecisionReader(database)]
+    workers = [*_workers(settings, database, stages), *keepers]
     _work(stopped, ready, workers)
 
 

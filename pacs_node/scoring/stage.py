@@ -127,6 +127,7 @@ class ScoreStage:
             novelty=prediction.novelty,
             age=prediction.age,
             scored_at=datetime.now(UTC),
+            heat_map=None if prediction.heat_map is None else prediction.heat_map.to_bytes(),
         )
 
 

@@ -115,8 +115,8 @@ class Housekeeper:
             _log.warning("orphan taken in", digest=name, sop_instance_uid=uid, outcome=outcome.value)
 
     def _read_identities(self) -> None:
-        """Read from their files whom objects name that an earlier version recorded as their study's."""
-        last = None
+        """Read from their files what an earlier version did not record of objects."""
+        last, number = None, 0
         for _ in range(_READ_AT_MOST // _READ_AT_ONCE):
             with self._database.read() as session:
                 some = stock_rows.unread(session, last, _READ_AT_ONCE)
@@ -125,10 +125,14 @@ class Housekeeper:
                 for one, found in known:
                     if found is not None:
                         values = {name: getattr(found, name) for name in _READ}
-                        stock_rows.record_read(session, one, **values)
+                        stock_rows.record_read(session, one, **values, **vars(found.acquisition))
+                        number += 1
+            self.progress.step()
             if len(some) < _READ_AT_ONCE or self._stopped.is_set():
-                return
+                break
             last = some[-1].id
+        if number:
+            _log.info("files of an earlier version read", files=number)
 
     def _identity(self, digest: str) -> Identity | None:
         try:

@@ -22,8 +22,10 @@ def described(
     found: Identity, *, transfer_syntax_uid: str, digest: str, size: int, calling_ae_title: str
 ) -> NewInstance:
     """Return an object that was received now, as it goes into the database."""
+    values = {**vars(found)}
     return NewInstance(
-        **vars(found),
+        **vars(values.pop("acquisition")),
+        **values,
         transfer_syntax_uid=transfer_syntax_uid,
         digest=digest,
         size=size,

@@ -59,6 +59,17 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option(help="Settings file; by default config.toml in the current folder, if it exists."),
 ]
+EverythingOption = Annotated[
+    bool,
+    typer.Option("--all", help="Also results of programs, such as the node's own reports and heat maps."),
+]
+BomOption = Annotated[
+    bool, typer.Option("--bom", help="Begin CSV with a byte order mark, by which Excel knows UTF-8.")
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Most rows; by default 100 in a table for people, all in CSV and JSON."),
+]
 CallingOption = Annotated[str, typer.Option("--from", metavar="AE", help="Own AE title.")]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any, TextIO
@@ -36,6 +37,7 @@ _WORK = {
     "commit": "Asking to commit",
     "confirm": "Committing",
 }
+_WIDE = 160  # columns of a terminal that has room for whole UIDs beside the rest
 _ALWAYS = {"score", "report", "deliver"}
 
 Row = Mapping[str, Any]
@@ -106,7 +108,7 @@ def _image_lines(row: Row) -> Iterator[str]:
     if named:
         yield f"  patient {escape(named)}"
     sender = f" from {row['calling_ae_title']}" if row["calling_ae_title"] else ""
-    said = [f"received {_moment(row['received_at'])}{escape(sender)}", answer({"reason": None, **row})]
+    said = [f"received {_moment(row['received_at'])}{escape(sender)}", answer(row)]
     if row["report_uid"] is not None:
         said.append(f"report revision {row['report_revision']} of {_moment(row['reported_at'])}")
     if row["is_replaced"]:
@@ -116,6 +118,8 @@ def _image_lines(row: Row) -> Iterator[str]:
     if row["removed_at"] is not None:
         said.append(f"file removed {_moment(row['removed_at'])}")
     yield "  " + ", ".join(said)
+    if row["detail"]:
+        yield f"  [dim]{escape(row['detail'])}[/]"
 
 
 def _destination_line(row: Row) -> str:
@@ -137,8 +141,16 @@ def _moment(at: datetime) -> str:
     return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
-def write_csv(rows: Sequence[Row], columns: Sequence[str], file: TextIO) -> None:
-    """Write all columns, with a header line; times are ISO 8601, and no text is a formula."""
+def write_csv(rows: Iterable[Row], columns: Sequence[str], file: TextIO, *, bom: bool = False) -> None:
+    """Write all columns, with a header line; times are ISO 8601, and no text is a formula.
+
+    Parameters
+    ----------
+    bom
+        Whether to begin with the mark by which Excel knows UTF-8.
+    """
+    if bom:
+        file.write("\ufeff")
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: cell(_plain(value)) for name, value in row.items()} for row in rows)
@@ -146,7 +158,20 @@ def write_csv(rows: Sequence[Row], columns: Sequence[str], file: TextIO) -> None
 
 def write_json(value: Any, file: TextIO) -> None:
     """Write JSON; times are ISO 8601."""
-    file.write(json_text(json.dumps(value, indent=2, ensure_ascii=False, default=_plain)) + "\n")
+    file.write(_json(value) + "\n")
+
+
+def write_json_rows(rows: Iterable[Row], file: TextIO) -> None:
+    """Write a JSON list, row by row."""
+    before = "["
+    for row in rows:
+        file.write(before + "\n" + textwrap.indent(_json(row), "  "))
+        before = ","
+    file.write("[]\n" if before == "[" else "\n]\n")
+
+
+def _json(value: Any) -> str:
+    return json_text(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
 
 
 def print_reconciliation(found: Reconciliation, console: Console) -> None:
@@ -158,14 +183,18 @@ def print_reconciliation(found: Reconciliation, console: Console) -> None:
         Column("Missing", no_wrap=True),
         Column("Images", justify="right"),
         Column("Why", overflow="fold"),
-        Column("Study Instance UID", overflow="fold"),
+        Column("Study Instance UID", no_wrap=True),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     alike = itertools.groupby(sorted(found.findings, key=_likeness), _likeness)
-    for _, same in alike:
-        table.add_row(*_missing(list(same)))
-    if found.findings:
+    cells = [list(_missing(list(same))) for _, same in alike]
+    for row in cells:
+        table.add_row(*row)
+    if console.width < _WIDE:
+        for row in cells:
+            console.print(*_missing_lines(row), sep="\n", highlight=False, soft_wrap=True)
+    elif cells:
         console.print(table)
     console.print(found.summary, highlight=False, soft_wrap=True)
 
@@ -186,6 +215,16 @@ def _missing(same: Sequence[Finding]) -> Iterator[str]:
     yield str(len(same)) if first.missing in IMAGE_LEVEL else ""
     yield escape(first.detail if len(same) == 1 or first.missing is not Missing.FILE_MISSING else "")
     yield escape(first.study_instance_uid)
+
+
+def _missing_lines(cells: Sequence[str]) -> Iterator[str]:
+    """Return the cells as lines, for a terminal on which a UID would fill a column of eight lines."""
+    date, patient, accession, missing, number, why, uid = cells
+    images = f" {number} {'image' if number == '1' else 'images'}" if number else ""
+    yield f"{missing}{images}, {' '.join(filter(None, (date, patient, accession)))}"
+    yield f"  study {uid}"
+    if why:
+        yield f"  {why}"
 
 
 def write_findings_csv(found: Reconciliation, file: TextIO) -> None:

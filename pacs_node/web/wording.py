@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from classifier.reasons import Bearing, Reason
-from db.reading_list import ListedDelivery, ListedImage, ListedStudy
+from db.reading_list import ListedDelivery, ListedImage, ListedReport, ListedStudy
 
 ANSWERS = {
     "positive": "Positive",
@@ -83,7 +83,7 @@ def clock(moment: datetime | None) -> str:
 
 
 def answer(study: ListedStudy) -> str:
-    """Return the answer of a study, by the rule that its report follows."""
+    """Return the answer of a study: that of its report, or by the same rule if more came since."""
     images = [image for image in study.images if _bearing(image) is not Bearing.NO_IMAGE]
     decisions = {image.decision for image in images}
     if "positive" in decisions:
@@ -92,9 +92,16 @@ def answer(study: ListedStudy) -> str:
         return "waiting"
     if not decisions or decisions == {"not_scored"}:
         return "not_scored"
+    if study.report and study.report.decision and _states_all(study, study.report):
+        return study.report.decision
     is_open = any(image.reason and _bearing(image) is Bearing.OPEN for image in images)
     is_negative = "negative" in decisions and "undetermined" not in decisions and not is_open
     return "negative" if is_negative else "undetermined"
+
+
+def _states_all(study: ListedStudy, report: ListedReport) -> bool:
+    times = [moment for image in study.images for moment in (image.received_at, image.scored_at) if moment]
+    return all(moment <= report.made_at for moment in times)
 
 
 def _bearing(image: ListedImage) -> Bearing | None:

@@ -334,6 +334,7 @@ class _Life:
                 series_instance_uid=f"{uid}.1",
                 content=bytes(_REPORT_BYTES),
                 made_at=self._at,
+                decision="negative",
                 images=frozenset((one.id, one.score.id if one.score else None) for one in images),
                 destinations=["PACS"],
                 give_up_at=self._at + 3 * _DAY,

@@ -403,3 +403,35 @@ def test_an_image_that_failed_waits_again_after_a_retry(database: Database) -> N
     retry(database, "1")
     row = only(database)
     assert (row["decision"], row["reason"], row["detail"]) == ("waiting", None, None)
+
+
+def test_all_rows_are_written_one_by_one_and_a_table_shows_some_of_them(database: Database) -> None:
+    for number in range(450):
+        receive(database, new(number))
+    with database.read() as session:
+        walked = list(results.each_result(session, Filter()))
+        assert [row["sop_instance_uid"] for row in walked] == [r["sop_instance_uid"] for r in ask(database)]
+        assert len(walked) == 450
+        assert len(list(results.each_result(session, Filter(limit=7)))) == 7
+        assert len(list(results.each_of_ledger(session, Filter()))) == 450
+        assert results.how_many_results(session, Filter(), 1000) == 450
+        assert results.how_many_results(session, Filter(), 100) == 100
+        assert results.how_many_results(session, Filter(decision="positive"), 1000) == 0
+
+
+def test_results_of_programs_are_hidden_where_nobody_asks_for_them(database: Database) -> None:
+    register(database)
+    for number, reason in ((1, None), (2, "OWN_RESULT"), (3, "DERIVED_RESULT"), (4, "NOT_FRONTAL")):
+        receive(database, new(number))
+        probability: dict[str, Any] = (
+            {} if reason is None else {"probability": None, "decision": "not_scored"}
+        )
+        score(database, number, reason=reason, **probability)
+    receive(database, new(5))
+    assert len(ask(database)) == 5
+    images = ask(database, with_results=False)
+    assert {row["reason"] for row in images} == {None, "NOT_FRONTAL"}
+    assert len(ask(database, with_results=False, limit=9)) == len(images) == 3
+    with database.read() as session:
+        assert len(results.ledger(session, Filter(with_results=False))) == 3
+        assert results.how_many_results(session, Filter(with_results=False), 99) == 3

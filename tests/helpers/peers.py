@@ -19,6 +19,7 @@ import pytest
 from pacs_node.demo.peers import free_port
 
 _START_SECONDS = 240
+_STARTS = 3
 
 
 def program(name: str) -> str:
@@ -91,7 +92,21 @@ def orthanc(
         for storage commitment.
     """
     folder.mkdir(exist_ok=True)
-    port, http_port = port or free_port(), free_port()
+    for _ in range(_STARTS):  # another program may take a free port first
+        peer, process = _start(folder, modalities or {}, port or free_port(), free_port())
+        try:
+            if _is_there(peer, process):
+                yield peer
+                return
+        finally:
+            process.terminate()
+            process.wait()
+    raise AssertionError(f"Orthanc did not start: {(folder / 'orthanc.log').read_text()[-500:]}")
+
+
+def _start(
+    folder: Path, modalities: Mapping[str, int], port: int, http_port: int
+) -> tuple[Orthanc, subprocess.Popen[bytes]]:
     config: dict[str, Any] = {
         "Name": "PACS",
         "StorageDirectory": str(folder / "storage"),
@@ -103,27 +118,22 @@ def orthanc(
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": False,
         "OverwriteInstances": False,
-        "DicomModalities": {title: [title, "127.0.0.1", at] for title, at in (modalities or {}).items()},
+        "DicomModalities": {title: [title, "127.0.0.1", at] for title, at in modalities.items()},
     }
     file = folder / "orthanc.json"
     file.write_text(json.dumps(config))
     with (folder / "orthanc.log").open("wb") as log:
         process = subprocess.Popen([program("Orthanc"), str(file)], stdout=log, stderr=log)
-    try:
-        peer = Orthanc(port, http_port)
-        _wait(peer, process)
-        yield peer
-    finally:
-        process.terminate()
-        process.wait()
+    return Orthanc(port, http_port), process
 
 
-def _wait(peer: Orthanc, process: subprocess.Popen[bytes]) -> None:
+def _is_there(peer: Orthanc, process: subprocess.Popen[bytes]) -> bool:
     deadline = time.monotonic() + _START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         try:
             peer.get("/system")
-            return
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.05)
-    raise AssertionError("Orthanc did not start")
+        else:
+            return True
+    return False

@@ -114,6 +114,7 @@ def report(
         series_instance_uid=uid(study, "report series"),
         content=bytes(range(256)) * revision,
         made_at=NOW,
+        decision="positive",
         images=frozenset(images.items()),
         destinations=destinations,
         give_up_at=NOW + timedelta(hours=72),

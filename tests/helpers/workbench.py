@@ -24,7 +24,7 @@ from db import queries
 from db.models import Delivery, Instance, Job, Report, Score, Study
 from db.queue import Kind
 from db.results import Filter, results
-from db.rows import NewInstance, Received, StoredModel
+from db.rows import Received, StoredModel
 from db.session import Database
 from db.status import Failure, counts, failures, retry
 from pacs_node.config import Destination, Settings
@@ -33,6 +33,7 @@ from pacs_node.reporting.report import ObserverDevice
 from pacs_node.reporting.stage import ReportStage
 from pacs_node.scoring.stage import Scorer, ScoreStage
 from pacs_node.storage.arriving import digest
+from pacs_node.storage.intake import described
 from pacs_node.storage.spool import Spool
 from pacs_node.worker import Stage, Worker
 from tests.conftest import radiograph, save
@@ -125,13 +126,12 @@ class Bench:
         syntax = str(image.file_meta.TransferSyntaxUID)
         content = digest(received, syntax)
         size = received.stat().st_size
-        new = NewInstance(
-            **vars(identity(read_header(received))),
+        new = described(
+            identity(read_header(received)),
             transfer_syntax_uid=syntax,
             digest=content,
             size=size,
             calling_ae_title="MODALITY",
-            received_at=datetime.now(UTC),
         )
         self.spool.keep(received, content)
         with self.database.write() as session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pacs_node.reporting.report import (
     NotScoredReason,
     ObserverDevice,
     as_class,
+    build,
 )
 from tests.conftest import radiograph
 from tests.helpers.reports import (
@@ -265,6 +267,15 @@ def test_times_are_written_in_the_zone_of_the_source_then_the_site() -> None:
     read = dcmread_bytes(report(scored(radiograph(TimezoneOffsetFromUTC=None))).content)
     assert "TimezoneOffsetFromUTC" not in read
     assert read.ContentTime == "013000"
+
+
+def test_a_site_with_a_named_zone_has_the_offset_of_the_moment() -> None:
+    site = ObserverDevice(software_version="0.1.0", station_name="CXRAI01", timezone="Europe/Berlin")
+    image = scored(radiograph(TimezoneOffsetFromUTC=None))
+    for month, offset, hour in ((7, "+0200", "14"), (12, "+0100", "13")):
+        made_at = datetime(2026, month, 1, 12, tzinfo=UTC)
+        read = dcmread_bytes(build([image], site, made_at, 1, None).content)
+        assert (read.TimezoneOffsetFromUTC, read.ContentTime[:2]) == (offset, hour)
 
 
 def test_images_that_disagree_on_the_patient_take_the_first() -> None:

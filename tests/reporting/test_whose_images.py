@@ -346,7 +346,7 @@ def test_what_an_earlier_version_recorded_is_read_from_the_files(bench: Bench) -
     with bench.database.write() as session:
         session.execute(text("UPDATE job SET state = 'done'"))
         of_study = {"patient_id": "P-ONE", "patient_name": "One^Patient", "accession_number": "ACC1"}
-        unread = {"issuer_of_patient_id": None, "patient_birth_date": None}
+        unread = {"issuer_of_patient_id": None, "patient_birth_date": None, "patient_sex": None}
         session.execute(update(Instance).values(**of_study, **unread))
     assert len(found(bench, "P-ONE")) == 2
     Housekeeper(bench.settings, bench.database, bench.spool).work_once()

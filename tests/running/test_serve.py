@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,10 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
+from typer.core import TyperGroup
+from typer.testing import CliRunner
 
+from classifier import cli as classifier_cli
 from db.errors import DatabaseError
 from db.session import Database, sqlite
 from db.status import heartbeats
+from pacs_node import cli as node_cli
 from pacs_node.config import load
 from pacs_node.demo.peers import NodeProcess, free_port
 from pacs_node.network import scu
@@ -199,6 +205,18 @@ def status(folder: Path) -> str:
     done = command("status", "--config", folder / "config.toml", COLUMNS="120")
     assert done.returncode == 1
     return done.stdout
+
+
+@pytest.mark.parametrize("app", [node_cli.app, classifier_cli.app], ids=["pacs-node", "classifier"])
+def test_help_shows_every_word_of_what_is_said_of_options(app: typer.Typer) -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    for name, one in group.commands.items():
+        shown = CliRunner().invoke(app, [name, "--help"], terminal_width=200, env={"COLUMNS": "200"}).stdout
+        words = set(re.split(r"\s+", re.sub(r"[│╭╮╰╯─]", " ", shown)))
+        for parameter in one.params:
+            said = (getattr(parameter, "help", None) or "").replace("\\[", "[")
+            assert set(said.split()) <= words, (name, parameter.name)
 
 
 def test_help_shows_examples_and_comes_at_once() -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydicom.uid import CTImageStorage
+from sqlalchemy import select
 
+from classifier.heat_map import HeatMap
 from classifier.outcome import Prediction, StillDecoding
+from db.models import Score
 from db.queue import MAX_ATTEMPTS, Kind
 from db.session import Database
 from tests.conftest import radiograph
@@ -44,6 +49,23 @@ def test_every_received_image_ends_in_one_score(bench: Bench) -> None:
         (0.8731, 0.5, "PA"),
     ]
     assert {row["model_sha256"] for row in bench.rows()} == {"5e" * 32}
+
+
+def test_a_score_and_its_heat_map_are_one_row(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = HeatMap.of(np.arange(-12, 13, dtype=np.float32).reshape(5, 5), 0.5)
+    attempt = bench.viewer.attempt
+
+    def attempt_with_map(sources: Sequence[Path]) -> list[Prediction | OSError | StillDecoding]:
+        found = attempt(sources)
+        return [replace(p, heat_map=one) if isinstance(p, Prediction) else p for p in found]
+
+    monkeypatch.setattr(bench.viewer, "attempt", attempt_with_map)
+    bench.receive(radiograph(number=1))
+    bench.score()
+    with bench.database.read() as session:
+        (content,) = session.scalars(select(Score.heat_map)).all()
+    assert content is not None
+    np.testing.assert_array_equal(HeatMap.from_bytes(content).cells, one.cells)
 
 
 @pytest.mark.parametrize("backend", ["sqlite"])

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+from sqlalchemy import text
+
+from db import queries
 from db.reading_list import Wanted, page
 from db.session import Database
+from pacs_node.web.wording import answer
 from tests.helpers import rows
 
 
@@ -62,3 +68,26 @@ def test_a_newer_score_replaces_the_older_one(database: Database) -> None:
     rows.score(database, 1, "c", model="newer", probability=0.1, decision="negative")
     assert _names(database, suspicious=True) == ["ACC-b", "ACC-a", "ACC-c"]
     assert _names(database, decision="positive") == ["ACC-b"]
+
+
+def test_the_answer_is_that_of_the_report_as_long_as_it_states_all(database: Database) -> None:
+    rows.receive(database, rows.new())
+    score = rows.score(database, probability=0.1, decision="negative")
+    rows.report(database, {rows.instance_id(database): score})
+    with database.write() as session:
+        session.execute(text("UPDATE report SET decision = 'undetermined'"))
+    with database.read() as session:
+        assert answer(page(session, Wanted()).studies[0]) == "undetermined"
+    rows.receive(database, rows.new(2, received_at=rows.NOW + timedelta(hours=1)))
+    rows.score(database, 2, probability=0.9)
+    with database.read() as session:
+        assert answer(page(session, Wanted()).studies[0]) == "positive"
+
+
+def test_a_study_of_two_patients_is_said_to_be_one(database: Database) -> None:
+    rows.receive(database, rows.new())
+    study_id = rows.study_id(database)
+    with database.write() as session:
+        queries.record_study_problem(session, study_id, "PATIENTS_DIFFER", rows.NOW)
+    with database.read() as session:
+        assert page(session, Wanted()).studies[0].problem == "PATIENTS_DIFFER"

@@ -74,6 +74,20 @@ def test_signed_values_declared_as_unsigned() -> None:
     assert refusal(ds).reason == Reason.CONTRADICTION
 
 
+def test_a_wrong_sign_is_seen_also_where_the_bits_above_repeat_it() -> None:
+    extended = image_of(np.where(CHEST >= 2048, CHEST.astype("<i4") - 4096, CHEST).astype("<i2"))
+    extended.PixelRepresentation = 1  # unsigned, called signed
+    assert refusal(extended).reason == Reason.CONTRADICTION
+
+
+def test_bits_above_bits_stored_are_cleared_before_an_image_is_made_smaller() -> None:
+    chest = pixels(512, 512).astype("<u2")
+    overlaid = chest | (np.indices(chest.shape).sum(0) % 2 << 15).astype("<u2")
+    frame = bytes(jpeg2k_encode(overlaid, codecformat="j2k", level=0, reversible=True))
+    found = decode(compressed(frame, JPEG2000Lossless, chest), size=32)
+    np.testing.assert_allclose(found, decode(image_of(chest), size=32), atol=0.01)
+
+
 def test_a_sign_that_the_codestream_contradicts() -> None:
     signed = CHEST.astype("<i2") - 2048
     as_signed, as_unsigned = (

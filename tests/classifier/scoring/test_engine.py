@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from monai.visualize import CAM, GradCAM
 from torch import Tensor
 
 from classifier.config import SHIPPED_MODEL
 from classifier.errors import DeviceError
 from classifier.model.checkpoint import Checkpoint, load
-from classifier.model.network import Network, build
+from classifier.model.network import Network, build, pooled
 from classifier.outcome import Decision, Prediction
 from classifier.scoring import engine
 from classifier.scoring.backends import Eager, Engine, OpenVino, Output, Plain, Recorded, padded, pieces_of
@@ -92,7 +93,7 @@ def predictor(
 def test_the_folded_network_is_the_same_function(network: Network, planes: int) -> None:
     batch = images(2, planes)
     expected = network.embed(batch)
-    found = Folded(network, planes)(batch[:, :planes])
+    found, _ = Folded(network, planes)(batch[:, :planes])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=NEAR)
     assert float(expected.std()) > 0.01
 
@@ -117,13 +118,45 @@ def test_an_engine_gives_what_the_plain_network_gives_for_a_batch_of_any_size(
     batch = images(count, 1)
     torch.set_num_threads(threads)
     try:
-        features, logits = kind(network, 1)(batch)
+        features, logits, maps = kind(network, 1)(batch)
     finally:
         torch.set_num_threads(1)
-    expected, expected_logits = Plain(network)(batch)
+    expected, expected_logits, expected_maps = Plain(network)(batch)
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=NEAR)
     torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=NEAR)
-    assert logits.shape == (count,)
+    torch.testing.assert_close(maps, expected_maps, rtol=1e-4, atol=10 * NEAR)
+    torch.testing.assert_close(maps.mean((1, 2)) + network.head.bias, logits, rtol=1e-4, atol=NEAR)
+    assert (logits.shape, maps.shape) == ((count,), (count, SIDE // 32, SIDE // 32))
+    assert float(maps.std()) > 0.001
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+def test_the_map_is_that_of_monai(shipped: Checkpoint) -> None:
+    batch = images(3, 1)
+    found = Plain(shipped.model)(batch).maps
+    plainly: dict[str, Any] = {"upsampler": lambda _: lambda maps: maps, "postprocessing": lambda maps: maps}
+    network = _WithMaps(shipped.model)
+    cam = CAM(network, target_layers="last", fc_layers="network.classifier.1", **plainly)(batch)
+    torch.testing.assert_close(cam[:, 0] - shipped.model.head.bias, found, rtol=1e-4, atol=1e-4)
+    gradients = GradCAM(network, target_layers="last", **plainly)(batch.requires_grad_())
+    for ours, theirs in zip(found, gradients[:, 0], strict=True):
+        positive = ours.clamp(min=0)  # Grad-CAM keeps what speaks for the class
+        factor = float(theirs.sum().detach() / positive.sum())
+        assert factor > 0
+        torch.testing.assert_close(theirs, factor * positive, rtol=1e-3, atol=1e-4 * float(theirs.max()))
+
+
+class _WithMaps(torch.nn.Module):
+    """The network with its last maps as a layer of their own, which Grad-CAM asks for."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+        self.last = torch.nn.Identity()
+
+    def forward(self, batch: Tensor) -> Tensor:
+        logits: Tensor = self.network.classifier(pooled(self.last(self.network.maps(batch))))
+        return logits
 
 
 def test_a_batch_is_shared_out_evenly_in_small_pieces() -> None:
@@ -150,8 +183,9 @@ def test_recorded_graphs_give_what_the_plain_network_gives(network: Network, cou
     moved.load_state_dict(network.state_dict())
     moved = moved.to("cuda", memory_format=torch.channels_last)
     batch = images(count, 1).cuda()
-    features, logits = Recorded(moved, 1, SIDE)(batch)
-    expected, expected_logits = Plain(moved)(batch)
+    features, logits, maps = Recorded(moved, 1, SIDE)(batch)
+    expected, expected_logits, expected_maps = Plain(moved)(batch)
+    torch.testing.assert_close(maps, expected_maps, rtol=0.02, atol=0.05)
     torch.testing.assert_close(features, expected, rtol=0.02, atol=0.01)
     torch.testing.assert_close(logits, expected_logits, rtol=0.02, atol=0.01)
 
@@ -169,18 +203,18 @@ class Rough:
         self._plain = Plain(network)
 
     def __call__(self, batch: Tensor) -> Output:
-        features, logits = self._plain(batch)
+        features, logits, maps = self._plain(batch)
         signs = torch.tensor([1.0, -1.0]).repeat(len(batch))[: len(batch)]
-        return features * (1 + 0.01 * signs)[:, None], logits + 0.05 * signs
+        return Output(features * (1 + 0.01 * signs)[:, None], logits + 0.05 * signs, maps)
 
 
 class Overflowing(Rough):
     """An engine without a number for the first image of a batch."""
 
     def __call__(self, batch: Tensor) -> Output:
-        features, logits = self._plain(batch)
-        logits[0] = torch.inf
-        return features, logits
+        found = self._plain(batch)
+        found.logits[0] = torch.inf
+        return found
 
 
 KINDS: dict[str, Callable[[Network], Engine]] = {
@@ -285,19 +319,21 @@ def test_openvino_is_refused_for_another_device(network: Network) -> None:
         choose(network, 1, images(3, 1).to("meta"), probabilities, "openvino")
 
 
-@pytest.mark.parametrize("wrong", ["logits", "features", "alone", "no number"])
+@pytest.mark.parametrize("wrong", ["logits", "features", "maps", "alone", "no number"])
 def test_an_engine_that_differs_is_told_and_not_used(
     wrong: str, network: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Wrong(Eager):
         def __call__(self, batch: Tensor) -> Output:
-            features, logits = super().__call__(batch)
+            features, logits, maps = super().__call__(batch)
             is_wrong = wrong != "alone" or len(batch) == 1
             if wrong == "features":
                 features = features * 1.01
+            elif wrong == "maps":
+                maps = maps.mT
             elif is_wrong:
                 logits = logits + (torch.nan if wrong == "no number" else 0.1)
-            return features, logits
+            return Output(features, logits, maps)
 
     monkeypatch.setattr(engine, "Eager", Wrong)
     found = chosen(network, "torch")
