@@ -213,10 +213,11 @@ def _conditions(session: Session, wanted: Wanted, study_id: Any) -> Iterator[Any
         yield exists(select(image.id).join(Job, job).where(of_study, READY, ~has_score))
     elif wanted.decision is not None or wanted.reason is not None:
         score = aliased(Score)
-        scored = select(image.id).join(score, score.instance_id == image.id)
         asked = [score.decision == wanted.decision] if wanted.decision else []
         asked += [score.reason == wanted.reason] if wanted.reason else []
-        yield exists(scored.where(of_study, *asked, _is_newest(score, image)))
+        # Nested, not joined: SQLite would begin each lookup with all scores of this decision
+        is_scored = exists().where(score.instance_id == image.id, *asked, _is_newest(score, image))
+        yield exists().where(of_study, is_scored)
     if wanted.delivery is not None:
         newer = aliased(Report)
         is_newest = ~exists().where(newer.study_id == Report.study_id, newer.revision > Report.revision)
