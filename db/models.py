@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     DateTime,
     Dialect,
@@ -341,6 +342,37 @@ class Job(Base):
     attempts: Mapped[int] = mapped_column(Integer)  # claims that did not end in good order
     token: Mapped[str | None] = mapped_column(WORD)  # of the worker that may finish the job
     error: Mapped[str | None] = mapped_column(Text)
+
+
+class Verdict(Base):
+    """What a person said of one image; never changed. The last one of an image counts."""
+
+    __tablename__ = "verdict"
+    __table_args__ = (
+        CheckConstraint("label IN ('agree', 'pneumonia', 'no_pneumonia', 'unreadable')", "label"),
+    )
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    instance_id: Mapped[int] = mapped_column(ForeignKey(Instance.id), index=True)
+    score_id: Mapped[int | None] = mapped_column(ForeignKey(Score.id))  # that was there, shown or not
+    label: Mapped[str] = mapped_column(WORD)
+    comment: Mapped[str] = mapped_column(Text)
+    person: Mapped[str] = mapped_column(LABEL)
+    score_was_visible: Mapped[bool] = mapped_column(Boolean)
+    given_at: Mapped[datetime]
+
+
+class Audit(Base):
+    """Who looked at which study, or said something of it, and from which address."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    at: Mapped[datetime]
+    person: Mapped[str] = mapped_column(LABEL)
+    address: Mapped[str] = mapped_column(LABEL)
+    action: Mapped[str] = mapped_column(WORD)
+    study_id: Mapped[int | None] = mapped_column(ForeignKey(Study.id))
 
 
 def _partial(name: str, condition: str, *columns: Any) -> Index:

@@ -60,7 +60,7 @@ app = typer.Typer(
 def serve(
     config: ConfigOption = None,
     roles: Annotated[
-        str, typer.Option(help="What this machine does: receive, score, deliver; separated by commas.")
+        str, typer.Option(help="What this machine does: receive, score, deliver, web; separated by commas.")
     ] = "receive,score,deliver",
 ) -> None:
     """Run the node until SIGTERM or Ctrl-C; then it finishes its current work and stops."""
@@ -77,7 +77,7 @@ def serve(
 
 @app.command(hidden=True)
 def role(
-    name: Annotated[str, typer.Argument(help="receive, score or deliver.")],
+    name: Annotated[str, typer.Argument(help="receive, score, deliver or web.")],
     config: ConfigOption = None,
     control: Annotated[int, typer.Option(help="File descriptor of the socket to the supervisor.")] = -1,
     number: Annotated[int, typer.Option(help="Number of this process among those of its role.")] = 0,

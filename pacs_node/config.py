@@ -180,6 +180,13 @@ class MetricsSettings(_Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 0
 
 
+class WebSettings(_Section):
+    """The reading list, for people."""
+
+    host: Literal["127.0.0.1", "::1", "localhost"] = "127.0.0.1"
+    port: Port = 8080
+
+
 def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
@@ -235,6 +242,7 @@ class Settings(BaseSettings):
     work: WorkSettings = WorkSettings()
     deliver: DeliverSettings = DeliverSettings()
     metrics: MetricsSettings = MetricsSettings()
+    web: WebSettings = WebSettings()
     log: LogSettings = LogSettings()
     destinations: tuple[Destination, ...] = ()
     modalities: tuple[Modality, ...] = ()

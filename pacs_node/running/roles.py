@@ -1,4 +1,4 @@
-"""The processes of the node, each with one role: receive, score, or deliver.
+"""The processes of the node, each with one role: receive, score, deliver, or web.
 
 Each function builds what its role needs, says that it is ready, and works until it is told to stop. Only the
 scoring process loads torch: a crash of CUDA leaves associations answering.
@@ -115,6 +115,14 @@ def deliver(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
     _work(stopped, ready, workers)
 
 
+def web(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
+    """Serve the reading list."""
+    from pacs_node.web.serving import serve  # noqa: PLC0415 - the other roles need no web framework
+
+    database, spool = _open(settings)
+    serve(settings, database, spool, stopped, lambda: ready([]))
+
+
 def _spare_collector() -> None:
     """Let the garbage collector pass over what is loaded now, for it stays.
 
@@ -125,7 +133,7 @@ def _spare_collector() -> None:
     gc.freeze()
 
 
-ROLES: dict[str, Role] = {"receive": receive, "score": score, "deliver": deliver}
+ROLES: dict[str, Role] = {"receive": receive, "score": score, "deliver": deliver, "web": web}
 
 
 def _open(settings: Settings, number: int = 0) -> tuple[Database, Spool]:
