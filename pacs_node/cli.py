@@ -78,16 +78,20 @@ def serve(
 @app.command(hidden=True)
 def role(
     name: Annotated[str, typer.Argument(help="receive, score, deliver or web.")],
+    *,
     config: ConfigOption = None,
     control: Annotated[int, typer.Option(help="File descriptor of the socket to the supervisor.")] = -1,
     number: Annotated[int, typer.Option(help="Number of this process among those of its role.")] = 0,
     listening: Annotated[int, typer.Option(help="File descriptor of the socket that receivers share.")] = -1,
+    listening_tls: Annotated[int, typer.Option(help="The same, of the socket for TLS.")] = -1,
 ) -> None:
     """Run as one process of `serve`."""
+    from pacs_node.network.server import Listening  # noqa: PLC0415
     from pacs_node.running.supervisor import run_role  # noqa: PLC0415
 
-    control_socket, shared = (None if fd < 0 else socket.socket(fileno=fd) for fd in (control, listening))
-    run_role(configured(config), name, control_socket, number, shared)
+    numbers = (control, listening, listening_tls)
+    control_socket, *shared = (None if fd < 0 else socket.socket(fileno=fd) for fd in numbers)
+    run_role(configured(config), name, control_socket, number, Listening(*shared) if any(shared) else None)
 
 
 @app.command(

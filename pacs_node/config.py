@@ -17,7 +17,6 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
@@ -28,32 +27,25 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from classifier.config import TrainSettings, UnknownAge
 from db.queue import LONGEST_WAIT_SECONDS
+from pacs_node.config_access import TlsSettings
 from pacs_node.config_messages import sentence
+from pacs_node.config_types import AETitle, Port, PortOrNone, Section
 from pacs_node.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "PACS_NODE_"
 
-# PS3.5 6.2: AE has 1 to 16 characters without backslash and control characters; outer spaces mean nothing.
-AETitle = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")
-]
-Port = Annotated[int, Field(ge=1, le=65535)]
 # A wait longer than `db.queue.LONGEST_WAIT_SECONDS` would look like a clock that jumped back.
 Seconds = Annotated[float, Field(gt=0, le=LONGEST_WAIT_SECONDS)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[ -\[\]-~]+$")]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[ -~]+$")]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class NodeSettings(_Section):
+class NodeSettings(Section):
     """How the node appears on the network and in reports."""
 
     ae_title: AETitle = "PACS_NODE"
     host: str = "0.0.0.0"
-    port: Port = 11112
+    port: PortOrNone = 11112
     station_name: Label = "PACSNODE"
     timezone: str = ""
     purpose: Literal["RESEARCH", "PRODUCT"] = "RESEARCH"
@@ -76,7 +68,7 @@ class NodeSettings(_Section):
             raise ValueError(said) from None
 
 
-class ReceiveSettings(_Section):
+class ReceiveSettings(Section):
     """Who may send what."""
 
     require_called_ae_title: bool = False
@@ -96,38 +88,38 @@ class ReceiveSettings(_Section):
         return min(self.processes or min(os.cpu_count() or 1, _MOST_BY_DEFAULT), self.max_associations)
 
 
-class SpoolSettings(_Section):
+class SpoolSettings(Section):
     """Where received objects are stored."""
 
     path: Path = Path("spool")
     orphan_minutes: Annotated[float, Field(gt=0)] = 10
 
 
-class DatabaseSettings(_Section):
+class DatabaseSettings(Section):
     """The results database, as an SQLAlchemy URL."""
 
     url: str = "sqlite:///pacs_node.sqlite"
 
 
-class StudySettings(_Section):
+class StudySettings(Section):
     """When a study counts as complete."""
 
     quiet_seconds: Annotated[float, Field(ge=0, le=LONGEST_WAIT_SECONDS)] = 10
 
 
-class ReportSettings(_Section):
+class ReportSettings(Section):
     """What reports look like."""
 
     answer_in_series_description: bool = False
 
 
-class RetentionSettings(_Section):
+class RetentionSettings(Section):
     """How long the files of finished studies are kept."""
 
     days: Annotated[float, Field(ge=0)] = 0
 
 
-class ClassifierSettings(_Section):
+class ClassifierSettings(Section):
     """The model, and what it may score."""
 
     model: Path | None = None
@@ -154,7 +146,7 @@ class ClassifierSettings(_Section):
         return None if value == "" else value
 
 
-class WorkSettings(_Section):
+class WorkSettings(Section):
     """How workers share the queue."""
 
     poll_seconds: Annotated[float, Field(gt=0, le=10)] = 0.05
@@ -162,7 +154,7 @@ class WorkSettings(_Section):
     silent_seconds: Annotated[float, Field(ge=3, le=3600)] = 60
 
 
-class DeliverSettings(_Section):
+class DeliverSettings(Section):
     """How long and how often the node tries a destination."""
 
     retry_seconds: Seconds = 5
@@ -173,14 +165,14 @@ class DeliverSettings(_Section):
     commit_seconds: Seconds = 600
 
 
-class MetricsSettings(_Section):
+class MetricsSettings(Section):
     """Where monitoring asks how the node is."""
 
     host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    port: PortOrNone = 0
 
 
-class WebSettings(_Section):
+class WebSettings(Section):
     """The reading list, for people."""
 
     host: Literal["127.0.0.1", "::1", "localhost"] = "127.0.0.1"
@@ -191,14 +183,14 @@ def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
 
-class LogSettings(_Section):
+class LogSettings(Section):
     """What is logged, and how."""
 
     level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = "INFO"
     format: Literal["text", "json"] = "text"
 
 
-class Destination(_Section):
+class Destination(Section):
     """One PACS that gets the reports."""
 
     name: Name = ""  # the AE title by default
@@ -216,7 +208,7 @@ class Destination(_Section):
         return values
 
 
-class Modality(_Section):
+class Modality(Section):
     """One application entity that asks for storage commitment, and the address for the answer."""
 
     ae_title: AETitle
@@ -232,6 +224,7 @@ class Settings(BaseSettings):
     )
 
     node: NodeSettings = NodeSettings()
+    tls: TlsSettings = TlsSettings()
     receive: ReceiveSettings = ReceiveSettings()
     spool: SpoolSettings = SpoolSettings()
     database: DatabaseSettings = DatabaseSettings()
@@ -246,6 +239,12 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
     destinations: tuple[Destination, ...] = ()
     modalities: tuple[Modality, ...] = ()
+
+    @model_validator(mode="after")
+    def _listens(self) -> Settings:
+        if not (self.node.port or self.tls.port):
+            raise ValueError("[node] port = 0 leaves no port to listen on; set it, or [tls] port")
+        return self
 
     @field_validator("destinations")
     @classmethod
@@ -273,7 +272,7 @@ SERVICE_STATE = Path("/var/lib/pacs-node")
 """Where a node with its settings in /etc keeps what it writes: /etc is for settings alone (FHS 3.7)."""
 
 _MOST_BY_DEFAULT = 4  # receivers
-_BLOCKS: dict[str, type[_Section]] = {"destinations": Destination, "modalities": Modality}
+_BLOCKS: dict[str, type[Section]] = {"destinations": Destination, "modalities": Modality}
 
 
 def load(path: Path | None) -> Settings:
@@ -356,6 +355,7 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
     model = settings.classifier.model
     changes: dict[str, dict[str, object]] = {
         "node": {"state_folder": state},
+        "tls": settings.tls.anchored(folder),
         "spool": {"path": state / settings.spool.path.expanduser()},
         "classifier": {"model": folder / model.expanduser() if model else None},
         "database": {"url": _anchored_url(settings.database.url, state)},

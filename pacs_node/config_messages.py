@@ -29,6 +29,8 @@ def sentence(error: Error) -> str:
     where, form = place(error["loc"]), _form_of(error["loc"])
     if form and error["type"] in ("string_pattern_mismatch", "string_too_short", "string_too_long"):
         return f"{where} cannot be {error['input']!r}: {form}"
+    if not where:  # of several sections at once
+        return str(error.get("ctx", {}).get("error", error["msg"]))
     said = f"{where} {_said(error)}"
     is_secret = error["loc"][:1] == ("database",)
     is_absent = error["type"] in ("missing", "value_error")

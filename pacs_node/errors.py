@@ -8,6 +8,7 @@
     │   ├── DatabaseUnusable     cannot be reached, or its schema is newer than this program
     │   ├── SpoolUnusable        the spool folder cannot be written
     │   ├── PortInUse            another program listens on the DICOM port
+    │   ├── TlsUnusable          a file of [tls] is missing, damaged or not the right one
     │   ├── ModelUnusable        the checkpoint is missing, damaged or not understood
     │   └── PeerError            the DICOM peer named on the command line did not answer as it should
     │       └── CutShort             a PACS has more matches than it answers to one query
@@ -47,6 +48,10 @@ class SpoolUnusable(UserError):
 
 class PortInUse(UserError):
     """Another program listens on the DICOM port."""
+
+
+class TlsUnusable(UserError):
+    """A file of section ``tls`` is missing, damaged or not the right one."""
 
 
 class ModelUnusable(UserError):

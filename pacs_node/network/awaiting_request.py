@@ -1,23 +1,25 @@
 """Connections that have not asked for an association yet; one thread waits for all of them.
 
 Such a connection costs a descriptor and some bytes. It takes no place of an association, is closed at once
-when its peer has gone, and in any case after `Rules.request_seconds`.
+when its peer has gone, and in any case after `Rules.request_seconds`. Over TLS, that includes the handshake.
 """
 
 from __future__ import annotations
 
 import selectors
 import socket
+import ssl
 import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import cast
 
 from pacs_node.errors import ProtocolError
-from pacs_node.network import associate_pdu
+from pacs_node.network import associate_pdu, tls
 from pacs_node.network.admission import Refusal
 from pacs_node.progress import Progress
 
@@ -43,6 +45,8 @@ class Visitor:
     ----------
     leaves_at
         In monotonic seconds.
+    handshake
+        What the TLS handshake is made with, as long as that is not done; nothing where the port has none.
     is_refused
         Whether it was told why it gets no association, and only has to read that.
     """
@@ -50,6 +54,7 @@ class Visitor:
     connection: socket.socket
     address: tuple[str, int]
     leaves_at: float
+    handshake: tls.TlsContext | None = None
     came: bytearray = field(default_factory=bytearray)
     is_refused: bool = False
     discarded: int = 0
@@ -71,7 +76,9 @@ class Visitor:
         """
         kind, length = _HEADER.unpack_from(self.came)
         if kind == 0x16:
-            raise ProtocolError("it speaks TLS, which the node does not", _PROVIDER, _UNRECOGNIZED)
+            raise ProtocolError(
+                "it speaks TLS, which has another port ([tls] port)", _PROVIDER, _UNRECOGNIZED
+            )
         if not _RQ <= kind <= _ABORT:
             raise ProtocolError("it does not speak DICOM", _PROVIDER, _UNRECOGNIZED)
         if kind != _RQ:
@@ -87,7 +94,7 @@ class AwaitingRequest:
     Parameters
     ----------
     listening
-        The socket; other processes may accept from it too.
+        The sockets, and for those of TLS what handshakes are made with; other processes may accept from them.
     admit
         Takes a connection and the body of its A-ASSOCIATE-RQ PDU, or says why not.
     associations
@@ -107,7 +114,7 @@ class AwaitingRequest:
 
     def __init__(
         self,
-        listening: socket.socket,
+        listening: Mapping[socket.socket, tls.TlsContext | None],
         admit: Callable[[socket.socket, tuple[str, int], bytes], Refusal | None],
         associations: Callable[[], int],
         *,
@@ -116,7 +123,8 @@ class AwaitingRequest:
         on_silent: Callable[[str, int], None],
     ) -> None:
         # Of several processes that were woken, all but one find nothing to accept
-        listening.setblocking(False)
+        for one in listening:
+            one.setblocking(False)
         self._listening = listening
         self._admit = admit
         self._associations = associations
@@ -140,7 +148,8 @@ class AwaitingRequest:
         self._thread.join()
 
     def _run(self) -> None:
-        self._selector.register(self._listening, selectors.EVENT_READ)
+        for one in self._listening:
+            self._selector.register(one, selectors.EVENT_READ)
         self._selector.register(self._stopped, selectors.EVENT_READ)
         try:
             while self._turn():
@@ -149,7 +158,7 @@ class AwaitingRequest:
             for visitor in list(self._visitors):
                 self._close(visitor)
             self._selector.close()
-            for one in (self._listening, self._stop, self._stopped):
+            for one in (*self._listening, self._stop, self._stopped):
                 one.close()
 
     def _turn(self) -> bool:
@@ -157,8 +166,8 @@ class AwaitingRequest:
         for key, _ in self._selector.select(self._patience()):
             if key.fileobj is self._stopped:
                 return False
-            if key.fileobj is self._listening:
-                self._accept()
+            if key.data is None:
+                self._accept(cast(socket.socket, key.fileobj))
             elif key.data in self._visitors:  # it may have been closed just now
                 self._hear(key.data)
         self._send_away_late_ones()
@@ -170,11 +179,11 @@ class AwaitingRequest:
         first = min((one.leaves_at for one in self._visitors), default=now + _TURN_SECONDS)
         return min(_TURN_SECONDS, max(0.0, first - now))
 
-    def _accept(self) -> None:
+    def _accept(self, listening: socket.socket) -> None:
         if len(self._visitors) < _FLOOD:
             time.sleep(_COURTESY_SECONDS * min(self._associations(), _MOST_COURTESY))
         try:
-            connection, address = self._listening.accept()
+            connection, address = listening.accept()
         except (BlockingIOError, ConnectionError):
             return
         except OSError:  # no descriptor is left
@@ -185,7 +194,8 @@ class AwaitingRequest:
             self._make_room()
         connection.setblocking(False)
         leaves_at = time.monotonic() + self._request_seconds
-        visitor = Visitor(connection, (str(address[0]), int(address[1])), leaves_at)
+        handshake = self._listening[listening]
+        visitor = Visitor(connection, (str(address[0]), int(address[1])), leaves_at, handshake)
         self._visitors.add(visitor)
         self._selector.register(connection, selectors.EVENT_READ, visitor)
 
@@ -196,6 +206,55 @@ class AwaitingRequest:
             self._close(min(of_most, key=lambda one: one.leaves_at))
 
     def _hear(self, visitor: Visitor) -> None:
+        if visitor.handshake is not None and not visitor.is_refused:
+            self._shake_hands(visitor, visitor.handshake)
+            return
+        self._read(visitor)
+        while visitor in self._visitors and tls.is_decrypted(
+            visitor.connection
+        ):  # the selector does not know
+            self._read(visitor)
+
+    def _shake_hands(self, visitor: Visitor, handshake: tls.TlsContext) -> None:
+        """Go on with a TLS handshake."""
+        try:
+            if not isinstance(visitor.connection, tls.TlsSocket) and not self._is_begun(visitor, handshake):
+                return
+            cast(tls.TlsSocket, visitor.connection).do_handshake()
+        except (ssl.SSLWantReadError, BlockingIOError):
+            self._await(visitor, selectors.EVENT_READ)
+        except ssl.SSLWantWriteError:
+            self._await(visitor, selectors.EVENT_WRITE)
+        except OSError as error:
+            self._await(visitor, selectors.EVENT_READ)
+            self._refuse(visitor, Refusal(b"", tls.failure(error)))
+        else:
+            visitor.handshake = None
+            self._await(visitor, selectors.EVENT_READ)
+
+    def _await(self, visitor: Visitor, event: int) -> None:
+        self._selector.modify(visitor.connection, event, visitor)
+
+    def _is_begun(self, visitor: Visitor, handshake: tls.TlsContext) -> bool:
+        """Begin with TLS if the peer does; refuse one that sends a PDU, so that it can read why."""
+        first = visitor.connection.recv(1, socket.MSG_PEEK)
+        if not first:
+            self._close(visitor)
+            return False
+        if _RQ <= first[0] <= _ABORT:
+            why = "it speaks DICOM without TLS on the port for TLS ([node] port is the other one)"
+            self._refuse(visitor, Refusal.aborted(ProtocolError(why, _PROVIDER, _UNRECOGNIZED)))
+            return False
+        context = handshake.current()
+        self._selector.unregister(visitor.connection)
+        # The number of the descriptor stays the same, but the object is another one from now on
+        visitor.connection = context.wrap_socket(
+            visitor.connection, server_side=True, do_handshake_on_connect=False
+        )
+        self._selector.register(visitor.connection, selectors.EVENT_READ, visitor)
+        return True
+
+    def _read(self, visitor: Visitor) -> None:
         try:
             content = visitor.connection.recv(_PIECE if visitor.is_refused else min(visitor.missing, _PIECE))
         except BlockingIOError:
@@ -252,7 +311,8 @@ class AwaitingRequest:
         visitor.came.clear()
         visitor.leaves_at = time.monotonic() + _LINGER_SECONDS
         with suppress(OSError):
-            visitor.connection.send(refusal.pdu)
+            if refusal.pdu:
+                visitor.connection.send(refusal.pdu)
             visitor.connection.shutdown(socket.SHUT_WR)
 
     def _send_away_late_ones(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+import ssl
 import struct
 import time
 from contextlib import suppress
@@ -36,6 +37,9 @@ def receive_into(connection: socket.socket, view: memoryview, deadline: float) -
 
 def limit_silence(connection: socket.socket, seconds: float) -> None:
     """Let the system end what waits for longer; Python would ask it before each call how things are."""
+    if isinstance(connection, ssl.SSLSocket):  # which would wait on
+        connection.settimeout(seconds)
+        return
     connection.settimeout(None)
     limit = struct.pack("ll", math.ceil(seconds), 0)  # struct timeval
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):

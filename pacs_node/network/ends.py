@@ -11,6 +11,7 @@ from pacs_node.errors import ProtocolError
 
 _lock = threading.Lock()
 _ends: weakref.WeakKeyDictionary[Association, str] = weakref.WeakKeyDictionary()
+_tls_failures: weakref.WeakKeyDictionary[Association, str] = weakref.WeakKeyDictionary()
 _causes: weakref.WeakKeyDictionary[Association, ProtocolError] = weakref.WeakKeyDictionary()
 
 
@@ -34,13 +35,25 @@ def note_end(association: Association, how: str) -> None:
         _ends.setdefault(association, how)
 
 
+def note_tls_failure(association: Association, why: str) -> None:
+    """Note why there is no connection over TLS, or none any more; half a sentence, of the peer."""
+    with _lock:
+        _tls_failures.setdefault(association, why)
+
+
+def noted_tls_failure(association: Association) -> str:
+    """Return what was noted; empty where nothing was."""
+    with _lock:
+        return _tls_failures.get(association, "")
+
+
 def why_aborted(association: Association) -> str:
     """Return a half sentence that says why an association was aborted."""
     cause = noted_cause(association)
     if cause is not None:
         return str(cause)
     with _lock:
-        how = _ends.get(association)
+        how = _tls_failures.get(association) or _ends.get(association)
     if association.dul.idle_timer_expired():
         return f"nothing came for {association.network_timeout:g} s ([receive] idle_seconds)"
     return how or "the connection broke, or the node stops"

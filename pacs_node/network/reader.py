@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Iterator
@@ -11,10 +12,10 @@ from typing import Any
 from pynetdicom.association import Association
 
 from pacs_node.errors import ProtocolError
-from pacs_node.network import associate_pdu
+from pacs_node.network import associate_pdu, tls
 from pacs_node.network.bounds import receive_into
 from pacs_node.network.dimse import Messages
-from pacs_node.network.ends import note_cause, note_end
+from pacs_node.network.ends import note_cause, note_end, note_tls_failure
 from pacs_node.network.primitives import acceptance
 from pacs_node.network.pynetdicom_internals import Ready
 
@@ -45,36 +46,39 @@ class Reader:
         self._head = bytearray(_HEADER.size)
         self._view = memoryview(bytearray())
 
-    def read(self) -> None:
-        """Read a PDU; then others that are here, while an object comes."""
+    def read(self) -> bool:
+        """Read a PDU; then others that are here, while an object comes; tell whether something came."""
         dul = self._association.dul
         connection: Any = dul.socket and dul.socket.socket
         try:
-            header = connection and self._header(connection, may_wait=True)
+            header = connection and self._header(connection)
+            if not header:
+                return False
             while header:
                 is_data = self._read_pdu(connection, *header)
                 is_alone = dul.event_queue.empty() and dul.to_provider_queue.empty() and not dul._kill_thread
                 if not (is_data and is_alone and self._messages.is_storing):
-                    return
+                    return True
                 dul._idle_timer.restart()
-                header = self._header(connection, may_wait=False)
+                header = self._header(connection)
         except ProtocolError as error:
             note_cause(self._association, error)
             dul.event_queue.put(_INVALID_PDU)
         except _ConnectionEnded:
             note_end(self._association, "the peer closed the connection")
             dul.event_queue.put(_CLOSED)
+        return True
 
-    def _header(self, connection: socket.socket, *, may_wait: bool) -> tuple[int, int] | None:
+    def _header(self, connection: socket.socket) -> tuple[int, int] | None:
         """Return kind and length of the PDU that comes; ``None`` where none is here."""
         head = memoryview(self._head)
         try:
-            came = connection.recv_into(head, 0, 0 if may_wait else socket.MSG_DONTWAIT)
-        except BlockingIOError as error:
-            if may_wait:
-                raise _ConnectionEnded from error
+            came = connection.recv_into(head, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:  # over TLS, not the whole of a record may have come, or nothing for us in it
             return None
         except OSError as error:
+            if isinstance(error, ssl.SSLError):
+                note_tls_failure(self._association, tls.failure(error))
             raise _ConnectionEnded from error
         if not came:
             raise _ConnectionEnded

@@ -1,7 +1,7 @@
-"""The socket that receivers share, and the server that accepts associations from it.
+"""The sockets that receivers share, and the server that accepts associations from them.
 
-Several receiver processes accept from one listening socket, which `pacs-node serve` holds: what connects
-while one of them starts anew waits for it.
+Several receiver processes accept from one listening socket, or from two, one of which is for TLS. `pacs-node
+serve` holds them: what connects while a receiver starts anew waits for it.
 """
 
 from __future__ import annotations
@@ -27,20 +27,51 @@ from pacs_node.network.bounds import bounded
 from pacs_node.network.dimse import Services
 from pacs_node.network.primitives import indication
 from pacs_node.network.pynetdicom_internals import begin_with_request, silence_details
+from pacs_node.network.tls import TlsContext
 from pacs_node.network.upper_layer import tune_acceptor
 
 _BACKLOG = 128
 _COLLECT_AFTER = 60  # associations: they are cycles of objects, with buffers
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens, to be given to receivers.
+@dataclass(frozen=True)
+class Listening:
+    """Sockets that listen, to be given to receivers: one without TLS, one with TLS, or both."""
 
-    Raises
-    ------
-    PortInUse
-        When another program listens there, or the address is not one of this machine.
-    """
+    plain: socket.socket | None = None
+    tls: socket.socket | None = None
+
+    @classmethod
+    def on(cls, host: str, port: int, tls_port: int) -> Listening:
+        """Listen on an address; on no port where it is 0.
+
+        Raises
+        ------
+        PortInUse
+            When another program listens there, or the address is not one of this machine.
+        """
+        plain = _listen(host, port, "[node] host and port") if port else None
+        try:
+            return cls(plain, _listen(host, tls_port, "[node] host and [tls] port") if tls_port else None)
+        except PortInUse:
+            if plain is not None:
+                plain.close()
+            raise
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """Those that there are, the one without TLS first."""
+        return [one for one in (self.plain, self.tls) if one is not None]
+
+    def __enter__(self) -> Listening:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for one in self.sockets:
+            one.close()
+
+
+def _listen(host: str, port: int, keys: str) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -55,7 +86,7 @@ def listen(host: str, port: int) -> socket.socket:
             raise
     except OSError as error:
         what = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror})"
-        raise PortInUse(f"Port {port} on {host} {what}; set [node] host and port.") from error
+        raise PortInUse(f"Port {port} on {host} {what}; set {keys}.") from error
     return listening
 
 
@@ -86,7 +117,9 @@ class Server:
     ae
         With the contexts and timeouts that count.
     listening
-        The socket; other processes may accept from it too.
+        The sockets; other processes may accept from them too.
+    tls
+        What connections over TLS are made with, where one of the sockets is for it.
     handlers
         Event handlers, as pynetdicom takes them.
     rules, services, observer
@@ -96,9 +129,10 @@ class Server:
     def __init__(
         self,
         ae: AE,
-        listening: socket.socket,
+        listening: Listening,
         handlers: list[Any],
         *,
+        tls: TlsContext | None = None,
         rules: Rules,
         services: Services,
         observer: Observer,
@@ -111,16 +145,17 @@ class Server:
         self._admitted = 0
         self._ae = ae
         ae.maximum_associations = 2**31  # these places count, not pynetdicom's
-        self.port = int(listening.getsockname()[1])
+        first, *_ = listening.sockets
+        self.port = int(first.getsockname()[1])
         self._server = ae.make_server(
-            listening.getsockname(),
+            first.getsockname(),
             contexts=_NeverCopied(ae.supported_contexts),
             evt_handlers=[bounded(), *handlers],
             server_class=_Server,
-            listening=listening,
+            listening=first,
         )
         self._awaiting = AwaitingRequest(
-            listening,
+            {one: tls if one is listening.tls else None for one in listening.sockets},
             self._admit,
             lambda: self._places.taken,
             request_seconds=rules.request_seconds,

@@ -29,6 +29,7 @@ from pacs_node.errors import ProtocolError
 from pacs_node.network.dimse import Messages, Services
 from pacs_node.network.ends import note_cause, noted_cause
 from pacs_node.network.reader import Reader
+from pacs_node.network.tls import is_decrypted
 
 _PAUSE_SECONDS = 0.001  # between looks whether a thread without a connection may end
 _POLL_SECONDS = 0.1  # for what comes without a call: timers, the end of a thread
@@ -188,7 +189,7 @@ def _awaited_message(association: Association, messages: Messages, look: Callabl
 
 
 def _transport_event(
-    dul: Any, bell: _Bell, read: Callable[[], None], crashed: Callable[[Exception], None]
+    dul: Any, bell: _Bell, read: Callable[[], bool], crashed: Callable[[Exception], None]
 ) -> bool:
     """Wait for what comes or is to be sent, and read PDUs as long as more of them are there."""
     try:
@@ -198,7 +199,7 @@ def _transport_event(
         return False
 
 
-def _waited(dul: Any, bell: _Bell, read: Callable[[], None]) -> bool:
+def _waited(dul: Any, bell: _Bell, read: Callable[[], bool]) -> bool:
     is_read = False
     while True:
         connection = dul.socket and dul.socket.socket
@@ -213,11 +214,11 @@ def _waited(dul: Any, bell: _Bell, read: Callable[[], None]) -> bool:
         poll = select.poll()
         for waited_for in (connection, bell.heard):
             poll.register(waited_for, select.POLLIN)
-        ready = dict(poll.poll(0 if is_read else 1000 * _POLL_SECONDS))
+        has_more = is_decrypted(connection)
+        ready = dict(poll.poll(0 if is_read or has_more else 1000 * _POLL_SECONDS))
         bell.drain()
-        if connection.fileno() not in ready:
+        if not (has_more or connection.fileno() in ready) or not read():
             return is_read
-        read()
         is_read = True
         dul._idle_timer.restart()
 

@@ -7,7 +7,6 @@ wrong before is answered with a failure status, an Error Comment that says why, 
 from __future__ import annotations
 
 import math
-import socket
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
@@ -47,7 +46,8 @@ from pacs_node.network.association import application_entity, let_end
 from pacs_node.network.command_set import C_ECHO_RQ
 from pacs_node.network.dimse import Services, StoreRequest, StoreResponse
 from pacs_node.network.ends import why_aborted
-from pacs_node.network.server import Observer, Server, listen
+from pacs_node.network.server import Listening, Observer, Server
+from pacs_node.network.tls import TlsContext, server_context
 from pacs_node.progress import Progress
 from pacs_node.receiving.c_store import UNABLE_TO_PROCESS, StoreProvider
 from pacs_node.storage.arriving import Arriving
@@ -88,11 +88,11 @@ class Receiver:
     database, spool
         Where objects are recorded and kept; both ready for use.
     listening
-        A socket that listens already, which other receivers may share.
+        Sockets that listen already, which other receivers may share.
     """
 
     def __init__(
-        self, settings: Settings, database: Database, spool: Spool, listening: socket.socket | None = None
+        self, settings: Settings, database: Database, spool: Spool, listening: Listening | None = None
     ) -> None:
         self._listening = listening
         self._settings = settings
@@ -106,15 +106,18 @@ class Receiver:
         self._server: Server
 
     def start(self) -> int:
-        """Listen, and return the port.
+        """Listen, and return the port; that for TLS where there is no other.
 
         Raises
         ------
         PortInUse
             When another program listens there, or the address is not one of this machine.
+        TlsUnusable
+            When the files of section ``tls`` are missing or wrong.
         """
-        node = self._settings.node
-        listening = self._listening or listen(node.host, node.port)
+        node, tls = self._settings.node, self._settings.tls
+        context = TlsContext(server_context, tls, _on_certificates) if tls.port else None
+        listening = self._listening or Listening.on(node.host, node.port, tls.port)
         services = Services(
             requests={str(Verification): frozenset({C_ECHO_RQ}), **self._provider.requests},
             storing=self._storing,
@@ -124,7 +127,13 @@ class Receiver:
         observer = Observer(_on_rejected, _on_silent, _on_crash)
         rules = _rules(self._settings, self._receivers)
         self._server = Server(
-            self._ae, listening, self._handlers(), rules=rules, services=services, observer=observer
+            self._ae,
+            listening,
+            self._handlers(),
+            tls=context,
+            rules=rules,
+            services=services,
+            observer=observer,
         )
         return self._server.port
 
@@ -271,6 +280,13 @@ def _on_rejected(address: str, calling_ae_title: str, called_ae_title: str, rule
 def _on_silent(address: str, connections: int) -> None:
     cause = "asked for no association in time ([receive] request_seconds)"
     _log.info("connections closed", address=address, connections=connections, cause=cause)
+
+
+def _on_certificates(why: str) -> None:
+    if why:
+        _log.error("new certificates not used", cause=why)
+    else:
+        _log.info("new certificates in use")
 
 
 def _on_refused(association: Association, status: int, comment: str) -> None:

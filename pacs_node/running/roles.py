@@ -7,7 +7,6 @@ scoring process loads torch: a crash of CUDA leaves associations answering.
 from __future__ import annotations
 
 import gc
-import socket
 import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -19,6 +18,7 @@ from pacs_node.commitment.stages import CommitStage, ConfirmStage
 from pacs_node.config import Settings
 from pacs_node.delivering.stage import DeliverStage
 from pacs_node.errors import ConfigError, InvalidReport
+from pacs_node.network.server import Listening
 from pacs_node.progress import Progress
 from pacs_node.receiving.receiver import Receiver
 from pacs_node.reporting.earlier_decisions import DecisionReader
@@ -60,9 +60,9 @@ def receive(
     stopped: threading.Event,
     ready: Ready,
     number: int = 0,
-    listening: socket.socket | None = None,
+    listening: Listening | None = None,
 ) -> None:
-    """Answer associations, as one of the receivers that share a listening socket."""
+    """Answer associations, as one of the receivers that share what they listen on."""
     database, spool = _open(settings, number)
     leftovers = spool.leftovers(None if number else settings.receive.process_count)
     receiver = Receiver(settings, database, spool, listening)
@@ -71,7 +71,8 @@ def receive(
     for path in leftovers:  # only now: a node that runs here already would have kept the port
         _log.warning("incomplete object removed", file=path.name)
         path.unlink(missing_ok=True)
-    _log.info("listening", ae_title=settings.node.ae_title, host=settings.node.host, port=port)
+    tls = {"tls_port": settings.tls.port} if settings.tls.port else {}
+    _log.info("listening", ae_title=settings.node.ae_title, host=settings.node.host, port=port, **tls)
     ready([receiver.progress])
     stopped.wait()
     receiver.stop()
@@ -151,7 +152,7 @@ def open_spool(settings: Settings, database: Database, number: int = 0) -> Spool
     """
     with database.read() as session:
         is_empty = not queries.has_instances(session)
-    spool = Spool(settings.spool.path, settings.node.port, number)
+    spool = Spool(settings.spool.path, settings.node.port or settings.tls.port, number)
     spool.prepare(may_be_new=is_empty)
     return spool
 

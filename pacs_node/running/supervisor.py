@@ -25,7 +25,8 @@ from db.session import Database
 from pacs_node import __version__, log
 from pacs_node.config import Settings
 from pacs_node.errors import DatabaseUnusable, ModelUnusable, SpoolUnusable
-from pacs_node.network.server import listen
+from pacs_node.network.server import Listening
+from pacs_node.network.tls import server_context
 from pacs_node.progress import Progress
 from pacs_node.running.heartbeat import READY, heartbeats, starting
 from pacs_node.running.metrics import monitoring
@@ -55,7 +56,7 @@ class _Process:
     silent_seconds
         How long it may give no heartbeat.
     listening
-        The socket that it shares with them.
+        What it shares with them.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class _Process:
         config: Path | None,
         silent_seconds: float,
         number: int = 0,
-        listening: socket.socket | None = None,
+        listening: Listening | None = None,
     ) -> None:
         self.role = role
         self._silent_seconds = silent_seconds
@@ -83,8 +84,14 @@ class _Process:
         command += ["--control", str(theirs.fileno())]
         passed = [theirs.fileno()]
         if self._listening is not None:
-            passed.append(self._listening.fileno())
-            command += ["--number", str(self._number), "--listening", str(self._listening.fileno())]
+            command += ["--number", str(self._number)]
+            for option, shared in (
+                ("--listening", self._listening.plain),
+                ("--listening-tls", self._listening.tls),
+            ):
+                if shared is not None:
+                    command += [option, str(shared.fileno())]
+                    passed.append(shared.fileno())
         if self._config is not None:
             command += ["--config", str(self._config)]
         self._popen = subprocess.Popen(command, pass_fds=passed, stdin=subprocess.DEVNULL)
@@ -185,14 +192,17 @@ def serve(settings: Settings, config: Path | None, roles: Sequence[str]) -> int:
 
     Raises
     ------
-    DatabaseUnusable, ModelUnusable, PortInUse, SpoolUnusable
+    DatabaseUnusable, ModelUnusable, PortInUse, SpoolUnusable, TlsUnusable
     """
     if "score" in roles:
         _require_model(settings)
+    if "receive" in roles and settings.tls.port:
+        server_context(settings.tls)
     with stop_on_signals() as stopped, ExitStack() as stack:
         listening = None
         if "receive" in roles:  # first of all: a node that runs here already has the port
-            listening = stack.enter_context(listen(settings.node.host, settings.node.port))
+            node = settings.node
+            listening = stack.enter_context(Listening.on(node.host, node.port, settings.tls.port))
         _prepare(settings)
         _log.info("starting", version=__version__, roles=",".join(roles))
         silent = settings.work.silent_seconds
@@ -287,7 +297,7 @@ def run_role(
     role: str,
     control: socket.socket | None,
     number: int = 0,
-    listening: socket.socket | None = None,
+    listening: Listening | None = None,
 ) -> None:
     """Be the process of one role; end with the supervisor."""
     work = partial(receive, number=number, listening=listening) if role == "receive" else ROLES[role]

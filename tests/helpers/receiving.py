@@ -31,6 +31,7 @@ from db.models import Instance, Job
 from db.session import Database
 from pacs_node import log
 from pacs_node.config import LogSettings, NodeSettings, ReceiveSettings, Settings
+from pacs_node.config_access import TlsSettings
 from pacs_node.demo.peers import free_port
 from pacs_node.receiving.receiver import Receiver
 from pacs_node.storage.spool import Spool
@@ -51,6 +52,7 @@ class Node:
     database: Database
     spool: Spool
     port: int
+    tls_port: int = 0
     is_stopped: bool = False
 
     def stop(self) -> None:
@@ -85,21 +87,23 @@ Listen = Callable[..., Node]
 
 @pytest.fixture
 def listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listen]:
-    """Return a function that starts a receiver with settings of section ``receive``."""
+    """Return a function that starts a receiver with settings of sections ``tls`` and ``receive``."""
     monkeypatch.setattr(_config, "STORE_SEND_CHUNKED_DATASET", True)  # files are sent as they are
     started: list[Node] = []
 
-    def _listen(**section: Any) -> Node:
+    def _listen(tls: TlsSettings | None = None, **section: Any) -> Node:
         section = {"min_free_mebibytes": 0} | section
         settings = Settings(
-            node=NodeSettings(host="127.0.0.1", port=free_port()), receive=ReceiveSettings(**section)
+            node=NodeSettings(host="127.0.0.1", port=free_port()),
+            tls=tls or TlsSettings(),
+            receive=ReceiveSettings(**section),
         )
         database = Database(f"sqlite:///{tmp_path}/results.sqlite")
         database.upgrade()
         spool = Spool(tmp_path / "spool")
         spool.prepare()
         receiver = Receiver(settings, database, spool)
-        node = Node(receiver, database, spool, receiver.start())
+        node = Node(receiver, database, spool, receiver.start(), settings.tls.port)
         started.append(node)
         return node
 

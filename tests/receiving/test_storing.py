@@ -370,15 +370,16 @@ def test_a_process_with_fewer_associations_is_the_first_to_accept(monkeypatch: p
     waited: list[float] = []
     monkeypatch.setattr("pacs_node.network.awaiting_request.time.sleep", waited.append)
     for associations in (0, 1, 50):
+        listening = socket.create_server(("127.0.0.1", 0))
         accepting = AwaitingRequest(
-            socket.create_server(("127.0.0.1", 0)),
+            {listening: None},
             lambda _connection, _address, _body: None,
             partial(int, associations),
             request_seconds=10,
             on_refused=lambda _address, _rule: None,
             on_silent=lambda _address, _number: None,
         )
-        accepting._accept()  # nothing has connected
+        accepting._accept(listening)  # nothing has connected
         accepting.start()
         accepting.stop()
     assert waited == sorted(waited)
