@@ -230,8 +230,28 @@ class ReportImage(Base):
     score_id: Mapped[int | None] = mapped_column(ForeignKey(Score.id))
 
 
+class ResultObject(Base):
+    """One object that is made beside a report, such as its page; `content` holds the exact bytes.
+
+    `result` is its class as `[[destinations]] send` names it, and `number` counts objects of one class.
+    """
+
+    __tablename__ = "result_object"
+    __table_args__ = (UniqueConstraint("report_id", "result", "number"),)
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    report_id: Mapped[int] = mapped_column(ForeignKey(Report.id))
+    result: Mapped[str] = mapped_column(WORD)
+    number: Mapped[int] = mapped_column(Integer)
+    sop_class_uid: Mapped[str] = mapped_column(UID)
+    sop_instance_uid: Mapped[str] = mapped_column(UID, unique=True)
+    series_instance_uid: Mapped[str] = mapped_column(UID)
+    content: Mapped[bytes]
+    made_at: Mapped[datetime]
+
+
 class Delivery(Base):
-    """One report on its way to one destination, and the last answer of the destination.
+    """One report, or one object made beside it, on its way to one destination, and the last answer.
 
     `delivered` means that C-STORE was answered with Success, `committed` that the destination promised to
     keep the object (Storage Commitment, PS3.4 Annex J), `abandoned` that the destination no longer exists.
@@ -239,7 +259,7 @@ class Delivery(Base):
 
     __tablename__ = "delivery"
     __table_args__ = (
-        UniqueConstraint("report_id", "destination"),
+        UniqueConstraint("report_id", "destination", "result", "number"),
         Index(None, "state", "destination"),
         CheckConstraint("state IN ('pending', 'delivered', 'committed', 'failed', 'abandoned')", "state"),
     )
@@ -259,6 +279,8 @@ class Delivery(Base):
     updated_at: Mapped[datetime]
     delivered_at: Mapped[datetime | None]
     committed_at: Mapped[datetime | None]
+    result: Mapped[str] = mapped_column(WORD, server_default=text("'report'"))  # or that of a `ResultObject`
+    number: Mapped[int] = mapped_column(Integer, server_default="0")
 
 
 class CommitmentAsked(Base):

@@ -303,7 +303,7 @@ def retry(
         number = asked.retry(session, study_uid, give_up_at)
         if resend and study_uid is not None:
             names = [one.name for one in settings.destinations]
-            number += asked.resend(session, study_uid, give_up_at, datetime.now(UTC), names)
+            number += asked.resend(session, study_uid, give_up_at, datetime.now(UTC), destinations=names)
     terminal.console().print(
         f"{number} {'job' if number == 1 else 'jobs'} will be tried again.", highlight=False
     )

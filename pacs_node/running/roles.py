@@ -102,6 +102,10 @@ def deliver(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
         ReportStage(database, spool, node, settings),
         ConfirmStage(database, spool, settings),
     ]
+    if any("pdf" in destination.send for destination in settings.destinations):
+        from pacs_node.reporting.page_stage import PageStage  # noqa: PLC0415 - fonts and decoders, for it alone
+
+        stages.append(PageStage(database, spool, settings))
     for destination in settings.destinations:
         for stage in (DeliverStage, CommitStage):
             stages.append(stage(database, destination, settings.node.ae_title, settings.deliver))
