@@ -72,13 +72,15 @@ class ListedImage:
     novelty: float | None
     age: float | None
     model: str
+    heat_map: bytes | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListedDelivery:
-    """One delivery of the newest report."""
+    """One delivery of a report, or of an object that was made beside it."""
 
     destination: str
+    result: str
     state: str
     tries: int
     status: int | None
@@ -321,10 +323,22 @@ def _image(
         novelty=score.novelty if score else None,
         age=score.age if score else None,
         model=f"{model.name} {model.version}" if model else "",
+        heat_map=score.heat_map if score else None,
     )
 
 
+def revisions(session: Session, study_id: int) -> list[tuple[ListedReport, Sequence[ListedDelivery]]]:
+    """Return all reports of a study, the oldest first, with what became of each."""
+    reports = [report for _, report in _all_reports(session, [study_id])]
+    deliveries = _deliveries(session, [report.id for report in reports])
+    return [(report, deliveries.get(report.id, [])) for report in reports]
+
+
 def _reports(session: Session, ids: Sequence[int]) -> dict[int, ListedReport]:
+    return dict(_all_reports(session, ids))  # the newest comes last
+
+
+def _all_reports(session: Session, ids: Sequence[int]) -> list[tuple[int, ListedReport]]:
     columns = (
         Report.study_id,
         Report.id,
@@ -334,12 +348,13 @@ def _reports(session: Session, ids: Sequence[int]) -> dict[int, ListedReport]:
         Report.decision,
     )
     rows = session.execute(select(*columns).where(Report.study_id.in_(ids)).order_by(Report.revision))
-    return {
-        study_id: ListedReport(
-            id=id_, revision=revision, sop_instance_uid=uid, made_at=made_at, decision=decision
+    return [
+        (
+            study_id,
+            ListedReport(id=id_, revision=revision, sop_instance_uid=uid, made_at=made_at, decision=decision),
         )
         for study_id, id_, revision, uid, made_at, decision in rows
-    }
+    ]
 
 
 def _deliveries(session: Session, reports: Sequence[int]) -> dict[int, list[ListedDelivery]]:
@@ -348,6 +363,7 @@ def _deliveries(session: Session, reports: Sequence[int]) -> dict[int, list[List
     for row in session.scalars(asked):
         one = ListedDelivery(
             destination=row.destination,
+            result=row.result,
             state=row.state,
             tries=row.tries,
             status=row.status,

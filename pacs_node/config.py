@@ -185,6 +185,20 @@ class WebSettings(_Section):
 
     host: Literal["127.0.0.1", "::1", "localhost"] = "127.0.0.1"
     port: Port = 8080
+    viewer_url: str = ""
+
+    @field_validator("viewer_url")
+    @classmethod
+    def _opens_a_study(cls, value: str) -> str:
+        if not value:
+            return value
+        unknown = set(re.findall(r"{(.*?)}", value)) - {"study", "patient", "accession"}
+        if not re.match(r"(https?|weasis)://", value) or unknown:
+            raise ValueError(
+                "write an address that begins with http://, https:// or weasis://, and in it {study}, "
+                "{patient} or {accession}"
+            )
+        return value
 
 
 def _upper(value: object) -> object:

@@ -21,7 +21,7 @@ from db.reading_list import ListedImage, ListedStudy, Wanted
 from db.session import Database
 from pacs_node.config import Settings
 from pacs_node.storage.spool import Spool
-from pacs_node.web import report_tree, wording
+from pacs_node.web import maps, report_tree, timeline, viewers, wording
 from pacs_node.web.pictures import Pictures
 
 _PERSON = "local"  # whoever is at this machine
@@ -44,7 +44,7 @@ class Pages:
         self._settings, self._database, self._spool = settings, database, spool
         self._pictures, self._token = pictures, token
         self._templates = Jinja2Templates(Path(__file__).parent / "templates")
-        self._templates.env.globals.update(w=wording, labels=_LABELS, reasons=[*Reason])
+        self._templates.env.globals.update(w=wording, maps=maps, labels=_LABELS, reasons=[*Reason])
         self.router = APIRouter()
         for path, endpoint in (
             ("/", self.studies),
@@ -86,16 +86,26 @@ class Pages:
             one = _known(reading_list.study(session, uid))
             priors = reading_list.priors(session, one)
             given = verdicts.of_studies(session, [one.id]).get(one.id, [])
+            revisions = reading_list.revisions(session, one.id)
         self._record(request, "study viewed", one)
         images = [image for image in one.images if not image.is_removed]
-        shown: dict[str, Any] = {"study": one, "priors": priors, "given": given, "token": self._token}
-        first = wording.telling(images) or next(iter(images), None)
-        return self._show(request, "study.html", **shown, first=first)
+        shown: dict[str, Any] = {
+            "study": one,
+            "priors": priors,
+            "given": given,
+            "token": self._token,
+            "first": wording.telling(images) or next(iter(images), None),
+            "events": timeline.events(one, revisions),
+            "viewer": viewers.address(self._settings.web.viewer_url, one),
+        }
+        return self._show(request, "study.html", **shown)
 
-    def image(self, uid: str, image: int) -> Response:
+    def image(self, request: Request, uid: str, image: int) -> Response:
         """Send the pixels of one image."""
         with self._database.read() as session:
-            one = _image_of(_known(reading_list.study(session, uid)), image)
+            study = _known(reading_list.study(session, uid))
+        one = _image_of(study, image)
+        self._record(request, "image viewed", study)
         try:
             content = self._pictures.grey16(self._spool.path(one.digest))
         except NotScorable as refusal:

@@ -23,6 +23,21 @@ DELIVERIES = {
     "failed": "failed",
     "abandoned": "abandoned",
 }
+RESULTS = {"pdf": "page"}
+_STATUSES = (  # PS3.4 B.2.3 and PS3.7 C: first and last status, and what they mean
+    (0x0000, 0x0000, "success"),
+    (0x0110, 0x0110, "processing failure"),
+    (0x0111, 0x0111, "duplicate SOP instance"),
+    (0x0117, 0x0117, "invalid SOP instance"),
+    (0x0122, 0x0122, "SOP class not supported"),
+    (0x0124, 0x0124, "not authorized"),
+    (0xA700, 0xA7FF, "out of resources"),
+    (0xA900, 0xA9FF, "data set does not match SOP class"),
+    (0xB000, 0xB000, "stored, elements changed"),
+    (0xB006, 0xB006, "stored, elements discarded"),
+    (0xB007, 0xB007, "stored, data set does not match SOP class"),
+    (0xC000, 0xCFFF, "cannot understand"),
+)
 _OTHER_REASONS = {
     "SCORING_FAILED": "Scoring failed",
     "DUPLICATE_UID": "Another image came under the same UID before",
@@ -82,6 +97,18 @@ def clock(moment: datetime | None) -> str:
     return "" if moment is None else f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
+def dimse(status: int) -> str:
+    """Return a DIMSE status with what it means."""
+    meaning = next((words for first, last, words in _STATUSES if first <= status <= last), "")
+    return f"0x{status:04X} {meaning}".rstrip()
+
+
+def likeness(novelty: float) -> str:
+    """Return the distance from the training images in words."""
+    like = "like" if novelty <= 1 else "unlike"
+    return f"{like} the training images: its distance from them is {novelty:.2f} of the limit"
+
+
 def answer(study: ListedStudy) -> str:
     """Return the answer of a study: that of its report, or by the same rule if more came since."""
     images = [image for image in study.images if _bearing(image) is not Bearing.NO_IMAGE]
@@ -126,5 +153,5 @@ def trouble(delivery: ListedDelivery) -> str:
     """Return what the destination answered last, where the report did not arrive."""
     if delivery.state not in ("pending", "failed"):
         return ""
-    status = f"0x{delivery.status:04X} " if delivery.status else ""
+    status = f"{dimse(delivery.status)}. " if delivery.status else ""
     return plain(f"{status}{delivery.error or ''}".strip())
