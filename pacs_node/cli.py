@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -290,20 +290,13 @@ def retry(
     config: ConfigOption = None,
 ) -> None:
     """Retry work that was given up: scoring, reports and deliveries."""
-    from db import status as asked  # noqa: PLC0415
+    from pacs_node import orders  # noqa: PLC0415
     from pacs_node.errors import UserError  # noqa: PLC0415
 
     if failed == (study_uid is not None) or (resend and failed):
         raise UserError("Say what to retry: --failed for everything, or one STUDY_UID.")
     settings = configured(config)
-    give_up_at = datetime.now(UTC) + timedelta(hours=settings.deliver.give_up_hours)
-    with opened(settings).write() as session:
-        if study_uid is not None and not asked.study_exists(session, study_uid):
-            raise UserError(f"There is no study {study_uid}; `pacs-node results --format csv` lists studies.")
-        number = asked.retry(session, study_uid, give_up_at)
-        if resend and study_uid is not None:
-            names = [one.name for one in settings.destinations]
-            number += asked.resend(session, study_uid, give_up_at, datetime.now(UTC), destinations=names)
+    number = orders.retry(settings, opened(settings), study_uid, resend=resend)
     terminal.console().print(
         f"{number} {'job' if number == 1 else 'jobs'} will be tried again.", highlight=False
     )
@@ -318,14 +311,10 @@ def abandon(
     config: ConfigOption = None,
 ) -> None:
     """Give up reports that wait for a destination that no longer exists. `retry` cannot bring them back."""
-    from db import status as asked  # noqa: PLC0415
-    from pacs_node.errors import UserError  # noqa: PLC0415
+    from pacs_node import orders  # noqa: PLC0415
 
     settings = configured(config)
-    if destination in {one.name for one in settings.destinations}:
-        raise UserError(f"{destination} is still in [[destinations]]; remove it and restart the node.")
-    with opened(settings).write() as session:
-        number = asked.abandon(session, destination, datetime.now(UTC))
+    number = orders.abandon(settings, opened(settings), destination)
     terminal.console().print(f"{number} {'report' if number == 1 else 'reports'} abandoned.", highlight=False)
 
 
@@ -335,12 +324,9 @@ def dismiss(
     config: ConfigOption = None,
 ) -> None:
     """Let a study be without report whose images name different patients, until another image of it comes."""
-    from db import status as asked  # noqa: PLC0415
-    from pacs_node.errors import UserError  # noqa: PLC0415
+    from pacs_node import orders  # noqa: PLC0415
 
-    with opened(configured(config)).write() as session:
-        if not asked.dismiss(session, study_uid, datetime.now(UTC)):
-            raise UserError(f"Nothing prevents a report of study {study_uid}; see `pacs-node status`.")
+    orders.dismiss(opened(configured(config)), study_uid)
     terminal.console().print("The study stays without report.", highlight=False)
 
 

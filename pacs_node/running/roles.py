@@ -10,6 +10,7 @@ import gc
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Protocol
 
 from db import queries
@@ -24,6 +25,7 @@ from pacs_node.receiving.receiver import Receiver
 from pacs_node.reporting.earlier_decisions import DecisionReader
 from pacs_node.reporting.report import ObserverDevice
 from pacs_node.reporting.stage import ReportStage
+from pacs_node.running.status import Snapshot, snapshot
 from pacs_node.scoring.load import load_model
 from pacs_node.scoring.stage import ScoreStage
 from pacs_node.storage.housekeeper import Housekeeper
@@ -120,7 +122,11 @@ def web(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
     from pacs_node.web.serving import serve  # noqa: PLC0415 - the other roles need no web framework
 
     database, spool = _open(settings)
-    serve(settings, database, spool, stopped, lambda: ready([]))
+
+    def look() -> Snapshot:
+        return snapshot(settings, database, datetime.now(UTC))
+
+    serve(settings, database, spool, stopped, lambda: ready([]), look=look)
 
 
 def _spare_collector() -> None:

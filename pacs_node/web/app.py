@@ -20,6 +20,8 @@ from db.session import Database
 from pacs_node import log
 from pacs_node.config import Settings
 from pacs_node.storage.spool import Spool
+from pacs_node.web.model_page import ModelPage
+from pacs_node.web.node_page import Look, NodePage
 from pacs_node.web.pages import Pages
 from pacs_node.web.pictures import Pictures
 
@@ -42,12 +44,14 @@ _SAFE = {"GET", "HEAD"}
 Next = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(settings: Settings, database: Database, spool: Spool) -> FastAPI:
+def make_app(settings: Settings, database: Database, spool: Spool, look: Look) -> FastAPI:
     """Return the application."""
     app = FastAPI(title="PACS Node", docs_url=None, redoc_url=None, openapi_url=None)
     token = secrets.token_urlsafe(32)
     pages = Pages(settings, database, spool, Pictures(settings.classifier), token)
     app.include_router(pages.router)
+    app.include_router(NodePage(settings, database, look, pages).router)
+    app.include_router(ModelPage(database, pages).router)
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
 
     @app.middleware("http")

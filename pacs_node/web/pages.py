@@ -78,7 +78,7 @@ class Pages:
             "asked": asked,
             "following": following,
         }
-        return self._show(request, "list.html", **shown, links=links)
+        return self.show(request, "list.html", **shown, links=links)
 
     def study(self, request: Request, uid: str) -> Response:
         """Show one study."""
@@ -87,25 +87,24 @@ class Pages:
             priors = reading_list.priors(session, one)
             given = verdicts.of_studies(session, [one.id]).get(one.id, [])
             revisions = reading_list.revisions(session, one.id)
-        self._record(request, "study viewed", one)
+        self.record(request, "study viewed", one)
         images = [image for image in one.images if not image.is_removed]
         shown: dict[str, Any] = {
             "study": one,
             "priors": priors,
             "given": given,
-            "token": self._token,
             "first": wording.telling(images) or next(iter(images), None),
             "events": timeline.events(one, revisions),
             "viewer": viewers.address(self._settings.web.viewer_url, one),
         }
-        return self._show(request, "study.html", **shown)
+        return self.show(request, "study.html", **shown)
 
     def image(self, request: Request, uid: str, image: int) -> Response:
         """Send the pixels of one image."""
         with self._database.read() as session:
             study = _known(reading_list.study(session, uid))
         one = _image_of(study, image)
-        self._record(request, "image viewed", study)
+        self.record(request, "image viewed", study)
         try:
             content = self._pictures.grey16(self._spool.path(one.digest))
         except NotScorable as refusal:
@@ -119,13 +118,13 @@ class Pages:
     def report(self, request: Request, uid: str) -> Response:
         """Show the content tree of the report."""
         one, content = self._report(uid)
-        self._record(request, "report viewed", one)
-        return self._show(request, "report.html", study=one, lines=report_tree.lines(content))
+        self.record(request, "report viewed", one)
+        return self.show(request, "report.html", study=one, lines=report_tree.lines(content))
 
     def report_file(self, request: Request, uid: str) -> Response:
         """Send the report as it is sent to PACS."""
         one, content = self._report(uid)
-        self._record(request, "report taken", one)
+        self.record(request, "report taken", one)
         name = {"Content-Disposition": 'attachment; filename="report.dcm"'}
         return Response(content, media_type="application/dicom", headers=name)
 
@@ -140,8 +139,7 @@ class Pages:
         comment: Annotated[str, Form(max_length=_LONGEST_COMMENT)] = "",
     ) -> Response:
         """Record what a person says of an image."""
-        if not secrets.compare_digest(token.encode(), self._token.encode()):
-            raise HTTPException(403, "The page is older than the node's last start: load it again.")
+        self.require(token)
         with self._database.read() as session:
             one = _known(reading_list.study(session, uid))
         judged = _image_of(one, image)
@@ -155,7 +153,7 @@ class Pages:
 
     def trouble(self, request: Request, status: int, title: str, detail: str) -> Response:
         """Say in words what is wrong."""
-        return self._show(
+        return self.show(
             request, "trouble.html", status=status, title=title, detail=detail, retry=status == 503
         )
 
@@ -166,16 +164,26 @@ class Pages:
                 raise HTTPException(404, "There is no report of this study yet.")
             return one, reading_list.report_content(session, one.report.id)
 
-    def _record(self, request: Request, action: str, one: ListedStudy) -> None:
+    def record(self, request: Request, action: str, one: ListedStudy | None = None) -> None:
+        """Write down who did what."""
         with self._database.write() as session:
             self._write_down(session, request, action, one, datetime.now(UTC))
 
     @staticmethod
-    def _write_down(session: Session, request: Request, action: str, one: ListedStudy, at: datetime) -> None:
-        address = _address(request)
-        verdicts.record(session, action, person=_PERSON, address=address, study_id=one.id, at=at)
+    def _write_down(
+        session: Session, request: Request, action: str, one: ListedStudy | None, at: datetime
+    ) -> None:
+        address, study_id = _address(request), one.id if one else None
+        verdicts.record(session, action, person=_PERSON, address=address, study_id=study_id, at=at)
 
-    def _show(self, request: Request, name: str, /, *, status: int = 200, **shown: Any) -> Response:
+    def require(self, token: str) -> None:
+        """Refuse a form that is not from a page of ours."""
+        if not secrets.compare_digest(token.encode(), self._token.encode()):
+            raise HTTPException(403, "The page is older than the node's last start: load it again.")
+
+    def show(self, request: Request, name: str, /, *, status: int = 200, **shown: Any) -> Response:
+        """Return a page."""
+        shown["token"] = self._token
         shown["is_research"] = self._settings.node.purpose == "RESEARCH"
         return self._templates.TemplateResponse(request, name, shown, status_code=status)
 

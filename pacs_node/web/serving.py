@@ -14,6 +14,7 @@ from pacs_node.config import Settings
 from pacs_node.errors import PortInUse
 from pacs_node.storage.spool import Spool
 from pacs_node.web.app import make_app
+from pacs_node.web.node_page import Look
 
 _log = log.get(__name__)
 
@@ -21,9 +22,15 @@ _GRACE_SECONDS = 5
 
 
 def serve(
-    settings: Settings, database: Database, spool: Spool, stopped: threading.Event, ready: Callable[[], None]
+    settings: Settings,
+    database: Database,
+    spool: Spool,
+    stopped: threading.Event,
+    ready: Callable[[], None],
+    *,
+    look: Look,
 ) -> None:
-    """Answer until `stopped`.
+    """Answer until `stopped`; `look` looks at the node for the page about it.
 
     Raises
     ------
@@ -31,7 +38,7 @@ def serve(
     """
     listening = _listen(settings.web.host, settings.web.port)
     config = uvicorn.Config(
-        make_app(settings, database, spool),
+        make_app(settings, database, spool, look),
         log_config=None,
         access_log=False,  # addresses of pages name patients' studies
         server_header=False,

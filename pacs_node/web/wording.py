@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from classifier.reasons import Bearing, Reason
 from db.reading_list import ListedDelivery, ListedImage, ListedReport, ListedStudy
@@ -61,11 +61,11 @@ _LONGEST = 200  # characters of one value on a page
 _REORDERING = {"Cf", "Cc", "Co", "Cs"}  # categories: direction marks and other invisible characters
 
 
-def plain(text: object) -> str:
+def plain(text: object, longest: int = _LONGEST) -> str:
     """Return text of strangers without what reorders or hides its neighbours, and not too long."""
-    shown = str(text)[: _LONGEST + 1]
+    shown = str(text)[: longest + 1]
     clean = "".join(c if unicodedata.category(c) not in _REORDERING else "\ufffd" for c in shown)
-    return clean if len(clean) <= _LONGEST else clean[:_LONGEST] + "…"
+    return clean if len(clean) <= longest else clean[:longest] + "…"
 
 
 def person(name: str) -> str:
@@ -95,6 +95,36 @@ def day(text: str) -> str:
 def clock(moment: datetime | None) -> str:
     """Return a moment in the time zone of the machine."""
     return "" if moment is None else f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def seconds(number: float) -> str:
+    """Return a time in the unit that fits."""
+    return span(timedelta(seconds=number))
+
+
+def span(time: timedelta) -> str:
+    """Return a length of time in the unit that fits."""
+    number = max(0.0, time.total_seconds())
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if number >= 2 * length:
+            return f"{number / length:.0f} {unit}"
+    return f"{number:.0f} s"
+
+
+def size(number: float) -> str:
+    """Return a number of bytes in the unit that fits."""
+    for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if number >= length:
+            return f"{number / length:.1f} {unit}"
+    return f"{number / 1e3:.0f} kB"
+
+
+def percent(share: float) -> str:
+    """Return a share in whole percent; what is not all and not none never looks like it."""
+    number = round(100 * share)
+    if number == 100 and share < 1:
+        return "> 99 %"
+    return "< 1 %" if number == 0 and share > 0 else f"{number} %"
 
 
 def dimse(status: int) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from db import verdicts
 from db.models import Score
 from db.session import Database
-from pacs_node.config import DatabaseSettings, Settings, SpoolSettings, WebSettings
+from pacs_node.config import DatabaseSettings, Destination, Settings, SpoolSettings, WebSettings
 from pacs_node.demo.peers import free_port
+from pacs_node.running.status import Snapshot, snapshot
 from pacs_node.storage.spool import Spool
 from pacs_node.web.serving import serve
 from tests.conftest import radiograph, save
@@ -34,6 +36,7 @@ class Site:
     spool: Spool
     folder: Path
     address: str
+    settings: Settings
 
     def add(self, study: str = "1", number: int = 1, **values: Any) -> int:
         """Take in a radiograph and return its id."""
@@ -65,14 +68,24 @@ def site(database: Database, database_url: str, tmp_path: Path) -> Iterator[Site
         database=DatabaseSettings(url=database_url),
         spool=SpoolSettings(path=tmp_path / "spool"),
         web=WebSettings(port=port),
+        destinations=tuple(
+            Destination(ae_title=name, host="127.0.0.1", port=1) for name in ("PACS", "ARCHIVE")
+        ),
     )
     spool = Spool(settings.spool.path)
     spool.prepare()
-    thread = threading.Thread(target=serve, args=(settings, database, spool, stopped, ready.set))
+    site = Site(database, spool, tmp_path, f"http://127.0.0.1:{port}", settings)
+
+    def look() -> Snapshot:
+        return snapshot(settings, database, datetime.now(UTC))
+
+    thread = threading.Thread(
+        target=serve, args=(settings, database, spool, stopped, ready.set), kwargs={"look": look}
+    )
     thread.start()
     assert ready.wait(60)
     try:
-        yield Site(database, spool, tmp_path, f"http://127.0.0.1:{port}")
+        yield site
     finally:
         stopped.set()
         thread.join()
