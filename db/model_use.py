@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from db.models import Instance, Model, Score, Verdict
+from db.verdicts import digest_below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +73,18 @@ def answered(session: Session, model_id: int, limit: int) -> Sequence[Answered]:
     ]
 
 
-def judged(session: Session, model_id: int) -> list[Judged]:
-    """Return how people judged what a model decided."""
+def judged(session: Session, model_id: int, negatives: float) -> list[Judged]:
+    """Return how people judged what a model decided.
+
+    Parameters
+    ----------
+    negatives
+        The share of negative images in the blind sample. Verdicts that were given blind on others are left
+        out: somebody chose these.
+    """
+    is_drawn = or_(
+        Verdict.score_was_visible, Score.decision != "negative", Instance.digest < digest_below(negatives)
+    )
     later = aliased(Verdict)
     is_last = (
         ~select(later.id).where(later.instance_id == Verdict.instance_id, later.id > Verdict.id).exists()
@@ -82,7 +93,8 @@ def judged(session: Session, model_id: int) -> list[Judged]:
     rows = session.execute(
         select(*keys, func.count())
         .join(Score, Score.id == Verdict.score_id)
-        .where(Score.model_id == model_id, is_last)
+        .join(Instance, Instance.id == Verdict.instance_id)
+        .where(Score.model_id == model_id, is_last, is_drawn)
         .group_by(*keys)
     )
     return [

@@ -14,8 +14,12 @@ from typing import Any
 from sqlalchemy import and_, exists, func, or_, select, tuple_, union
 from sqlalchemy.orm import Session, aliased
 
-from db.models import Delivery, Instance, Job, Model, Report, Score, Study, StudyProblem
+from db.models import Delivery, Instance, Job, Model, Report, Score, Study, StudyProblem, Verdict
 from db.queue import READY, Kind, is_postgresql
+from db.verdicts import digest_below
+
+SAMPLED = 5000
+"""Studies of which the blind sample is drawn; the work for it does not grow with the database."""
 
 _LAST = "\U0010ffff"  # sorts behind all that begins alike
 
@@ -36,6 +40,11 @@ class Wanted:
         State of one delivery of the newest report.
     suspicious
         Whether the highest probability comes first, and not the study that came last.
+    unjudged_by
+        A person, who gave no verdict on any image of the study.
+    negatives
+        Asks for the blind sample: images that are positive, and this share of the negative ones, drawn at
+        random; of the newest `SAMPLED` studies.
     after
         Keys of the last row of the page before.
     """
@@ -47,6 +56,8 @@ class Wanted:
     reason: str | None = None
     delivery: str | None = None
     suspicious: bool = False
+    unjudged_by: str | None = None
+    negatives: float | None = None
     after: tuple[float, int] | None = None
     limit: int = 50
 
@@ -220,6 +231,17 @@ def _conditions(session: Session, wanted: Wanted, study_id: Any) -> Iterator[Any
         # Nested, not joined: SQLite would begin each lookup with all scores of this decision
         is_scored = exists().where(score.instance_id == image.id, *asked, _is_newest(score, image))
         yield exists().where(of_study, is_scored)
+    if wanted.unjudged_by is not None:
+        mine = select(Verdict.id).where(Verdict.instance_id == image.id, Verdict.person == wanted.unjudged_by)
+        yield ~exists().where(of_study, mine.exists())
+    if wanted.negatives is not None:
+        yield study_id > select(func.max(Study.id) - SAMPLED).scalar_subquery()
+        score = aliased(Score)
+        is_drawn = (score.decision == "negative") & (image.digest < digest_below(wanted.negatives))
+        is_asked = (score.decision == "positive") | is_drawn
+        yield exists().where(
+            of_study, exists().where(score.instance_id == image.id, is_asked, _is_newest(score, image))
+        )
     if wanted.delivery is not None:
         newer = aliased(Report)
         is_newest = ~exists().where(newer.study_id == Report.study_id, newer.revision > Report.revision)

@@ -17,6 +17,8 @@ import typer
 
 from classifier import terminal
 from pacs_node.network.peer import Peer
+from pacs_node.open_command import EXAMPLES as OPEN_EXAMPLES
+from pacs_node.open_command import open_page
 from pacs_node.reconcile_command import EXAMPLES as RECONCILE_EXAMPLES
 from pacs_node.reconcile_command import reconcile
 from pacs_node.terminal.arguments import (
@@ -32,6 +34,8 @@ from pacs_node.terminal.arguments import (
     study_dates,
 )
 from pacs_node.terminal.opening import configured, moments, opened
+from pacs_node.verdict_command import EXAMPLES as VERDICT_EXAMPLES
+from pacs_node.verdict_command import verdict
 
 if TYPE_CHECKING:
     pass
@@ -98,11 +102,12 @@ def demo(
         Path | None, typer.Option(help="Folder with your own images instead of the drawn ones.")
     ] = None,
     into: Annotated[Path, typer.Option(help="Where to create the folder of this run.")] = Path("demo"),
+    web: Annotated[bool, typer.Option("--web", help="Keep the reading list open, until Ctrl-C.")] = False,
 ) -> None:
     """Show the whole product at work on this machine in half a minute."""
     from pacs_node.demo.demo import run  # noqa: PLC0415
 
-    sys.exit(run(images, into))
+    sys.exit(run(images, into, keeps_page=web))
 
 
 @app.command(epilog="Example:\n\npacs-node send study/ extra.dcm --to PACS_NODE@127.0.0.1:11112")
@@ -303,6 +308,8 @@ def retry(
 
 
 app.command(epilog=RECONCILE_EXAMPLES)(reconcile)
+app.command(epilog=VERDICT_EXAMPLES)(verdict)
+app.command("open", epilog=OPEN_EXAMPLES)(open_page)
 
 
 @app.command(epilog="Example:\n\npacs-node abandon OLD_PACS")

@@ -201,6 +201,12 @@ class WebSettings(_Section):
         return value
 
 
+class VerdictSettings(_Section):
+    """What people are asked to judge."""
+
+    blind_negatives: Annotated[float, Field(gt=0, le=1)] = 0.05
+
+
 def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
@@ -257,6 +263,7 @@ class Settings(BaseSettings):
     deliver: DeliverSettings = DeliverSettings()
     metrics: MetricsSettings = MetricsSettings()
     web: WebSettings = WebSettings()
+    verdicts: VerdictSettings = VerdictSettings()
     log: LogSettings = LogSettings()
     destinations: tuple[Destination, ...] = ()
     modalities: tuple[Modality, ...] = ()

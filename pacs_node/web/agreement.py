@@ -11,7 +11,7 @@ from db.model_use import Judged
 FEWEST = 30
 """Images below which a share is not told: its interval would be wider than a third."""
 
-_Z95 = 1.959964
+_Z95, _Z975 = 1.959964, 2.241403
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,41 @@ def _share(name: str, judged: Sequence[Judged], decision: str, confirming: tuple
     of = [one for one in judged if one.decision == decision]
     hits = sum(one.images for one in of if one.label in confirming)
     return Share(name, hits, sum(one.images for one in of))
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How many of all pneumonias the model found; `low` and `high` hold at least 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+
+def sensitivity(blind: Sequence[Share], positives: int, negatives: int) -> Sensitivity | None:
+    """Estimate the sensitivity from a blind sample; ``None`` where that is of too few.
+
+    The shares of the sample, times the numbers of all answers, give the pneumonias found and missed. Each
+    share is in its interval with 97.5 %, so that both are with 95 %, and the estimate with them (Bonferroni).
+
+    Parameters
+    ----------
+    blind
+        What `shares` returned.
+    positives, negatives
+        Numbers of all positive and of all negative answers.
+    """
+    right, clear = blind
+    if not right.is_enough or not clear.is_enough or not positives:
+        return None
+    found = (right.value, *wilson(right.hits, right.images, _Z975))
+    missed = (1 - clear.value, *wilson(clear.images - clear.hits, clear.images, _Z975))
+
+    def of(share_found: float, share_missed: float) -> float:
+        total = share_found * positives + share_missed * negatives
+        return share_found * positives / total if total else 0.0
+
+    return Sensitivity(of(found[0], missed[0]), of(found[1], missed[2]), of(found[2], missed[1]))
 
 
 def labels(judged: Sequence[Judged]) -> dict[tuple[str, str], int]:

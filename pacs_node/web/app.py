@@ -7,6 +7,7 @@ page of another site cannot read it under a name of its own (DNS rebinding). It 
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from db.session import Database
 from pacs_node import log
 from pacs_node.config import Settings
 from pacs_node.storage.spool import Spool
+from pacs_node.web.live import Live
 from pacs_node.web.model_page import ModelPage
 from pacs_node.web.node_page import Look, NodePage
 from pacs_node.web.pages import Pages
@@ -44,14 +46,17 @@ _SAFE = {"GET", "HEAD"}
 Next = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(settings: Settings, database: Database, spool: Spool, look: Look) -> FastAPI:
+def make_app(
+    settings: Settings, database: Database, spool: Spool, look: Look, stopped: threading.Event
+) -> FastAPI:
     """Return the application."""
     app = FastAPI(title="PACS Node", docs_url=None, redoc_url=None, openapi_url=None)
     token = secrets.token_urlsafe(32)
     pages = Pages(settings, database, spool, Pictures(settings.classifier), token)
     app.include_router(pages.router)
     app.include_router(NodePage(settings, database, look, pages).router)
-    app.include_router(ModelPage(database, pages).router)
+    app.include_router(ModelPage(settings, database, pages).router)
+    app.include_router(Live(database, stopped).router)
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
 
     @app.middleware("http")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -12,6 +13,7 @@ from fastapi import APIRouter, Request, Response
 from db import model_use
 from db.model_use import Answered
 from db.session import Database
+from pacs_node.config import Settings
 from pacs_node.web import agreement, charts
 from pacs_node.web.agreement import FEWEST, Share
 from pacs_node.web.pages import Pages
@@ -34,7 +36,8 @@ _FACTS = (
 class ModelPage:
     """The page."""
 
-    def __init__(self, database: Database, pages: Pages) -> None:
+    def __init__(self, settings: Settings, database: Database, pages: Pages) -> None:
+        self._negatives = settings.verdicts.blind_negatives
         self._database, self._pages = database, pages
         self.router = APIRouter(include_in_schema=False)
         self.router.add_api_route("/model", self.model, methods=["GET"])
@@ -45,10 +48,12 @@ class ModelPage:
             known = model_use.models(session)
             newest = known[0] if known else None
             images = model_use.answered(session, newest.id, NEWEST) if newest else []
-            judged = model_use.judged(session, newest.id) if newest else []
+            judged = model_use.judged(session, newest.id, self._negatives) if newest else []
         card = _card(newest.card) if newest else {}
         weeks = grouped(images, lambda one: f"{one.received_at.astimezone():%G-W%V}")[-_WEEKS:]
         senders = sorted(grouped(images, lambda one: one.sender), key=lambda group: -group.images)
+        blind = agreement.shares(judged, blind=True)
+        decided = Counter(one.decision for one in images)
         shown: dict[str, Any] = {
             "model": newest,
             "others": [_card(one.card) for one in known[1:]],
@@ -71,7 +76,8 @@ class ModelPage:
             "fewest": FEWEST,
             "said": agreement.labels(judged),
             "visible": agreement.shares(judged, blind=False),
-            "blind": agreement.shares(judged, blind=True),
+            "blind": blind,
+            "sensitivity": agreement.sensitivity(blind, decided["positive"], decided["negative"]),
         }
         return self._pages.show(request, "model.html", **shown)
 

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Form, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse
 
 from classifier.reasons import RESULTS
+from db import changes
 from db.recent import recent
 from db.session import Database
 from db.status import Counts, Failure, Heartbeat, ProblemStudies, Undelivered
@@ -100,8 +101,10 @@ class NodePage:
         with self._database.read() as session:
             load = workload(session, configured, now)
             images = recent(session, now - _WEEK).images
+            mark = changes.mark(session)
         shown: dict[str, Any] = {
             "state": state,
+            "mark": mark,
             "now": now,
             "queues": _queues(state.counts, load),
             "hours": charts.bars([(f"{start.astimezone():%H}", number) for start, number in load.hours]),

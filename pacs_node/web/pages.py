@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session
 
 from classifier.errors import NotScorable
 from classifier.reasons import Reason
-from db import reading_list, verdicts
-from db.reading_list import ListedImage, ListedStudy, Wanted
+from db import changes, reading_list, verdicts
+from db.reading_list import SAMPLED, ListedImage, ListedStudy, Wanted
 from db.session import Database
 from pacs_node.config import Settings
 from pacs_node.storage.spool import Spool
@@ -31,6 +31,16 @@ _LABELS = {
     "pneumonia": "pneumonia",
     "no_pneumonia": "no pneumonia",
     "unreadable": "cannot be read",
+}
+_COLUMNS = {
+    "received": "Received",
+    "study": "Study",
+    "why": "Why",
+    "age": "Age",
+    "likeness": "Likeness",
+    "model": "Model",
+    "report": "Report",
+    "verdict": "Verdict",
 }
 _FILTERS = ("text", "decision", "sender", "reason", "delivery", "first", "last", "order")
 
@@ -48,6 +58,7 @@ class Pages:
         self.router = APIRouter()
         for path, endpoint in (
             ("/", self.studies),
+            ("/blind", self.blind),
             ("/studies/{uid}", self.study),
             ("/studies/{uid}/images/{image}", self.image),
             ("/studies/{uid}/report", self.report),
@@ -64,6 +75,7 @@ class Pages:
             page = reading_list.page(session, wanted)
             given = verdicts.of_studies(session, [study.id for study in page.studies])
             senders = reading_list.senders(session)
+            mark = changes.mark(session)
         following = None
         if page.next:
             following = urlencode({**_filled(asked), "after": f"{page.next[0]!r},{page.next[1]}"})
@@ -77,24 +89,36 @@ class Pages:
             "senders": senders,
             "asked": asked,
             "following": following,
+            "mark": mark,
+            "columns": _COLUMNS,
         }
         return self.show(request, "list.html", **shown, links=links)
 
+    def blind(self, request: Request) -> Response:
+        """Show the blind sample, without answers."""
+        negatives = self._settings.verdicts.blind_negatives
+        wanted = Wanted(unjudged_by=_PERSON, negatives=negatives)
+        with self._database.read() as session:
+            page = reading_list.page(session, wanted)
+        return self.show(request, "blind.html", page=page, negatives=negatives, sampled=SAMPLED)
+
     def study(self, request: Request, uid: str) -> Response:
-        """Show one study."""
+        """Show one study; blind, without anything that tells the answer."""
+        is_blind = request.query_params.get("blind") == "1"
         with self._database.read() as session:
             one = _known(reading_list.study(session, uid))
             priors = reading_list.priors(session, one)
             given = verdicts.of_studies(session, [one.id]).get(one.id, [])
             revisions = reading_list.revisions(session, one.id)
-        self.record(request, "study viewed", one)
+        self.record(request, "study viewed blind" if is_blind else "study viewed", one)
         images = [image for image in one.images if not image.is_removed]
         shown: dict[str, Any] = {
             "study": one,
             "priors": priors,
             "given": given,
-            "first": wording.telling(images) or next(iter(images), None),
-            "events": timeline.events(one, revisions),
+            "blind": is_blind,
+            "first": (None if is_blind else wording.telling(images)) or next(iter(images), None),
+            "events": timeline.events(one, revisions, with_answers=not is_blind),
             "viewer": viewers.address(self._settings.web.viewer_url, one),
         }
         return self.show(request, "study.html", **shown)
@@ -137,19 +161,30 @@ class Pages:
         label: Annotated[str, Form()],
         token: Annotated[str, Form()],
         comment: Annotated[str, Form(max_length=_LONGEST_COMMENT)] = "",
+        blind: Annotated[bool, Form()] = False,
     ) -> Response:
         """Record what a person says of an image."""
         self.require(token)
         with self._database.read() as session:
             one = _known(reading_list.study(session, uid))
         judged = _image_of(one, image)
-        if label not in _LABELS or (label == "agree" and judged.decision not in ("positive", "negative")):
+        if not verdicts.fits(label, judged.decision) or (blind and label == "agree"):
             raise HTTPException(422, "There is no answer to agree with: say what the image shows.")
         now = datetime.now(UTC)
         with self._database.write() as session:
-            verdicts.give(session, judged.id, label, comment.strip(), person=_PERSON, at=now)
+            visible = not blind or verdicts.has_seen(session, one.id, _PERSON)
+            verdicts.give(
+                session,
+                judged.id,
+                label,
+                comment.strip(),
+                person=_PERSON,
+                at=now,
+                score_was_visible=visible,
+            )
             self._write_down(session, request, "verdict given", one, now)
-        return RedirectResponse(f"/studies/{one.study_instance_uid}#verdict", 303)
+        after = "?judged=blind" if blind else ""
+        return RedirectResponse(f"/studies/{one.study_instance_uid}{after}#verdict", 303)
 
     def trouble(self, request: Request, status: int, title: str, detail: str) -> Response:
         """Say in words what is wrong."""

@@ -38,7 +38,7 @@ def serve(
     """
     listening = _listen(settings.web.host, settings.web.port)
     config = uvicorn.Config(
-        make_app(settings, database, spool, look),
+        make_app(settings, database, spool, look, stopped),
         log_config=None,
         access_log=False,  # addresses of pages name patients' studies
         server_header=False,

@@ -38,24 +38,16 @@ _STATUSES = (  # PS3.4 B.2.3 and PS3.7 C: first and last status, and what they m
     (0xB007, 0xB007, "stored, data set does not match SOP class"),
     (0xC000, 0xCFFF, "cannot understand"),
 )
-_OTHER_REASONS = {
-    "SCORING_FAILED": "Scoring failed",
-    "DUPLICATE_UID": "Another image came under the same UID before",
-    "LOSSY_COPY": "A copy of an earlier image, perhaps compressed with loss",
-}
-_TO_DO = {
-    "NO_MODALITY": "Set Modality at the device.",
-    "NO_BODY_PART": "Set Body Part Examined at the device.",
-    "NO_VIEW": "Set View Position at the device.",
-    "NO_ORIENTATION": "Set Patient Orientation at the device.",
-    "FOR_PROCESSING": "Let the device send the image for presentation.",
-    "UNREADABLE": "Look at the image in the PACS; send it again.",
-    "CONTRADICTION": "The device writes contradictory attributes: tell its vendor.",
-    "TOO_LARGE": "See [classifier] max_pixels in config.toml.",
-    "UNKNOWN_AGE": "Let the worklist give the birth date.",
-    "DOUBTFUL_AGE": "Correct age, birth date or dates at the source.",
-    "SCORING_FAILED": "See the Node's log, then `pacs-node retry`.",
-    "DUPLICATE_UID": "Two images have one UID: tell the vendor of the device.",
+_OTHER_REASONS = {  # given by the stages around the classifier: what they mean, and what to do
+    "SCORING_FAILED": ("Scoring failed", "See the page Node, then retry."),
+    "DUPLICATE_UID": (
+        "Another image came under the same UID before",
+        "Two images have one UID: tell the vendor of the device.",
+    ),
+    "LOSSY_COPY": (
+        "A copy of an earlier image, perhaps compressed with loss",
+        "Let one sender alone send, or both without loss.",
+    ),
 }
 _LONGEST = 200  # characters of one value on a page
 _REORDERING = {"Cf", "Cc", "Co", "Cs"}  # categories: direction marks and other invisible characters
@@ -79,12 +71,16 @@ def why(reason: str | None) -> str:
     """Return a reason in words."""
     if reason is None:
         return ""
-    return Reason(reason).meaning if reason in set(Reason) else _OTHER_REASONS.get(reason, plain(reason))
+    return (
+        Reason(reason).meaning if reason in set(Reason) else _OTHER_REASONS.get(reason, (plain(reason),))[0]
+    )
 
 
 def to_do(reason: str | None) -> str:
     """Return what a person can do about a reason; nothing where nothing is wrong."""
-    return _TO_DO.get(reason or "", "")
+    if reason is None:
+        return ""
+    return Reason(reason).to_do if reason in set(Reason) else _OTHER_REASONS.get(reason, ("", ""))[1]
 
 
 def day(text: str) -> str:
