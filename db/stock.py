@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from db.models import Delivery, Instance, Job, Report, Study
-from db.queue import Kind, enqueue
+from db.queue import Kind, close, enqueue
 
 _AT_ONCE = 500  # images examined at once
 
@@ -93,10 +93,12 @@ def release(session: Session, study_id: int, before: datetime, at: datetime) -> 
         update(Instance)
         .where(Instance.study_id == study_id, Instance.removed_at.is_(None))
         .values(removed_at=at)
-        .returning(Instance.digest)
+        .returning(Instance.id, Instance.digest)
         .execution_options(synchronize_session=False)
     )
-    return list(session.scalars(statement))
+    released = session.execute(statement).all()
+    close(session, Kind.RESCORE, [row.id for row in released])  # a comparison keeps no file
+    return [row.digest for row in released]
 
 
 def lock_released(session: Session, digests: Sequence[str]) -> set[str]:
