@@ -155,6 +155,12 @@ def unread(session: Session, before_id: int | None, limit: int) -> list[Unread]:
     return [Unread(**row) for row in rows.mappings()]
 
 
+def how_many_unread(session: Session) -> int:
+    """Count the objects whose file is here and was not read since the upgrade."""
+    is_unread = Instance.patient_sex.is_(None), Instance.removed_at.is_(None)
+    return session.execute(select(func.count()).select_from(Instance).where(*is_unread)).scalar_one()
+
+
 def record_read(session: Session, one: Unread, **values: Any) -> None:
     """Record what the file of an object says; where it is another patient, look at its study anew."""
     session.execute(update(Instance).where(Instance.id == one.id).values(**values))

@@ -31,6 +31,8 @@ from pacs_node.rescore_command import EXAMPLES as RESCORE_EXAMPLES
 from pacs_node.rescore_command import rescore
 from pacs_node.terminal.arguments import CallingOption, ConfigOption, StatusFormat
 from pacs_node.terminal.opening import configured, opened
+from pacs_node.upgrade_command import EXAMPLES as UPGRADE_EXAMPLES
+from pacs_node.upgrade_command import upgrade
 
 if TYPE_CHECKING:
     pass
@@ -146,6 +148,7 @@ app.command(epilog=STUDIES_EXAMPLES)(studies)
 app.command(epilog=SCORES_EXAMPLES)(scores)
 app.command(epilog=LEDGER_EXAMPLES)(ledger)
 app.command(epilog=RESCORE_EXAMPLES)(rescore)
+app.command(epilog=UPGRADE_EXAMPLES)(upgrade)
 
 
 @app.command(epilog="Example:\n\npacs-node status --format json")

@@ -77,7 +77,8 @@ def _order(database: Database, study: str | None, since: datetime | None, sha256
         batches = list(rescores.batches(session))
     total = rescores.Ordered()
     wanted = rescores.Wanted(study=study, since=since)
-    for batch in track(batches, "Ordering", console=terminal.console(stderr=True), transient=True):
+    console = terminal.console(stderr=True)
+    for batch in track(batches, "Ordering", console=console, transient=True, disable=not console.is_terminal):
         with database.write() as session:
             total += rescores.order(session, wanted, sha256, batch)
     return total
