@@ -54,14 +54,14 @@ def rescore(
     loaded = _loaded(database, sha256)
     model = f"{loaded.name} {loaded.version}" if loaded else f"the model {sha256[:16]}"
     said = f"{_images(ordered.images)} will be scored again by {model}."
-    console.print(said, highlight=False, markup=False)
+    console.print(said, highlight=False, markup=False, soft_wrap=True)
     if ordered.already:
         console.print(f"{_images(ordered.already)} already have a score of this model.", highlight=False)
     if ordered.removed:
         console.print(f"{_images(ordered.removed)} have no file any more.", highlight=False)
     if ordered.images and loaded is None:
         said = "The node has not loaded this model yet: restart it, then the scores come."
-        console.print(said, highlight=False, style="yellow")
+        console.print(said, highlight=False, style="yellow", soft_wrap=True)
 
 
 def _order(database: Database, study: str | None, since: datetime | None, sha256: str) -> Ordered:

@@ -32,10 +32,10 @@ def upgrade(config: ConfigOption = None) -> None:
     read, left = _reread(database, Spool(settings.spool.path))
     said += f", {read} {'object' if read == 1 else 'objects'} from their files."
     console = terminal.console()
-    console.print(said, highlight=False)
+    console.print(said, highlight=False, soft_wrap=True)
     if left:
         said = f"{left} could not be read; `pacs-node status` says which files are missing."
-        console.print(said, highlight=False)
+        console.print(said, highlight=False, soft_wrap=True)
 
 
 def _reread(database: Database, spool: Spool) -> tuple[int, int]:

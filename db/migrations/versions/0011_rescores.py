@@ -37,8 +37,6 @@ def upgrade() -> None:
             "decision IN ('positive', 'negative', 'undetermined', 'not_scored')", name="decision"
         ),
     )
-    # Without it, SQLite reads the whole table for each received object, because of the foreign key
-    op.create_index("ix_audit_study_id", "audit", ["study_id"])
     op.execute("DROP VIEW scores")
     op.execute("DROP VIEW results")
     op.execute(_SCORES)

@@ -270,6 +270,10 @@ def _dul(module: ModuleType) -> None:
     module.AssociationSocket.send = wrapped
 
 
+def _rescores(module: ModuleType) -> None:
+    around(module, "add", "rescore: before the row", "rescore: row written, before commit")
+
+
 def _commitments(module: ModuleType) -> None:
     around(module, "add_asked", "commit: before the row of the request", "commit: row of the request written")
     around(
@@ -295,6 +299,7 @@ _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "pacs_node.storage.spool": _spool,
     "db.queries": _queries,
     "db.commitments": _commitments,
+    "db.rescores": _rescores,
     "db.stock": _stock,
     "pacs_node.commitment.stages": _commitment_stages,
     "pacs_node.storage.intake": _intake,
