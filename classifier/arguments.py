@@ -15,6 +15,9 @@ ModelArgument = Annotated[
 DataArgument = Annotated[
     Path, typer.Argument(metavar="DATA", help="Folder of the classes NORMAL and PNEUMONIA, or CSV manifest.")
 ]
+ThreadsOption = Annotated[
+    int, typer.Option(min=0, help="Threads that compute; 0 = one for each processor that is granted.")
+]
 
 
 def model_path(model: str) -> Path:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -20,14 +19,15 @@ from rich.progress import track
 from rich.table import Column, Table
 from rich.text import Text
 
-from classifier import terminal
+from classifier import terminal, threads
 from classifier.arguments import DataArgument, ModelArgument, model_path
-from classifier.config import Eligibility, TrainSettings, Unknown
+from classifier.config import Eligibility, Unknown
 from classifier.data.files import candidates, printable
 from classifier.errors import ClassifierError
 from classifier.gate_command import gate
 from classifier.outcome import Decision, Prediction
 from classifier.reasons import Reason
+from classifier.train_command import train
 from classifier.untrusted import json_text
 from classifier.untrusted import printable as readable
 
@@ -200,66 +200,15 @@ def explore(
     console.print(f"Page: {out / 'index.html'}", soft_wrap=True)
 
 
-@app.command(
-    epilog="Examples:\n\nclassifier train radiographs/ --out run/\n\n"
-    "classifier train radiographs/ --out run/ --resume\n\n"
+app.command(
+    epilog="Examples:\n\nclassifier train radiographs/ --out run/ --ages 1-5\n\n"
+    "classifier train --resume run/\n\n"
+    "classifier train --data ours.csv --data theirs/ --data-weights 1,0.5 --balance machine --out run/\n\n"
+    "classifier train radiographs/ --out folds/ --folds 5\n\n"
+    "classifier train clinic/ --classes healthy,sick --out run/ --log tensorboard\n\n"
     "classifier train set.csv --out run/ --recipe published --weights imagenet\n\n"
     "torchrun --nproc-per-node=2 -m classifier train radiographs/ --out run/"
-)
-def train(
-    data: DataArgument,
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    *,
-    recipe: Annotated[str | None, typer.Option(help="default or published.")] = None,
-    weights: Annotated[str | None, typer.Option(help="imagenet, none or a model file.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Largest number of epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images in a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Largest learning rate.")] = None,
-    patience: Annotated[
-        int | None, typer.Option(help="Epochs without progress before it stops; 0 = no limit.")
-    ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side in pixels.")] = None,
-    val_share: Annotated[float | None, typer.Option(help="Share kept for validation, by patient.")] = None,
-    sensitivity: Annotated[
-        float | None, typer.Option(help="Sensitivity that the threshold must reach.")
-    ] = None,
-    band: Annotated[
-        float | None, typer.Option(help="Probabilities nearer than this to the threshold are undetermined.")
-    ] = None,
-    unlike_share: Annotated[
-        float | None, typer.Option(help="Share of the validation images beyond the novelty limit.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of split, weights and augmentation.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Decoding processes; 0 = one for each processor.")
-    ] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, bf16 or fp32.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue after the last complete epoch.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable images.")] = False,
-    name: Annotated[str, typer.Option(help="Name of the model, for its card.")] = "densenet121",
-    version: Annotated[str, typer.Option(help="Version of the model, for its card.")] = "1",
-    description: Annotated[str, typer.Option(help="Description of the data, for the card.")] = "",
-    population: Annotated[str, typer.Option(help="Population of the data, for the card.")] = "Not stated.",
-    licence: Annotated[str, typer.Option(help="Licence of the data, for the card.")] = "Not stated.",
-    ages: Annotated[
-        str | None,
-        typer.Option(help="Ages of the population in years, such as 1-5; others are undetermined."),
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="File with the section classifier.train.")] = None,
-) -> None:
-    """Train a model for the node. You can stop it at any time; --resume continues."""
-    from classifier.commands import options, run_training, settings  # noqa: PLC0415
-    from classifier.training.card import About  # noqa: PLC0415
-
-    given = {key: value for key, value in locals().items() if key in TrainSettings.model_fields}
-    chosen = settings(config, given)
-    about = About(
-        *(_stated("--name", name), _stated("--version", version)),
-        *(_stated("--population", population), _stated("--licence", licence)),
-        *(description, _ages(ages)),
-    )
-    run_training(data, out, chosen, options(chosen, about, resume=resume, skip_bad=skip_bad))
+)(train)
 
 
 app.command(
@@ -312,6 +261,7 @@ def export(
 
 def main() -> None:
     """Run the command; a user error ends in one sentence and exit code 2."""
+    threads.share_processors()
     try:
         app()
     except (ClassifierError, OSError) as error:
@@ -326,22 +276,6 @@ def _sentence(error: ClassifierError | OSError) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"Cannot use {error.filename}: {error.strerror}; check the path."
     return str(error)
-
-
-def _stated(option: str, text: str) -> str:
-    """Refuse an empty text for the card before the training starts."""
-    if not text.strip():
-        raise ClassifierError(f"{option} is empty; give a text, or leave it out.")
-    return text
-
-
-def _ages(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d{1,3})-(\d{1,3})", text)
-    if found is None or int(found[1]) > int(found[2]):
-        raise ClassifierError(f"The ages {text!r} are not valid; write youngest and oldest, such as 1-5.")
-    return int(found[1]), int(found[2])
 
 
 def _unknown(rule: Rule) -> Unknown:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
@@ -35,7 +36,7 @@ from classifier.training.optim import network, optimizer, schedule
 from classifier.training.options import Epoch, Options, Watcher
 from classifier.training.recipes import DEFAULT, PUBLISHED, changed
 from classifier.training.run import Run
-from classifier.training.run_folder import read_state, write_state
+from classifier.training.run_folder import Origin, read_state, write_state
 from classifier.training.train import train
 from tests.helpers.datasets import folder, picture
 
@@ -102,17 +103,29 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(run: Path, images: 
     command += ["--device", "cpu", "--workers", "1", "--description", "Made-up pictures."]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
-    while not (out / "last.pt").exists() and time.monotonic() < deadline:
+    while not (out / "last.pt").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     done = len(history(out)) if (out / "history.csv").exists() else 0
     assert (out / "last.pt").exists()
-    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    alone = [sys.executable, "-m", "classifier", "train", "--resume", str(out)]
+    resumed = subprocess.run(alone, capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
     assert done <= 2
     assert history(out) == history(run)
     assert (out / "curves.png").is_file()
+    card = load(out / "model.safetensors").card
+    assert card.name == f"densenet121-{images.name}"
+    assert f"Model {card.name} {card.version}: {out / 'model.safetensors'}" in resumed.stderr
+    assert "may have a sensitivity of" in resumed.stderr
+    assert "The ages of the patients are not known" in resumed.stderr
+    assert resumed.stderr.rstrip().endswith(f"Page: {out / 'index.html'}")
+    assert card.sha256 in (out / "index.html").read_text()
+    told = subprocess.run(
+        [*alone, "--epochs", "5", "--seed", "1"], capture_output=True, text=True, check=False
+    )
+    assert "other data or settings: epochs was 2, now 5; seed was 0, now 1. Leave" in told.stderr
 
 
 def test_a_second_run_does_not_overwrite_the_first(run: Path, images: Path, tmp_path: Path) -> None:
@@ -124,6 +137,22 @@ def test_a_second_run_does_not_overwrite_the_first(run: Path, images: Path, tmp_
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     with pytest.raises(TrainingError, match="no run to resume"):
         train(images, tmp_path / "new", RECIPE, Options(**{**vars(OPTIONS), "resume": True}))
+
+
+def test_images_that_differ_from_those_of_a_run_are_named(run: Path, images: Path, tmp_path: Path) -> None:
+    examples = load_data(run / "split.csv")
+    changed_set = [replace(examples[0], label=1 - examples[0].label), *examples[2:]]
+    changed_set.append(replace(examples[1], path=picture(tmp_path / "new.png")))
+    options = replace(OPTIONS, resume=True)
+    with pytest.raises(TrainingError) as caught:
+        train(changed_set, run, RECIPE, options)
+    said = str(caught.value)
+    assert "1 images are new (new.png)" in said
+    assert f"1 images are gone ({examples[1].path.name})" in said
+    assert f"1 images have another label ({examples[0].path.name})" in said
+    heavier = [replace(examples[0], weight=2.0), *examples[1:]]
+    with pytest.raises(TrainingError, match=r"settings: the weights of the images\. Leave"):
+        train(heavier, run, RECIPE, options)
 
 
 def flipped(content: bytes) -> bytes:
@@ -146,7 +175,7 @@ def a_list(_: bytes) -> bytes:
 def test_a_damaged_state_is_told(damage: Callable[[bytes], bytes], run: Path, tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(damage((run / "last.pt").read_bytes()))
     with pytest.raises(TrainingError, match="is damaged; start again"):
-        read_state(tmp_path, RECIPE, load_data(run / "split.csv"))
+        read_state(tmp_path, Origin(RECIPE, OPTIONS, load_data(run / "split.csv")))
 
 
 def test_a_run_that_ended_before_its_history_was_written_gets_it_when_resumed(
@@ -253,8 +282,9 @@ def test_a_full_disk_leaves_the_earlier_state_whole(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
+    origin = Origin(recipe, OPTIONS, load_data(out / "split.csv"))
     with pytest.raises(TrainingError, match="make space, then --resume"):
-        write_state(out, recipe, load_data(out / "split.csv"), [Epoch(1, 0, 0, 0, 0, 0, 0, 0)], {})
+        write_state(out, origin, [Epoch(1, 0, 0, 0, 0, 0, 0, 0)], {})
     assert (out / "last.pt").read_bytes() == before
     assert not list(out.glob(".*.tmp"))
 
