@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
   $$p -c '$(SUITABLE)' 2>/dev/null && command -v $$p && exit; done; echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := dcmtk orthanc dicom3tools postgresql faketime prometheus
+PACKAGES := dcmtk orthanc dicom3tools postgresql faketime prometheus chromium
 TESTS ?= tests
 WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))  # one waits for a network or a disk
 
@@ -58,11 +58,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-# Peers for tests: DCMTK, Orthanc, dciodvfy, PostgreSQL, faketime, promtool. Without root, what misses one is skipped.
+# Peers for tests: DCMTK, Orthanc, dciodvfy, PostgreSQL, faketime, promtool, Chromium. Without root, what misses one is skipped.
 ROOT_APT = apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends
 
 peers:
-	@missing=; for peer in storescu Orthanc dciodvfy faketime promtool; do \
+	@missing=; for peer in storescu Orthanc dciodvfy faketime promtool chromium; do \
 	  PATH="$$PATH:/usr/sbin" command -v $$peer >/dev/null || missing="$$missing $$peer"; done; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	if [ -z "$$missing" ]; then :; \

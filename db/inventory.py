@@ -146,7 +146,8 @@ def _stated(session: Session, report_id: int) -> set[int]:
 
 
 def _sent(session: Session, report_id: int) -> list[SentReport]:
-    rows = session.scalars(select(Delivery).where(Delivery.report_id == report_id).order_by(Delivery.id))
+    mine = (Delivery.report_id == report_id) & (Delivery.result == "report")
+    rows = session.scalars(select(Delivery).where(mine).order_by(Delivery.id))
     return [
         SentReport(
             destination=row.destination,

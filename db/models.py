@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     DateTime,
     Dialect,
@@ -229,8 +230,28 @@ class ReportImage(Base):
     score_id: Mapped[int | None] = mapped_column(ForeignKey(Score.id))
 
 
+class ResultObject(Base):
+    """One object that is made beside a report, such as its page; `content` holds the exact bytes.
+
+    `result` is its class as `[[destinations]] send` names it, and `number` counts objects of one class.
+    """
+
+    __tablename__ = "result_object"
+    __table_args__ = (UniqueConstraint("report_id", "result", "number"),)
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    report_id: Mapped[int] = mapped_column(ForeignKey(Report.id))
+    result: Mapped[str] = mapped_column(WORD)
+    number: Mapped[int] = mapped_column(Integer)
+    sop_class_uid: Mapped[str] = mapped_column(UID)
+    sop_instance_uid: Mapped[str] = mapped_column(UID, unique=True)
+    series_instance_uid: Mapped[str] = mapped_column(UID)
+    content: Mapped[bytes]
+    made_at: Mapped[datetime]
+
+
 class Delivery(Base):
-    """One report on its way to one destination, and the last answer of the destination.
+    """One report, or one object made beside it, on its way to one destination, and the last answer.
 
     `delivered` means that C-STORE was answered with Success, `committed` that the destination promised to
     keep the object (Storage Commitment, PS3.4 Annex J), `abandoned` that the destination no longer exists.
@@ -238,7 +259,7 @@ class Delivery(Base):
 
     __tablename__ = "delivery"
     __table_args__ = (
-        UniqueConstraint("report_id", "destination"),
+        UniqueConstraint("report_id", "destination", "result", "number"),
         Index(None, "state", "destination"),
         CheckConstraint("state IN ('pending', 'delivered', 'committed', 'failed', 'abandoned')", "state"),
     )
@@ -258,6 +279,8 @@ class Delivery(Base):
     updated_at: Mapped[datetime]
     delivered_at: Mapped[datetime | None]
     committed_at: Mapped[datetime | None]
+    result: Mapped[str] = mapped_column(WORD, server_default=text("'report'"))  # or that of a `ResultObject`
+    number: Mapped[int] = mapped_column(Integer, server_default="0")
 
 
 class CommitmentAsked(Base):
@@ -319,6 +342,37 @@ class Job(Base):
     attempts: Mapped[int] = mapped_column(Integer)  # claims that did not end in good order
     token: Mapped[str | None] = mapped_column(WORD)  # of the worker that may finish the job
     error: Mapped[str | None] = mapped_column(Text)
+
+
+class Verdict(Base):
+    """What a person said of one image; never changed. The last one of an image counts."""
+
+    __tablename__ = "verdict"
+    __table_args__ = (
+        CheckConstraint("label IN ('agree', 'pneumonia', 'no_pneumonia', 'unreadable')", "label"),
+    )
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    instance_id: Mapped[int] = mapped_column(ForeignKey(Instance.id), index=True)
+    score_id: Mapped[int | None] = mapped_column(ForeignKey(Score.id))  # that was there, shown or not
+    label: Mapped[str] = mapped_column(WORD)
+    comment: Mapped[str] = mapped_column(Text)
+    person: Mapped[str] = mapped_column(LABEL)
+    score_was_visible: Mapped[bool] = mapped_column(Boolean)
+    given_at: Mapped[datetime]
+
+
+class Audit(Base):
+    """Who looked at which study, or said something of it, and from which address."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    at: Mapped[datetime]
+    person: Mapped[str] = mapped_column(LABEL)
+    address: Mapped[str] = mapped_column(LABEL)
+    action: Mapped[str] = mapped_column(WORD)
+    study_id: Mapped[int | None] = mapped_column(ForeignKey(Study.id))
 
 
 def _partial(name: str, condition: str, *columns: Any) -> Index:

@@ -13,11 +13,11 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Dialect, Float, bindparam, case, delete, func, insert, select, update
+from sqlalchemy import Dialect, Float, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
+from db.deliveries import deliver
 from db.models import (
-    Delivery,
     Instance,
     Job,
     Model,
@@ -34,8 +34,8 @@ from db.rows import (
     NewInstance,
     NewReport,
     NewScore,
-    PendingDelivery,
     Received,
+    ReportToDraw,
     StoredInstance,
     StoredModel,
     StoredReport,
@@ -293,6 +293,30 @@ def report_content(session: Session, report_id: int) -> bytes:
     return session.scalars(select(Report.content).where(Report.id == report_id)).one()
 
 
+def report_to_draw(session: Session, report_id: int) -> ReportToDraw:
+    """Return a report with the images and the scores that it states, which may no longer be the newest."""
+    report, uid = session.execute(
+        select(Report, Study.study_instance_uid)
+        .join(Study, Study.id == Report.study_id)
+        .where(Report.id == report_id)
+    ).one()
+    images = session.execute(
+        select(Instance, Score, Model)
+        .join(ReportImage, ReportImage.instance_id == Instance.id)
+        .outerjoin(Score, Score.id == ReportImage.score_id)
+        .outerjoin(Model, Model.id == Score.model_id)
+        .where(ReportImage.report_id == report_id)
+        .order_by(Instance.id)
+    )
+    return ReportToDraw(
+        content=report.content,
+        revision=report.revision,
+        decision=report.decision or "",
+        study_instance_uid=uid,
+        images=[_instance(*row, None) for row in images],
+    )
+
+
 def restate_report(session: Session, report_id: int, images: Collection[tuple[int, int | None]]) -> None:
     """Record that a report states these images: copies came that change nothing of what it says."""
     for instance_id, score_id in images:
@@ -301,28 +325,6 @@ def restate_report(session: Session, report_id: int, images: Collection[tuple[in
         )
         keys = [ReportImage.report_id, ReportImage.instance_id]
         session.execute(statement.on_conflict_do_update(index_elements=keys, set_={"score_id": score_id}))
-
-
-def withdraw_reports(session: Session, study_id: int, before_revision: int, at: datetime, why: str) -> None:
-    """Give up, for good, what no destination has yet of a study's earlier reports.
-
-    A report that is being sent at this very moment goes out.
-    """
-    theirs = (
-        select(Delivery.id)
-        .join(Report, Report.id == Delivery.report_id)
-        .where(Report.study_id == study_id, Report.revision < before_revision)
-        .where(Delivery.state.in_(("pending", "failed")))
-    )
-    closed = session.scalars(
-        update(Job)
-        .where(Job.kind == Kind.DELIVER, Job.ref.in_(theirs), Job.token.is_(None), Job.state != "done")
-        .values(state="done", error=None)
-        .returning(Job.ref)
-        .execution_options(synchronize_session=False)
-    ).all()
-    for delivery_id in closed:
-        record_delivery(session, delivery_id, state="abandoned", error=why, updated_at=at)
 
 
 def record_study_problem(session: Session, study_id: int, problem: str, found_at: datetime) -> None:
@@ -338,27 +340,16 @@ def clear_study_problem(session: Session, study_id: int) -> None:
 
 
 def add_report(session: Session, new: NewReport) -> None:
-    """Record a report, and a delivery with its job for each destination."""
+    """Record a report, a delivery with its job for each destination, and the job that makes its page."""
     values = {f.name: getattr(new, f.name) for f in fields(new) if f.name in _REPORT_COLUMNS}
     report_id = session.execute(insert(Report).values(**values).returning(Report.id)).scalar_one()
     session.execute(
         insert(ReportImage),
         [{"report_id": report_id, "instance_id": i, "score_id": s} for i, s in sorted(new.images, key=str)],
     )
-    for destination in new.destinations:
-        delivery_id = session.execute(
-            insert(Delivery)
-            .values(
-                report_id=report_id,
-                destination=destination,
-                state="pending",
-                tries=0,
-                give_up_at=new.give_up_at,
-                updated_at=new.made_at,
-            )
-            .returning(Delivery.id)
-        ).scalar_one()
-        enqueue(session, Kind.DELIVER, delivery_id, lane=destination)
+    deliver(session, report_id, new.destinations, give_up_at=new.give_up_at, at=new.made_at)
+    if new.has_page:
+        enqueue(session, Kind.PAGE, report_id)
 
 
 # Heartbeats
@@ -374,76 +365,3 @@ def record_heartbeat(session: Session, role: str, host: str, started_at: datetim
 def forget_heartbeat(session: Session, role: str, host: str) -> None:
     """Record that a process ended in good order."""
     session.execute(delete(Process).where(Process.role == role, Process.host == host))
-
-
-# Delivering
-
-
-def deliveries(session: Session, ids: Sequence[int]) -> list[PendingDelivery]:
-    """Return deliveries in the order of `ids`."""
-    statement = (
-        select(Delivery, Report, Study.study_instance_uid)
-        .join(Report, Report.id == Delivery.report_id)
-        .join(Study, Study.id == Report.study_id)
-        .where(Delivery.id.in_(ids))
-    )
-    found = {row[0].id: _pending(session, *row) for row in session.execute(statement)}
-    return [found[id_] for id_ in ids]
-
-
-def _pending(session: Session, row: Delivery, report: Report, study_instance_uid: str) -> PendingDelivery:
-    # A delivery whose workers died stays pending, but its job has ended: nothing waits for it.
-    earlier = (
-        select(Delivery.id)
-        .join(Report, Report.id == Delivery.report_id)
-        .join(Job, (Job.kind == Kind.DELIVER) & (Job.ref == Delivery.id))
-        .where(Report.study_id == report.study_id, Report.revision < report.revision)
-        .where(Delivery.destination == row.destination, Delivery.state == "pending", Job.state == "ready")
-    )
-    return PendingDelivery(
-        id=row.id,
-        destination=row.destination,
-        tries=row.tries,
-        give_up_at=row.give_up_at,
-        revision=report.revision,
-        study_instance_uid=study_instance_uid,
-        content=report.content,
-        waits_for_earlier=session.execute(earlier.limit(1)).first() is not None,
-    )
-
-
-def record_delivery(session: Session, delivery_id: int, **values: Any) -> None:
-    """Record what became of a delivery; `values` are columns of `Delivery`."""
-    session.execute(update(Delivery).where(Delivery.id == delivery_id).values(**values))
-
-
-def record_delivered(
-    session: Session,
-    delivery_id: int,
-    destination: str,
-    *,
-    commits: bool,
-    at: datetime,
-    give_up_at: datetime,
-    **values: Any,
-) -> None:
-    """Record that a destination accepted a report; if it offers storage commitment, schedule the request.
-
-    Parameters
-    ----------
-    give_up_at
-        When to stop asking, and sending the report again if it is missing; counted from the first delivery.
-    **values
-        Other columns of `Delivery`.
-    """
-    is_first = Delivery.delivered_at.is_(None)
-    values |= {"state": "delivered", "error": None, "delivered_at": at, "updated_at": at}
-    values["give_up_at"] = case((is_first, give_up_at), else_=Delivery.give_up_at)
-    record_delivery(session, delivery_id, **values)
-    if commits:
-        enqueue(session, Kind.COMMIT, delivery_id, lane=destination)
-
-
-def record_try(session: Session, delivery_id: int, **values: Any) -> None:
-    """Record a failed try."""
-    record_delivery(session, delivery_id, tries=Delivery.tries + 1, **values)

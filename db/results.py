@@ -58,7 +58,7 @@ LEDGER_COLUMNS = (
     *("destination", "state", "tries", "sent_uid", "status", "delivered_at", "committed_at"),
     *("give_up_at", "error"),
     *("patient_name", "issuer_of_patient_id", "patient_birth_date", "study_problem", "is_replaced"),
-    *("reason", "detail"),
+    *("reason", "detail", "result"),
 )
 STUDY_COLUMNS = (
     *("patient_id", "patient_name", "issuer_of_patient_id", "patient_birth_date", "accession_number"),

@@ -145,7 +145,10 @@ class StoredReport:
 
 @dataclass(frozen=True, kw_only=True)
 class NewReport:
-    """One revision of a report, with its decision on the study, the images it states and where it goes."""
+    """One revision of a report, with its decision on the study, the images it states and where it goes.
+
+    `has_page` tells whether any destination gets its page too.
+    """
 
     study_id: int
     revision: int
@@ -158,11 +161,12 @@ class NewReport:
     images: frozenset[tuple[int, int | None]]
     destinations: Sequence[str]
     give_up_at: datetime
+    has_page: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class PendingDelivery:
-    """One report that a destination has not yet got."""
+    """One report, or another result beside it, that a destination has not yet got."""
 
     id: int
     destination: str
@@ -170,5 +174,30 @@ class PendingDelivery:
     give_up_at: datetime
     revision: int
     study_instance_uid: str
+    result: str
     content: bytes
     waits_for_earlier: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewResult:
+    """One object that was made beside a report; see `db.models.ResultObject`."""
+
+    report_id: int
+    result: str
+    number: int = 0
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    content: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportToDraw:
+    """One revision of a report, to be shown in another form; `images` have the scores that it states."""
+
+    content: bytes
+    revision: int
+    decision: str
+    study_instance_uid: str
+    images: Sequence[StoredInstance]

@@ -196,6 +196,7 @@ class Database:
         ------
         DatabaseDown
         """
+        self._require_file()  # else a connection would make an empty file in its place
         return _transaction(self._reader, self.name)
 
     def upgrade(self) -> None:

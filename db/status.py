@@ -175,6 +175,7 @@ def failures(session: Session, limit: int) -> list[Failure]:
     asked = select(Job.kind, Job.lane, Study.study_instance_uid, Job.error, Job.id).select_from(Job)
     scored = asked.join(Instance, Instance.id == Job.ref).join(Study, Study.id == Instance.study_id)
     reported = asked.join(Study, Study.id == Job.ref)
+    drawn = asked.join(Report, Report.id == Job.ref).join(Study, Study.id == Report.study_id)
     delivered = asked.join(Delivery, Delivery.id == Job.ref).join(Report, Report.id == Delivery.report_id)
     delivered = delivered.join(Study, Study.id == Report.study_id)
     confirmed = select(Job.kind, CommitmentWanted.calling_ae_title, literal(""), Job.error, Job.id).join(
@@ -184,6 +185,7 @@ def failures(session: Session, limit: int) -> list[Failure]:
     for kind, statement in (
         (Kind.SCORE, scored),
         (Kind.REPORT, reported),
+        (Kind.PAGE, drawn),
         (Kind.DELIVER, delivered),
         (Kind.COMMIT, delivered),
         (Kind.CONFIRM, confirmed),
@@ -274,9 +276,11 @@ def resend(
     study_instance_uid: str,
     give_up_at: datetime,
     at: datetime,
+    *,
     destinations: Collection[str] | None = None,
+    results: Collection[str] | None = None,
 ) -> int:
-    """Send the newest report of a study once more, with the same bytes; return to how many destinations.
+    """Send the newest report of a study once more, with the same bytes; return how many objects will be sent.
 
     What still waits is left as it is, and so is what was abandoned.
 
@@ -284,6 +288,8 @@ def resend(
     ----------
     destinations
         Their names; ``None`` means all that have, had or refused the report.
+    results
+        Result classes, such as the report alone; ``None`` means the report and all that is beside it.
     """
     newest = (
         select(Report.id)
@@ -296,6 +302,8 @@ def resend(
     is_wanted = (Delivery.report_id == newest) & Delivery.state.in_(("delivered", "committed", "failed"))
     if destinations is not None:
         is_wanted &= Delivery.destination.in_(destinations)
+    if results is not None:
+        is_wanted &= Delivery.result.in_(results)
     fresh = {"state": "pending", "tries": 0, "status": None, "error": None}
     again = session.execute(
         update(Delivery)
@@ -335,6 +343,7 @@ def _belongs_to(study_instance_uid: str) -> Any:
     return or_(
         (Job.kind == Kind.SCORE) & Job.ref.in_(select(Instance.id).where(Instance.study_id.in_(study))),
         (Job.kind == Kind.REPORT) & Job.ref.in_(study),
+        (Job.kind == Kind.PAGE) & Job.ref.in_(reports),
         Job.kind.in_((Kind.DELIVER, Kind.COMMIT))
         & Job.ref.in_(select(Delivery.id).where(Delivery.report_id.in_(reports))),
     )

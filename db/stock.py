@@ -116,6 +116,7 @@ def _is_spent(before: datetime) -> Iterator[ColumnElement[bool]]:
     yield Study.last_received_at < before
     yield _is_none(Instance.study_id == Study.id, _is_unfinished(Kind.SCORE, Instance.id))
     yield ~_is_unfinished(Kind.REPORT, Study.id)
+    yield _is_none(Report.study_id == Study.id, _is_unfinished(Kind.PAGE, Report.id))
     yield _is_none(is_mine, Delivery.state.in_(("pending", "failed")))
     yield _is_none(is_mine, _is_unfinished(Kind.COMMIT, Delivery.id))
 

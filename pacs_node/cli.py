@@ -60,7 +60,7 @@ app = typer.Typer(
 def serve(
     config: ConfigOption = None,
     roles: Annotated[
-        str, typer.Option(help="What this machine does: receive, score, deliver; separated by commas.")
+        str, typer.Option(help="What this machine does: receive, score, deliver, web; separated by commas.")
     ] = "receive,score,deliver",
 ) -> None:
     """Run the node until SIGTERM or Ctrl-C; then it finishes its current work and stops."""
@@ -77,7 +77,7 @@ def serve(
 
 @app.command(hidden=True)
 def role(
-    name: Annotated[str, typer.Argument(help="receive, score or deliver.")],
+    name: Annotated[str, typer.Argument(help="receive, score, deliver or web.")],
     config: ConfigOption = None,
     control: Annotated[int, typer.Option(help="File descriptor of the socket to the supervisor.")] = -1,
     number: Annotated[int, typer.Option(help="Number of this process among those of its role.")] = 0,
@@ -303,7 +303,7 @@ def retry(
         number = asked.retry(session, study_uid, give_up_at)
         if resend and study_uid is not None:
             names = [one.name for one in settings.destinations]
-            number += asked.resend(session, study_uid, give_up_at, datetime.now(UTC), names)
+            number += asked.resend(session, study_uid, give_up_at, datetime.now(UTC), destinations=names)
     terminal.console().print(
         f"{number} {'job' if number == 1 else 'jobs'} will be tried again.", highlight=False
     )

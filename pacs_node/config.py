@@ -57,6 +57,12 @@ class NodeSettings(_Section):
     station_name: Label = "PACSNODE"
     timezone: str = ""
     purpose: Literal["RESEARCH", "PRODUCT"] = "RESEARCH"
+    state_folder: Path | None = None
+
+    @field_validator("state_folder", mode="before")
+    @classmethod
+    def _empty_is_default(cls, value: object) -> object:
+        return None if value == "" else value
 
     @field_validator("timezone")
     @classmethod
@@ -107,6 +113,12 @@ class StudySettings(_Section):
     """When a study counts as complete."""
 
     quiet_seconds: Annotated[float, Field(ge=0, le=LONGEST_WAIT_SECONDS)] = 10
+
+
+class ReportSettings(_Section):
+    """What reports look like."""
+
+    answer_in_series_description: bool = False
 
 
 class RetentionSettings(_Section):
@@ -168,6 +180,13 @@ class MetricsSettings(_Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 0
 
 
+class WebSettings(_Section):
+    """The reading list, for people."""
+
+    host: Literal["127.0.0.1", "::1", "localhost"] = "127.0.0.1"
+    port: Port = 8080
+
+
 def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
@@ -186,7 +205,7 @@ class Destination(_Section):
     ae_title: AETitle
     host: Annotated[str, Field(min_length=1)]
     port: Port
-    send: tuple[Literal["report"], ...] = ("report",)
+    send: tuple[Literal["report", "pdf"], ...] = ("report",)
     commitment: Literal["auto", "off"] = "auto"
 
     @model_validator(mode="before")
@@ -217,11 +236,13 @@ class Settings(BaseSettings):
     spool: SpoolSettings = SpoolSettings()
     database: DatabaseSettings = DatabaseSettings()
     study: StudySettings = StudySettings()
+    report: ReportSettings = ReportSettings()
     retention: RetentionSettings = RetentionSettings()
     classifier: ClassifierSettings = ClassifierSettings()
     work: WorkSettings = WorkSettings()
     deliver: DeliverSettings = DeliverSettings()
     metrics: MetricsSettings = MetricsSettings()
+    web: WebSettings = WebSettings()
     log: LogSettings = LogSettings()
     destinations: tuple[Destination, ...] = ()
     modalities: tuple[Modality, ...] = ()
@@ -246,6 +267,10 @@ class Settings(BaseSettings):
         """Let the environment override the file, whose values come as arguments."""
         return (env_settings, init_settings)
 
+
+SERVICE_SETTINGS = Path("/etc")
+SERVICE_STATE = Path("/var/lib/pacs-node")
+"""Where a node with its settings in /etc keeps what it writes: /etc is for settings alone (FHS 3.7)."""
 
 _MOST_BY_DEFAULT = 4  # receivers
 _BLOCKS: dict[str, type[_Section]] = {"destinations": Destination, "modalities": Modality}
@@ -325,19 +350,37 @@ def _unknown_variables() -> Iterator[str]:
 
 
 def _anchored(settings: Settings, folder: Path) -> Settings:
-    """Make relative paths relative to the folder of the file."""
-    spool = settings.spool.model_copy(update={"path": folder / settings.spool.path.expanduser()})
+    """Make relative paths absolute: what the node writes is in its state folder; its model is not."""
+    wanted = settings.node.state_folder
+    state = folder / wanted.expanduser() if wanted else _default_state_folder(settings, folder)
     model = settings.classifier.model
-    classifier = settings.classifier.model_copy(
-        update={"model": folder / model.expanduser() if model else None}
-    )
-    prefix = "sqlite:///"
-    url = settings.database.url
-    if (
-        url.startswith(prefix)
-        and not url.startswith(prefix + "/")
-        and url not in (prefix, prefix + ":memory:")
-    ):
-        url = f"{prefix}{folder / url.removeprefix(prefix)}"
-    database = settings.database.model_copy(update={"url": url})
-    return settings.model_copy(update={"spool": spool, "classifier": classifier, "database": database})
+    changes: dict[str, dict[str, object]] = {
+        "node": {"state_folder": state},
+        "spool": {"path": state / settings.spool.path.expanduser()},
+        "classifier": {"model": folder / model.expanduser() if model else None},
+        "database": {"url": _anchored_url(settings.database.url, state)},
+    }
+    sections = {name: getattr(settings, name).model_copy(update=new) for name, new in changes.items()}
+    return settings.model_copy(update=sections)
+
+
+def _default_state_folder(settings: Settings, folder: Path) -> Path:
+    """Return the folder of the file; that of services for a file in /etc without spool or database."""
+    if not folder.is_relative_to(SERVICE_SETTINGS):
+        return folder
+    file = _sqlite_file(settings.database.url.partition("?")[0])
+    beside = [settings.spool.path.expanduser(), *([file] if file else [])]
+    is_used = any((folder / path).exists() for path in beside if not path.is_absolute())
+    return folder if is_used else SERVICE_STATE
+
+
+def _anchored_url(url: str, folder: Path) -> str:
+    file = _sqlite_file(url)
+    return url if file is None else f"{url.partition(':///')[0]}:///{folder / file}"
+
+
+def _sqlite_file(url: str) -> Path | None:
+    """Return the file in the URL of an SQLite database; none where it is in memory."""
+    scheme, _, file = url.partition(":///")
+    is_file = scheme in ("sqlite", "sqlite+pysqlite") and file not in ("", ":memory:")
+    return Path(file).expanduser() if is_file else None

@@ -87,7 +87,7 @@ def test_the_example_of_a_destination_is_complete_and_valid(write: Write) -> Non
 
 def test_nothing_configured_is_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load(None).node == Settings().node
+    assert load(None).node == Settings().node.model_copy(update={"state_folder": tmp_path})
     assert load(None).destinations == ()
 
 
@@ -156,7 +156,10 @@ SLIPS = [
     ('[destinations]\nae_title = "A"', "destinations needs a block of its own for each"),
     ('[[destinations]]\nae_title = "A"\nport = 104', "[[destinations]] 1, host is missing."),
     (DESTINATION.replace("4242", "0"), "[[destinations]] 1, port must be at least 1, not 0."),
-    (DESTINATION + 'send = ["heatmap"]', "[[destinations]] 1, send must be \"report\", not 'heatmap'."),
+    (
+        DESTINATION + 'send = ["heatmap"]',
+        '[[destinations]] 1, send must be "report" or "pdf", not \'heatmap\'.',
+    ),
     (DESTINATION + DESTINATION, "destinations cannot be used: two destinations have the same name."),
     (DESTINATION + 'name = ""', "[[destinations]] 1, name cannot be '': it has 1 to 32 ASCII characters."),
 ]
@@ -288,6 +291,68 @@ def test_absolute_paths_and_the_home_folder_stay_what_they_are(
     settings = load(write('[spool]\npath = "/srv/spool"\n[classifier]\nmodel = "~/m.safetensors"'))
     assert settings.spool.path == Path("/srv/spool")
     assert settings.classifier.model == Path("/home/pacs/m.safetensors")
+
+
+def test_what_the_node_writes_stands_in_the_state_folder_and_the_model_beside_the_file(
+    write: Write, tmp_path: Path
+) -> None:
+    settings = load(write('[node]\nstate_folder = "state"\n[classifier]\nmodel = "m.safetensors"'))
+    assert settings.node.state_folder == tmp_path / "state"
+    assert settings.spool.path == tmp_path / "state" / "spool"
+    assert settings.database.url == f"sqlite:///{tmp_path}/state/pacs_node.sqlite"
+    assert settings.classifier.model == tmp_path / "m.safetensors"
+
+
+def test_the_state_folder_moves_no_absolute_path(write: Write) -> None:
+    urls = '[spool]\npath = "/srv/spool"\n[database]\nurl = "sqlite:////srv/r.db"'
+    settings = load(write(f'[node]\nstate_folder = "/var/lib/pacs-node"\n{urls}'))
+    assert (settings.spool.path, settings.database.url) == (Path("/srv/spool"), "sqlite:////srv/r.db")
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "sqlite+pysqlite"])
+def test_every_way_to_name_sqlite_has_its_file_in_the_state_folder(
+    scheme: str, write: Write, tmp_path: Path
+) -> None:
+    path = write(f'[database]\nurl = "{scheme}:///r.db?timeout=5"')
+    assert load(path).database.url == f"{scheme}:///{tmp_path}/r.db?timeout=5"
+
+
+@pytest.fixture
+def in_etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Return a function that writes the settings of a service."""
+    monkeypatch.setattr("pacs_node.config.SERVICE_SETTINGS", tmp_path / "etc")
+    path = tmp_path / "etc" / "pacs-node" / "config.toml"
+    path.parent.mkdir(parents=True)
+
+    def _write(text: str) -> Path:
+        path.write_text(text)
+        return path
+
+    return _write
+
+
+def test_settings_in_etc_put_no_images_there(in_etc: Write) -> None:
+    settings = load(in_etc('[classifier]\nmodel = "m.safetensors"'))
+    assert settings.spool.path == Path("/var/lib/pacs-node/spool")
+    assert settings.database.url == "sqlite:////var/lib/pacs-node/pacs_node.sqlite"
+    assert settings.classifier.model == in_etc("").parent / "m.safetensors"
+
+
+@pytest.mark.parametrize("kept", ["spool", "pacs_node.sqlite"])
+def test_a_node_that_keeps_its_images_or_database_in_etc_finds_them_after_an_upgrade(
+    kept: str, in_etc: Write
+) -> None:
+    folder = in_etc("").parent
+    (folder / kept).mkdir()
+    settings = load(in_etc(""))
+    assert settings.spool.path == folder / "spool"
+    assert settings.database.url == f"sqlite:///{folder}/pacs_node.sqlite"
+
+
+def test_other_files_in_etc_are_no_state(in_etc: Write) -> None:
+    (in_etc("").parent / "elsewhere").mkdir()
+    text = '[spool]\npath = "/srv/spool"\n[database]\nurl = "postgresql://u:p@db/results"'
+    assert load(in_etc(text)).node.state_folder == Path("/var/lib/pacs-node")
 
 
 # Destinations

@@ -1,8 +1,8 @@
 """The DICOM side of deliveries: Storage SCU for one destination (PS3.4 Annex B).
 
-The bytes of a report are sent as they are stored. A destination that does not accept the preferred report
-class is offered the older ones. A destination that accepts only Implicit VR Little Endian gets the report in
-it.
+The bytes of a report, and of what is made beside it, are sent as they are stored. A destination that does not
+accept the preferred report class is offered the older ones. One that accepts only Implicit VR Little Endian
+gets objects in it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,20 @@ from pacs_node.errors import (
     TakesNothing,
 )
 from pacs_node.network.association import application_entity, associate, store
+from pacs_node.reporting.encapsulated_pdf import ENCAPSULATED_PDF, as_stored
 from pacs_node.reporting.encoding import implicit
 from pacs_node.reporting.report import REPORT_CLASSES, EncodedReport, as_class
 
 _DUPLICATE_SOP_INSTANCE = 0x0111  # PS3.7 C.5.7: the destination already has the object
 _CLASS_NOT_SUPPORTED = 0x0122
+
+RESULT_CLASSES = {"report": REPORT_CLASSES, "pdf": (ENCAPSULATED_PDF,)}
+"""The SOP classes of each result class, the preferred one first."""
+
+_LACKING = {
+    "report": "accepts no class of structured report; enable one there.",
+    "pdf": "accepts no Encapsulated PDF; enable it there.",
+}
 
 
 @dataclass(frozen=True)
@@ -58,13 +67,15 @@ class Link:
         """Whether the association is still established."""
         return bool(self._association.is_established)
 
-    def send(self, content: bytes) -> DeliveryResult:
-        """Send one report in the first class that the destination accepts.
+    def send(self, content: bytes, result: str = "report") -> DeliveryResult:
+        """Send one object; a report in the first class that the destination accepts.
 
         Parameters
         ----------
         content
-            The whole file that `report.build` made.
+            The whole file, as it was made.
+        result
+            Its result class, as `[[destinations]] send` names it.
 
         Raises
         ------
@@ -73,22 +84,22 @@ class Link:
         DestinationBusy
             If the answer is a failure that may pass.
         Retryable
-            If this machine cannot hand over the report, for example without free disk space.
+            If this machine cannot hand over the object, for example without free disk space.
         DestinationRefused
-            If the destination accepts no report class, or says that the object is wrong.
+            If the destination accepts no class of it, or says that the object is wrong.
         """
-        for sop_class in REPORT_CLASSES:
+        for sop_class in RESULT_CLASSES[result]:
             syntax = self._accepted_syntax(sop_class)
             if syntax is None:
                 continue
-            report = as_class(content, sop_class)
-            status = self._store(report, syntax)
+            made = as_class(content, sop_class) if result == "report" else as_stored(content)
+            status = self._store(made, syntax)
             if status != _CLASS_NOT_SUPPORTED:
                 self._judge(status)
                 return DeliveryResult(
-                    report.sop_class_uid, report.sop_instance_uid, status, self._offers_commitment
+                    made.sop_class_uid, made.sop_instance_uid, status, self._offers_commitment
                 )
-        raise DestinationRefused(f"{self._name} accepts no class of structured report; enable one there.")
+        raise DestinationRefused(f"{self._name} {_LACKING[result]}")
 
     @property
     def _offers_commitment(self) -> bool:
@@ -129,14 +140,14 @@ class Link:
 
 @contextmanager
 def open_link(destination: Destination, calling_ae_title: str, settings: DeliverSettings) -> Iterator[Link]:
-    """Open an association for reports, and release it at the end.
+    """Open an association for what a destination gets, and release it at the end.
 
     Raises
     ------
     DestinationDown
         If there is no connection, or the association is rejected.
     DestinationRefused
-        If the association is accepted, but no report class is.
+        If the association is accepted, but no class of what it is to get.
     """
     association = _associate(destination, calling_ae_title, settings)
     try:
@@ -150,7 +161,7 @@ def _associate(destination: Destination, calling_ae_title: str, settings: Delive
     ae = application_entity(calling_ae_title)
     ae.connection_timeout = ae.acse_timeout = settings.connect_seconds
     ae.dimse_timeout = ae.network_timeout = settings.answer_seconds
-    for sop_class in REPORT_CLASSES:
+    for sop_class in (one for result in destination.send for one in RESULT_CLASSES[result]):
         for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
             ae.add_requested_context(sop_class, syntax)
     if destination.commitment == "auto":
@@ -160,7 +171,7 @@ def _associate(destination: Destination, calling_ae_title: str, settings: Delive
         return associate(ae, destination.host, destination.port, destination.ae_title)
     except TakesNothing as error:
         raise DestinationRefused(
-            f"{where} accepts no class of structured report; enable one there."
+            f"{where} {' It '.join(_LACKING[one] for one in destination.send)}"
         ) from error
     except NotAssociated as error:
         raise DestinationDown(f"{where} {error}.") from error

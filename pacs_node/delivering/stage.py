@@ -8,7 +8,7 @@ from functools import partial
 
 from sqlalchemy.orm import Session
 
-from db import queries
+from db import deliveries
 from db.queue import Claimed, Kind
 from db.rows import PendingDelivery
 from pacs_node import log
@@ -29,7 +29,7 @@ class DeliverStage(DestinationStage):
     def run(self, jobs: Sequence[Claimed], may_go_on: Callable[[], bool]) -> Iterator[Settled]:
         """Send the reports of the jobs, the revisions of each study in order; record each when it is sent."""
         with self._database.read() as session:
-            pending = queries.deliveries(session, [job.ref for job in jobs])
+            pending = deliveries.pending(session, [job.ref for job in jobs])
         work = list(zip(jobs, pending, strict=True))
         waiting = Later(self._settings.retry_seconds, "Waits for the earlier revision")
         yield [(job, waiting) for job, delivery in work if delivery.waits_for_earlier]
@@ -40,7 +40,7 @@ class DeliverStage(DestinationStage):
     def give_up(self, session: Session, ref: int) -> None:
         """Record the failure in the delivery too."""
         why = "Sending was given up after too many attempts; see the log"
-        queries.record_delivery(session, ref, state="failed", error=why, updated_at=datetime.now(UTC))
+        deliveries.record_delivery(session, ref, state="failed", error=why, updated_at=datetime.now(UTC))
 
     def _send(
         self, work: Sequence[tuple[Claimed, PendingDelivery]], may_go_on: Callable[[], bool]
@@ -66,7 +66,7 @@ class DeliverStage(DestinationStage):
         if not may_go_on():
             return Later(0, "Another worker may have taken over and sends it")
         try:
-            return self._delivered(delivery, link.send(delivery.content))
+            return self._delivered(delivery, link.send(delivery.content, delivery.result))
         except DestinationRefused as error:
             return self._refused(delivery, error)
         except Retryable as error:
@@ -78,7 +78,7 @@ class DeliverStage(DestinationStage):
         now = datetime.now(UTC)
         return Done(
             partial(
-                queries.record_delivered,
+                deliveries.record_delivered,
                 delivery_id=delivery.id,
                 destination=self.lane,
                 commits=sent.commits,
@@ -105,7 +105,7 @@ class DeliverStage(DestinationStage):
 
     def _try(self, delivery: PendingDelivery, error: Exception, state: str) -> Callable[[Session], None]:
         return partial(
-            queries.record_try,
+            deliveries.record_try,
             delivery_id=delivery.id,
             state=state,
             error=str(error),
@@ -120,5 +120,6 @@ class DeliverStage(DestinationStage):
             destination=self.lane,
             study=delivery.study_instance_uid,
             revision=delivery.revision,
+            result=delivery.result,
             **details,
         )

@@ -186,7 +186,9 @@ def resend(
         if finding.missing is Missing.REPORT_MISSING:
             with database.write() as session:
                 study = finding.study_instance_uid
-                number = status.resend(session, study, give_up_at, now, destinations)
+                # The report alone: some PACS delete an object that comes once more
+                to = {"destinations": destinations, "results": ["report"]}
+                number = status.resend(session, study, give_up_at, now, **to)
         findings.append(replace(finding, is_sent_again=number > 0))
     return replace(found, findings=findings)
 

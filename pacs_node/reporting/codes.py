@@ -41,6 +41,9 @@ PIXELS = _ucum("{pixels}", "Pixels")
 DEVICE = _dcm("121007", "Device")
 CHEST_X_RAY = _sct("399208008", "Plain chest X-ray")
 
+MEASUREMENT_REPORT = _dcm("126000", "Imaging Measurement Report")
+CONCLUSION = _dcm("121077", "Conclusion")  # beyond the rows of TID 1500
+
 # Image library: TID 1600 to TID 1603
 IMAGE_LIBRARY = _dcm("111028", "Image Library")
 IMAGE_LIBRARY_GROUP = _dcm("126200", "Image Library Group")

@@ -6,7 +6,6 @@ once and stand in many trees; nothing may change them after that.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -38,6 +37,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
 
 from pacs_node.reporting import codes
+from pacs_node.reporting.conclusion import comment, conclusion, study_decision
 from pacs_node.reporting.encoding import put
 from pacs_node.reporting.input import SCHEMA, Algorithm, ImageResult, ObserverDevice, uid
 from pacs_node.reporting.patient_study import (
@@ -46,7 +46,6 @@ from pacs_node.reporting.patient_study import (
 )
 from pacs_node.reporting.source_header import Source
 
-WARNING = "RESEARCH USE ONLY - NOT FOR DIAGNOSTIC USE"
 _CONTAINS = RelationshipTypeValues.CONTAINS
 _ACQUIRED = RelationshipTypeValues.HAS_ACQ_CONTEXT
 _LUNG = FindingSite(codes.LUNG)
@@ -78,23 +77,12 @@ def content(
     )
     root: Dataset = report[0]
     _report_procedures(root, procedure_codes(about))
-    root.ContentSequence.insert(len(root.ContentSequence) - 1, _image_library(distinct))
+    tree = root.ContentSequence
+    # What people read comes first; TID 1500 is extensible, and its own rows stay in order
+    tree.insert(len(tree) - 1, TextContentItem(codes.CONCLUSION, conclusion(images, node.purpose), _CONTAINS))
+    tree.insert(len(tree) - 1, _image_library(distinct))
     root.ContentSequence.append(_answer(images, node))
     return root
-
-
-def study_decision(images: Sequence[ImageResult]) -> str:
-    """Return the answer for the study.
-
-    Positive if any image is. Else undetermined if any image is, if none was scored, or if one that was not
-    may have shown what the others do not. Else negative.
-    """
-    decisions = {image.decision for image in images}
-    if "positive" in decisions:
-        return "positive"
-    is_open = any(image.reason is not None and image.reason.leaves_open for image in images)
-    is_negative = "negative" in decisions and "undetermined" not in decisions and not is_open
-    return "negative" if is_negative else "undetermined"
 
 
 def uses_private_codes(images: Sequence[ImageResult]) -> bool:
@@ -322,36 +310,5 @@ def _evaluation(name: Any, value: Any) -> Any:
 
 def _answer(images: Sequence[ImageResult], node: ObserverDevice) -> Any:
     answer = CodeContentItem(codes.PNEUMONIA, codes.ANSWERS[study_decision(images)], _CONTAINS)
-    comment = TextContentItem(codes.COMMENT, _comment(images, node), _CONTAINS)
-    return _container(codes.QUALITATIVE_EVALUATIONS, [answer, comment])
-
-
-def _comment(images: Sequence[ImageResult], node: ObserverDevice) -> str:
-    sentences = ["Automated AI output, not verified by a physician."]
-    if node.purpose == "RESEARCH":
-        sentences.append(f"{WARNING}.")
-    scored = [image for image in images if image.probability is not None]
-    # The score of an image that the model does not know the like of means nothing beside the others'
-    decided = [image for image in scored if image.decision != "undetermined"]
-    if decided:
-        sentences.append(_score_sentence(decided))
-    count = f"{len(scored)} of {len(images)} {'image' if len(images) == 1 else 'images'} scored"
-    reasons = Counter(image.reason.code for image in images if image.probability is None and image.reason)
-    if reasons:
-        count += "; not scored: " + ", ".join(f"{n} {code}" for code, n in sorted(reasons.items()))
-    doubts = Counter(
-        image.reason.code if image.reason else "" for image in images if image.decision == "undetermined"
-    )
-    if doubts:
-        count += "; undetermined: " + ", ".join(f"{n} {code}".rstrip() for code, n in sorted(doubts.items()))
-    return " ".join([*sentences, count + "."])
-
-
-def _score_sentence(scored: Sequence[ImageResult]) -> str:
-    # Scores of two models, or against two thresholds, have no meaningful maximum
-    if len({image.algorithm for image in scored}) > 1:
-        return "Images were scored by different models or thresholds: see each image."
-    highest = max(scored, key=lambda image: image.probability or 0)
-    return (
-        f"Highest pneumonia score {highest.percent} %, positive from {highest.algorithm.threshold_percent} %."
-    )
+    said = TextContentItem(codes.COMMENT, comment(images, node.purpose), _CONTAINS)
+    return _container(codes.QUALITATIVE_EVALUATIONS, [answer, said])

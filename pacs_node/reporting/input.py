@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from classifier.config import OWN_EQUIPMENT
 from pacs_node.errors import InvalidReport
 
-SCHEMA = "pacs-node-report/1"  # a change of the content tree changes this, and with it every UID
+SCHEMA = "pacs-node-report/2"  # a change of the content tree changes this, and with it every UID
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_OID, "pacs-node")
 _PRINTABLE = re.compile(r"[ -\[\]-~]+")  # ASCII without the backslash, which separates values (PS3.5 6.1.3)
 _OFFSET = re.compile(r"[+-](0[0-9]|1[0-4])[0-5][0-9]")

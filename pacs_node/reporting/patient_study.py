@@ -89,6 +89,16 @@ def patient_and_study(source: Source) -> Dataset:
     return made
 
 
+def copied_patient_and_study(report: Dataset) -> Dataset:
+    """Return the same modules of a report, with their bytes, for another object of its study."""
+    keywords = ("SpecificCharacterSet", "StudyInstanceUID", "ProcedureCodeSequence")
+    made = Dataset()
+    for keyword in (*keywords, *_TYPE_2, *_TYPE_3, *_SEQUENCES):
+        if keyword in report:
+            made[keyword] = report.get_item(keyword)
+    return made
+
+
 def procedure_codes(source: Source) -> list[Dataset]:
     """Return the codes of the imaging procedure, as performed or else as requested; maybe none."""
     codes = _codes(source, "ProcedureCodeSequence", source)

@@ -7,7 +7,8 @@ does not take it; the content tree fits all three.
 The same input gives the same bytes and the same UIDs on every machine: nothing here reads a clock, a random
 generator, a locale or a configuration.
 
-- The *series* is named by study, device (program and model), purpose and SOP class.
+- The *series* is named by study, device (program and model), purpose and SOP class; and by the answer if its
+  description says that.
 - The *instance* is named by its series, the images, the thresholds and the kind of each outcome, never by a
   score: one that another processor rounds otherwise does not make a second report for the same images.
 """
@@ -23,6 +24,7 @@ from pydicom.uid import Comprehensive3DSRStorage, ComprehensiveSRStorage, Enhanc
 
 from pacs_node.errors import InvalidReport
 from pacs_node.reporting import codes
+from pacs_node.reporting.conclusion import WORDS, study_decision
 from pacs_node.reporting.content_tree import content as content_tree
 from pacs_node.reporting.content_tree import uses_private_codes
 from pacs_node.reporting.encoding import encode, parse, part10, put
@@ -93,6 +95,7 @@ def build(
     *,
     newest: int = 0,
     taken: Collection[str] = (),
+    names_answer: bool = False,
 ) -> EncodedReport:
     """Build the report of one study revision as Comprehensive 3D SR.
 
@@ -115,6 +118,8 @@ def build(
         Which of `images` has the Patient and Study attributes that count; others may contradict it.
     taken
         SOP Instance UIDs of earlier revisions.
+    names_answer
+        Whether Series Description says the answer. Then revisions with another answer have another series.
 
     Raises
     ------
@@ -126,7 +131,8 @@ def build(
     sources = [open_header(image.header) for image in images]
     study = _study_of(sources)
     device = node.device_uid(images[-1].algorithm)
-    series = uid("series", SCHEMA, study, device, node.purpose, COMPREHENSIVE_3D_SR)
+    answer = [WORDS[study_decision(images)]] if names_answer else []
+    series = uid("series", SCHEMA, study, device, node.purpose, COMPREHENSIVE_3D_SR, *answer)
     about = sources[newest]
     report = patient_and_study(about)
     report.SOPClassUID = COMPREHENSIVE_3D_SR
@@ -137,6 +143,7 @@ def build(
     if zone:
         report.TimezoneOffsetFromUTC = zone
     when = made_at.astimezone(_zone(zone))
+    report.SeriesDescription = " ".join(["AI pneumonia", *answer, *_not_for_diagnosis(node)])
     _add_series_and_equipment(report, images, node, when)
     _add_document(report, when, revision)
     report.ContentQualification = node.purpose
@@ -261,6 +268,10 @@ def _zone(offset: str | None) -> timezone:
     return timezone(timedelta(minutes=-minutes if offset[0] == "-" else minutes))
 
 
+def _not_for_diagnosis(node: ObserverDevice) -> list[str]:
+    return ["- NOT FOR DIAGNOSIS"] if node.purpose == "RESEARCH" else []
+
+
 def _add_series_and_equipment(
     report: Dataset, images: Sequence[ImageResult], node: ObserverDevice, when: datetime
 ) -> None:
@@ -271,7 +282,6 @@ def _add_series_and_equipment(
     newest = images[-1].algorithm
     report.Modality = "SR"
     report.SeriesNumber = _SERIES_NUMBER[COMPREHENSIVE_3D_SR]
-    report.SeriesDescription = "AI pneumonia" + (" - NOT FOR DIAGNOSIS" if node.purpose == "RESEARCH" else "")
     report.ReferencedPerformedProcedureStepSequence = []
     report.Manufacturer, report.ManufacturerModelName = node.manufacturer, node.model_name
     report.DeviceSerialNumber = newest.sha256[:16]

@@ -16,7 +16,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from sqlalchemy.orm import Session
 
-from db import queries
+from db import deliveries, queries
 from db.queue import Claimed, Kind
 from db.rows import NewReport, StoredInstance
 from db.session import Database
@@ -25,7 +25,7 @@ from pacs_node.config import Settings
 from pacs_node.dicom.header import Identity, identity, read_header
 from pacs_node.dicom.patient import Patient, is_same
 from pacs_node.errors import InvalidReport, UnreadableHeader
-from pacs_node.reporting.content_tree import study_decision
+from pacs_node.reporting.conclusion import study_decision
 from pacs_node.reporting.from_rows import image_result, settle_raw_images, stand_in_header
 from pacs_node.reporting.report import ObserverDevice, build, says_the_same
 from pacs_node.reporting.study_state import StudyState, newest_header
@@ -58,6 +58,8 @@ class ReportStage:
         self._spool = spool
         self._node = node
         self._destinations = [d.name for d in settings.destinations if "report" in d.send]
+        self._has_page = any("pdf" in d.send for d in settings.destinations)
+        self._names_answer = settings.report.answer_in_series_description
         self._give_up_after = timedelta(hours=settings.deliver.give_up_hours)
 
     def run(self, jobs: Sequence[Claimed], may_go_on: Callable[[], bool]) -> Iterator[Settled]:  # noqa: ARG002
@@ -108,7 +110,7 @@ class ReportStage:
         def write(session: Session) -> None:
             queries.record_study_problem(session, study.id, PATIENTS_DIFFER, now)
             why = "Not sent: the images of its study name different patients"
-            queries.withdraw_reports(session, study.id, study.revision, now, why)
+            deliveries.withdraw_reports(session, study.id, study.revision, now, why)
 
         return GivenUp("No report is made: the images of the study name different patients", write)
 
@@ -145,6 +147,7 @@ class ReportStage:
             study.predecessor,
             newest=newest,
             taken=taken,
+            names_answer=self._names_answer,
         )
         return NewReport(
             study_id=study.id,
@@ -158,6 +161,7 @@ class ReportStage:
             images=study.stated,
             destinations=self._destinations,
             give_up_at=made_at + self._give_up_after,
+            has_page=self._has_page,
         )
 
     def _found(self, images: Sequence[StoredInstance]) -> dict[int, Dataset]:
@@ -194,7 +198,7 @@ def _add(session: Session, new: NewReport) -> None:
 def _replace(session: Session, new: NewReport) -> None:
     """Record a report under another identity: under the earlier one nothing more may go out."""
     why = "Not sent: the patient was corrected"
-    queries.withdraw_reports(session, new.study_id, new.revision, new.made_at, why)
+    deliveries.withdraw_reports(session, new.study_id, new.revision, new.made_at, why)
     _add(session, new)
 
 

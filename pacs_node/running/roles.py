@@ -1,4 +1,4 @@
-"""The processes of the node, each with one role: receive, score, or deliver.
+"""The processes of the node, each with one role: receive, score, deliver, or web.
 
 Each function builds what its role needs, says that it is ready, and works until it is told to stop. Only the
 scoring process loads torch: a crash of CUDA leaves associations answering.
@@ -102,6 +102,10 @@ def deliver(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
         ReportStage(database, spool, node, settings),
         ConfirmStage(database, spool, settings),
     ]
+    if any("pdf" in destination.send for destination in settings.destinations):
+        from pacs_node.reporting.page_stage import PageStage  # noqa: PLC0415 - fonts and decoders, for it alone
+
+        stages.append(PageStage(database, spool, settings))
     for destination in settings.destinations:
         for stage in (DeliverStage, CommitStage):
             stages.append(stage(database, destination, settings.node.ae_title, settings.deliver))
@@ -109,6 +113,14 @@ def deliver(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
     keepers: list[Runs] = [Housekeeper(settings, database, spool), DecisionReader(database)]
     workers = [*_workers(settings, database, stages), *keepers]
     _work(stopped, ready, workers)
+
+
+def web(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
+    """Serve the reading list."""
+    from pacs_node.web.serving import serve  # noqa: PLC0415 - the other roles need no web framework
+
+    database, spool = _open(settings)
+    serve(settings, database, spool, stopped, lambda: ready([]))
 
 
 def _spare_collector() -> None:
@@ -121,7 +133,7 @@ def _spare_collector() -> None:
     gc.freeze()
 
 
-ROLES: dict[str, Role] = {"receive": receive, "score": score, "deliver": deliver}
+ROLES: dict[str, Role] = {"receive": receive, "score": score, "deliver": deliver, "web": web}
 
 
 def _open(settings: Settings, number: int = 0) -> tuple[Database, Spool]:

@@ -24,7 +24,7 @@ from db.errors import DatabaseDown, DatabaseError
 from db.session import Database
 from pacs_node import __version__, log
 from pacs_node.config import Settings
-from pacs_node.errors import DatabaseUnusable, ModelUnusable
+from pacs_node.errors import DatabaseUnusable, ModelUnusable, SpoolUnusable
 from pacs_node.network.server import listen
 from pacs_node.progress import Progress
 from pacs_node.running.heartbeat import READY, heartbeats, starting
@@ -247,6 +247,7 @@ print(count.value)
 
 
 def _prepare(settings: Settings) -> None:
+    _make_state_folder(settings.node.state_folder)
     try:
         database = Database(settings.database.url)
         database.upgrade()
@@ -254,6 +255,18 @@ def _prepare(settings: Settings) -> None:
         database.close()
     except DatabaseError as error:
         raise DatabaseUnusable(str(error)) from error
+
+
+def _make_state_folder(folder: Path | None) -> None:
+    if folder is None:
+        return
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"The state folder {folder} cannot be made: {error.strerror}"
+        raise SpoolUnusable(
+            f"{why}; make it for the user of the node, or set [node] state_folder."
+        ) from error
 
 
 def _watch(processes: Sequence[_Process], stopped: threading.Event) -> int:

@@ -33,6 +33,7 @@ _STATES = ("ready", "done", "failed")
 _WORK = {
     "score": "Scoring",
     "report": "Reporting",
+    "page": "Drawing pages",
     "deliver": "Delivering",
     "commit": "Asking to commit",
     "confirm": "Committing",
@@ -126,7 +127,10 @@ def _destination_line(row: Row) -> str:
     if row["destination"] is None:
         return "  [dim]no destination[/]" if row["report_uid"] else "  [dim]no report yet[/]"
     status = "" if row["status"] is None else f" 0x{row['status']:04X}"
-    said = [f"{escape(row['destination'])}: [{_DELIVERY_STYLES[row['state']]}]{row['state']}[/]{status}"]
+    what = "" if row["result"] == "report" else f" {row['result']}"
+    said = [
+        f"{escape(row['destination'])}{what}: [{_DELIVERY_STYLES[row['state']]}]{row['state']}[/]{status}"
+    ]
     said += [
         f"{name} {_moment(row[f'{name}_at'])}" for name in ("delivered", "committed") if row[f"{name}_at"]
     ]

@@ -159,6 +159,7 @@ def _statements(dialect: str, rows: int) -> Iterator[str]:
     for kind, lane, most, of, number, state in (
         ("score", "", every, of_images, WAITING, "ready"),
         ("report", "", (2 * every + 2) // 3, of_studies, (2 * WAITING) // 3, "ready"),
+        ("page", "", reported, of_studies, 0, ""),
         ("deliver", "PACS", reported, of_studies, FAILED, "failed"),
         ("commit", "PACS", reported // 2, of_studies, 0, ""),
     ):

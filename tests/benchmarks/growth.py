@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from db import queries, queue, results, status, stock
+from db import deliveries, queries, queue, results, status, stock
 from db.queue import Claim, Kind
 from db.results import Filter
 from db.rows import NewInstance, NewReport, NewScore
@@ -347,13 +347,13 @@ class _Life:
     def _deliver(self) -> int:
         claim = self._claim(Kind.DELIVER, 16, "PACS")
         with self._database.read() as session:
-            queries.deliveries(session, [job.ref for job in claim.jobs])
+            deliveries.pending(session, [job.ref for job in claim.jobs])
         for job in claim.jobs:
             with self._database.write() as session:
                 queue.renew(session, claim.token, 60)
             with self._database.write() as session:
                 queue.finish(session, claim.token, [job.id])
-                queries.record_delivered(
+                deliveries.record_delivered(
                     session,
                     job.ref,
                     "PACS",

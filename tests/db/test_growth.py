@@ -18,7 +18,7 @@ from sqlalchemy import create_engine, event, select, text, update
 from sqlalchemy.orm import Session
 
 import db
-from db import commitments, inventory, queries, queue, results, status, stock
+from db import commitments, deliveries, inventory, queries, queue, results, status, stock
 from db.models import Base, Instance, Job, Study
 from db.prepared import Prepared
 from db.queue import Kind
@@ -193,8 +193,8 @@ ASKED: dict[str, Callable[[Session], object]] = {
     "study": lambda session: queries.study_instances(session, 7),
     "wake": lambda session: queries.wake_report(session, 7),
     "last report": lambda session: queries.last_report(session, 7),
-    "deliveries": lambda session: queries.deliveries(session, [7, 8]),
-    "delivered": lambda session: queries.record_delivered(
+    "deliveries": lambda session: deliveries.pending(session, [7, 8]),
+    "delivered": lambda session: deliveries.record_delivered(
         session, 7, "PACS", commits=True, at=NOW, give_up_at=NOW
     ),
     "claim": lambda session: with_claim(session, queue.finish),
@@ -216,7 +216,8 @@ ASKED: dict[str, Callable[[Session], object]] = {
     "dismiss": lambda session: status.dismiss(session, "1.2", NOW),
     "copies": lambda session: queries.earlier_copies(session, queries.instances(session, [7])[0]),
     "same image": lambda session: queries.record_same_image(session, 8, 7),
-    "withdraw": lambda session: queries.withdraw_reports(session, 7, 2, NOW, ""),
+    "page": lambda session: queries.report_to_draw(session, 7),
+    "withdraw": lambda session: deliveries.withdraw_reports(session, 7, 2, NOW, ""),
     "committed": lambda session: commitments.record_committed(session, "PACS", ["1.2"], NOW),
     "kept": lambda session: commitments.kept(session, ["1.2"]),
 }
@@ -323,7 +324,7 @@ def test_a_report_that_was_sent_under_another_uid_is_found_by_it(database: Datab
         queries.add_instance(session, new(), 0)
     report(database, {1: None}, destinations=["PACS"])
     with database.write() as session:
-        queries.record_delivered(
+        deliveries.record_delivered(
             session, 1, "PACS", commits=True, at=NOW, give_up_at=NOW, sop_instance_uid="1.2.3"
         )
         assert commitments.record_committed(session, "PACS", ["1.2.3"], NOW) == 1

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from db import queries, queue
+from db import deliveries, queries, queue
 from db.errors import DatabaseError, WriteConflict
 from db.models import Delivery, Instance, Job, Model, Report, ReportImage, Score, Study
 from db.queue import Kind
@@ -302,7 +302,7 @@ def test_deliveries_come_in_the_order_asked_for(database: Database) -> None:
     report(database, {instance_id(database): None}, destinations=["A", "B", "C"])
     with database.read() as session:
         ids = [one.id for one in pending(database)][::-1]
-        assert [one.destination for one in queries.deliveries(session, ids)] == ["C", "B", "A"]
+        assert [one.destination for one in deliveries.pending(session, ids)] == ["C", "B", "A"]
 
 
 def waits(database: Database) -> dict[tuple[str, int, str], bool]:
@@ -326,7 +326,7 @@ def test_a_revision_waits_until_the_earlier_one_arrived_there_or_failed(database
     }
     assert (two, 1, "PACS") in waits(database)
     with database.write() as session:
-        queries.record_delivery(session, pending(database)[0].id, state=end)
+        deliveries.record_delivery(session, pending(database)[0].id, state=end)
     assert {key for key, waiting in waits(database).items() if waiting} == {(one, 2, "ARCHIVE")}
 
 
@@ -352,14 +352,14 @@ def test_tries_are_counted_and_the_last_answer_of_the_destination_is_kept(databa
     later = NOW + timedelta(minutes=5)
     for status in (0xA700, 0xA701):
         with database.write() as session:
-            queries.record_try(
+            deliveries.record_try(
                 session, first.id, state="pending", error="Full", status=status, updated_at=later
             )
     tried, other = rows(database, Delivery)
     assert (tried.tries, tried.status, tried.error, tried.updated_at) == (2, 0xA701, "Full", later)
     assert (other.tries, other.status, other.error, other.updated_at) == (0, None, None, NOW)
     with database.write() as session:
-        queries.record_delivery(session, first.id, state="delivered", status=0, error=None)
+        deliveries.record_delivery(session, first.id, state="delivered", status=0, error=None)
     delivered, other = rows(database, Delivery)
     assert (delivered.state, delivered.tries, delivered.status, delivered.error) == ("delivered", 2, 0, None)
     assert other.state == "pending"

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from sqlalchemy import update
 
-from db import queries, queue, results, status
+from db import deliveries, queue, results, status
 from db.models import Delivery, Job
 from db.queue import Kind
 from db.results import RESULT_COLUMNS, Filter
@@ -62,7 +62,7 @@ def settle(database: Database, position: int, state: str) -> None:
     else:
         finish(database, Kind.DELIVER, lane=delivery.destination)
     with database.write() as session:
-        queries.record_delivery(session, delivery.id, state=state)
+        deliveries.record_delivery(session, delivery.id, state=state)
 
 
 def failures(database: Database, limit: int = 20) -> list[Failure]:
@@ -388,7 +388,7 @@ def test_a_retry_gives_a_delivery_its_full_time_again(database: Database) -> Non
     report(database, {instance_id(database): None}, destinations=["PACS", "ARCHIVE"])
     for position in range(2):
         with database.write() as session:
-            queries.record_try(session, pending(database)[position].id, error="Down")
+            deliveries.record_try(session, pending(database)[position].id, error="Down")
     settle(database, 0, "failed")
     assert retry(database) == 1
     revived, other = rows(database, Delivery)

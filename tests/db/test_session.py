@@ -131,10 +131,21 @@ def test_an_upgrade_that_fails_half_way_leaves_nothing_behind(empty_url: str) ->
 
 def test_a_database_without_tables_is_not_taken_for_a_current_one(empty_url: str) -> None:
     with opened(empty_url) as database:
-        with database.read() as session:
-            session.execute(text("SELECT 1"))  # SQLite makes the file
+        if database.file is not None:
+            database.file.touch()
         with pytest.raises(SchemaMismatch, match="older schema; `pacs-node serve` brings it up to date"):
             database.require_current()
+
+
+def test_reading_makes_no_file_in_the_place_of_one_that_was_removed(tmp_path: Path) -> None:
+    file = tmp_path / "results.sqlite"
+    with (
+        opened(f"sqlite:///{file}") as database,
+        pytest.raises(DatabaseDown, match="put it back"),
+        database.read() as session,
+    ):
+        session.execute(text("SELECT 1"))
+    assert not file.exists()
 
 
 def test_a_missing_file_is_named_and_not_made_by_looking_for_it(tmp_path: Path) -> None:

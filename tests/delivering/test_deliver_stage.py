@@ -88,7 +88,7 @@ def test_a_report_is_sent_again_unchanged_where_it_is_asked_for_and_nowhere_else
                 str(radiograph(study="1").StudyInstanceUID),
                 now + timedelta(hours=1),
                 now,
-                names or None,
+                destinations=names or None,
             )
 
     reported(bench, "1", "2")

@@ -23,8 +23,8 @@ _HEAD = """# Configuration
 
 Made from the settings and from the comments of [config.toml](../config.toml). An unknown key, or a value that
 makes no sense, stops the program with a sentence that names it. The environment overrides the file:
-`PACS_NODE_STUDY__QUIET_SECONDS=30` is `[study] quiet_seconds = 30`. Relative paths are relative to the folder
-of the file.
+`PACS_NODE_STUDY__QUIET_SECONDS=30` is `[study] quiet_seconds = 30`. Relative paths are relative to `[node]
+state_folder`; that of the model, to the folder of the file.
 """
 _TABLE = re.compile(r"#? ?\[\[?([a-z_.]+)\]\]?\s*(?:#\s*(.*))?")
 _KEY = re.compile(r"(?:# )?([a-z_]+) = (.*?)\s*#\s(.*)|(?:# )?([a-z_]+) = (.*)")

@@ -56,7 +56,11 @@ def not_scored(header: Dataset, reason: NotScoredReason = LATERAL) -> ImageResul
 
 
 def report(
-    *images: ImageResult, node: ObserverDevice = NODE, revision: int = 1, after: EncodedReport | None = None
+    *images: ImageResult,
+    node: ObserverDevice = NODE,
+    revision: int = 1,
+    after: EncodedReport | None = None,
+    names_answer: bool = False,
 ) -> EncodedReport:
     predecessor = None
     if after is not None:
@@ -64,7 +68,7 @@ def report(
         predecessor = Predecessor(
             after.sop_class_uid, after.sop_instance_uid, after.series_instance_uid, study
         )
-    return build(images, node, MADE_AT, revision, predecessor)
+    return build(images, node, MADE_AT, revision, predecessor, names_answer=names_answer)
 
 
 def dcmread_bytes(content: bytes) -> Any:

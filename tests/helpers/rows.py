@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import func, select, text
 
-from db import queries, queue
+from db import deliveries, queries, queue
 from db.errors import WriteConflict
 from db.models import Base, Delivery, Instance, Job, Score, Study
 from db.queue import Kind
@@ -127,7 +127,7 @@ def report(
 def pending(database: Database) -> list[PendingDelivery]:
     """Return all deliveries, as the stage that sends them gets them."""
     with database.read() as session:
-        return queries.deliveries(session, session.scalars(select(Delivery.id).order_by(Delivery.id)).all())
+        return deliveries.pending(session, session.scalars(select(Delivery.id).order_by(Delivery.id)).all())
 
 
 def rows(database: Database, entity: type[Base]) -> list[Any]:

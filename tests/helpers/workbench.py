@@ -29,6 +29,7 @@ from db.session import Database
 from db.status import Failure, counts, failures, retry
 from pacs_node.config import Destination, Settings
 from pacs_node.dicom.header import identity, read_header
+from pacs_node.reporting.page_stage import PageStage
 from pacs_node.reporting.report import ObserverDevice
 from pacs_node.reporting.stage import ReportStage
 from pacs_node.scoring.stage import Scorer, ScoreStage
@@ -155,6 +156,9 @@ class Bench:
 
     def report(self) -> None:
         self.work(self.report_stage())
+
+    def draw_pages(self) -> None:
+        self.work(PageStage(self.database, self.spool, self.settings))
 
     def report_stage(self) -> ReportStage:
         return ReportStage(self.database, self.spool, NODE, self.settings)

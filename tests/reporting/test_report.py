@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -33,6 +35,7 @@ from tests.helpers.reports import (
     report,
     scored,
     tree,
+    validator,
 )
 
 DUPLICATE = NotScoredReason(
@@ -40,6 +43,11 @@ DUPLICATE = NotScoredReason(
 )
 
 
+PRESENT = "Pneumonia: PRESENT. AI scored 1 of 1 image and found pneumonia in 1."
+UNDETERMINED = (
+    "Pneumonia: UNDETERMINED. AI scored none of 1 image, which leaves the answer open: "
+    "not a frontal chest X-ray."
+)
 GOLDEN_ROOT = """\
 CONTAINER Imaging Measurement Report
   CODE Language of Content Item and Descendants = en-US RFC5646 English (United States)
@@ -50,6 +58,7 @@ CONTAINER Imaging Measurement Report
   TEXT Device Observer Model Name = PACS Node
   TEXT Device Observer Serial Number = 5e5e5e5e5e5e5e5e
   CODE Procedure reported = 399208008 SCT Plain chest X-ray
+  TEXT Conclusion = {conclusion} RESEARCH USE ONLY - NOT FOR DIAGNOSTIC USE.
   CONTAINER Image Library
     CONTAINER Image Library Group
       IMAGE Source = {image}
@@ -79,7 +88,7 @@ GOLDEN_ALGORITHM = f"""\
       TEXT Algorithm Parameters = checkpoint sha256 = {"5e" * 32}
       TEXT Algorithm Parameters = decision threshold = 0.5 (Present from this probability on)
       TEXT Algorithm Parameters = preprocessing = resize 224x224, histogram norm v1
-      TEXT Algorithm Parameters = schema = pacs-node-report/1
+      TEXT Algorithm Parameters = schema = pacs-node-report/2
       CODE Algorithm Family = 123110 DCM Artificial Intelligence
 """
 GOLDEN_POSITIVE = (
@@ -117,12 +126,15 @@ RESEARCH USE ONLY - NOT FOR DIAGNOSTIC USE. 0 of 1 image scored; not scored: 1 N
 
 
 @pytest.mark.parametrize(
-    ("image", "golden"),
-    [(scored(radiograph()), GOLDEN_POSITIVE), (not_scored(radiograph()), GOLDEN_NOT_SCORED)],
+    ("image", "golden", "conclusion"),
+    [
+        (scored(radiograph()), GOLDEN_POSITIVE, PRESENT),
+        (not_scored(radiograph()), GOLDEN_NOT_SCORED, UNDETERMINED),
+    ],
     ids=["positive", "not scored"],
 )
-def test_the_content_tree_reads_as_specified(image: ImageResult, golden: str) -> None:
-    expected = golden.format(image=image.header.SOPInstanceUID[-4:])
+def test_the_content_tree_reads_as_specified(image: ImageResult, golden: str, conclusion: str) -> None:
+    expected = golden.format(image=image.header.SOPInstanceUID[-4:], conclusion=conclusion)
     assert "\n".join(tree(report(image).content)) + "\n" == expected
 
 
@@ -229,6 +241,47 @@ def test_a_product_has_no_research_warning() -> None:
     assert dcmread_bytes(content).ContentQualification == "PRODUCT"
     assert b"RESEARCH" not in content
     assert b"NOT FOR DIAG" not in content
+
+
+@pytest.mark.parametrize(
+    ("study", "said"),
+    [
+        ("two images, one lateral", "ABSENT. AI scored 1 of 2 images and found no pneumonia."),
+        ("two models", "PRESENT. AI scored 2 of 2 images and found pneumonia in 2."),
+        ("unreadable", "AI scored none of 1 image, which leaves the answer open: pixel data could not be"),
+        ("undetermined", "AI scored 1 of 1 image, which leaves the answer open: the score is too near"),
+        ("undetermined with reason", "AI scored 1 of 1 image, which leaves the answer open: too near."),
+    ],
+)
+def test_the_answer_and_how_it_came_about_are_read_first(study: str, said: str) -> None:
+    content = report(*STUDIES[study]).content
+    at = [item.ValueType for item in dcmread_bytes(content).ContentSequence].index("CONTAINER")
+    first = dcmread_bytes(content).ContentSequence[at - 1]
+    assert first.ConceptNameCodeSequence[0].CodeMeaning == "Conclusion"
+    assert said in first.TextValue
+    assert find(content, "Pneumonia")[-1].split()[-1].upper() == first.TextValue.split(". ")[0].split()[-1]
+
+
+def test_dcmtk_shows_the_answer_on_its_first_screen(tmp_path: Path) -> None:
+    (tmp_path / "report.dcm").write_bytes(report(*STUDIES["two images, one lateral"]).content)
+    page = subprocess.run(
+        [validator("dsr2html"), tmp_path / "report.dcm"], capture_output=True, text=True, check=True
+    ).stdout
+    lines = [line for line in re.sub("<[^>]*>", "", page.partition("<body>")[2]).splitlines() if line.strip()]
+    assert any("Pneumonia: ABSENT" in line for line in lines[:30])
+
+
+def test_the_answer_stands_in_the_series_description_where_the_site_wants_it(tmp_path: Path) -> None:
+    positive, negative = [scored(radiograph())], [scored(radiograph(), 0.1)]
+    made = {name: report(*study, names_answer=True) for name, study in (("+", positive), ("-", negative))}
+    described = [str(dcmread_bytes(one.content).SeriesDescription) for one in made.values()]
+    assert described == [f"AI pneumonia {word} - NOT FOR DIAGNOSIS" for word in ("PRESENT", "ABSENT")]
+    # One series has one description (PS3.3 C.7.3.1)
+    assert len({one.series_instance_uid for one in (*made.values(), report(*positive))}) == 3
+    assert report(*negative).series_instance_uid == report(*positive).series_instance_uid
+    assert_valid(made["+"].content, tmp_path)
+    revised = report(*negative, names_answer=True, revision=2, after=made["+"])
+    assert_valid(revised.content, tmp_path)
 
 
 def test_two_objects_under_one_uid_are_told_apart() -> None:

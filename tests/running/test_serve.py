@@ -96,6 +96,19 @@ def test_a_spool_that_cannot_be_written_is_named(folder: Path) -> None:
     assert "Cannot write the spool" in refused(folder)
 
 
+def test_a_state_folder_is_made_and_one_that_cannot_be_is_named(folder: Path) -> None:
+    made, database = folder / "a" / "b", f"sqlite:///{folder / 'results.sqlite'}"
+    change(folder, database, "sqlite:///results.sqlite")
+    change(folder, "[node]", f'[node]\nstate_folder = "{made}"')
+    with NodeProcess(folder / "config.toml", folder / "log") as node:
+        node.wait_until_ready()
+    assert (made / "results.sqlite").is_file()
+    assert not (folder / "results.sqlite").exists()
+    (folder / "file").write_text("in the way")
+    change(folder, str(made), str(folder / "file" / "state"))
+    assert f"The state folder {folder}/file/state cannot be made: Not a directory" in refused(folder)
+
+
 def test_a_model_that_is_missing_or_damaged_is_named(folder: Path) -> None:
     model = folder / "model.safetensors"
     change(folder, "[node]", f'[classifier]\nmodel = "{model}"\n[node]')

@@ -1,0 +1,68 @@
+"""What people say of images, and who looked at what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func, insert, select
+from sqlalchemy.orm import Session
+
+from db.models import Audit, Instance, Score, Verdict
+
+LABELS = ("agree", "pneumonia", "no_pneumonia", "unreadable")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenVerdict:
+    """One verdict."""
+
+    instance_id: int
+    label: str
+    comment: str
+    person: str
+    given_at: datetime
+
+
+def give(
+    session: Session,
+    instance_id: int,
+    label: str,
+    comment: str,
+    *,
+    person: str,
+    at: datetime,
+    score_was_visible: bool = True,
+) -> None:
+    """Record a verdict beside the newest score of an image."""
+    newest = session.scalars(select(func.max(Score.id)).where(Score.instance_id == instance_id)).one()
+    values = {"instance_id": instance_id, "score_id": newest, "label": label, "comment": comment}
+    values |= {"person": person, "score_was_visible": score_was_visible, "given_at": at}
+    session.execute(insert(Verdict).values(values))
+
+
+def of_studies(session: Session, study_ids: Sequence[int]) -> dict[int, list[GivenVerdict]]:
+    """Return the verdicts of studies by study, the newest first."""
+    asked = select(Instance.study_id, Verdict).join(Instance, Instance.id == Verdict.instance_id)
+    found: dict[int, list[GivenVerdict]] = {}
+    for study_id, row in session.execute(
+        asked.where(Instance.study_id.in_(study_ids)).order_by(Verdict.id.desc())
+    ):
+        one = GivenVerdict(
+            instance_id=row.instance_id,
+            label=row.label,
+            comment=row.comment,
+            person=row.person,
+            given_at=row.given_at,
+        )
+        found.setdefault(study_id, []).append(one)
+    return found
+
+
+def record(
+    session: Session, action: str, *, person: str, address: str, study_id: int | None, at: datetime
+) -> None:
+    """Record that a person did something."""
+    values = {"action": action, "person": person, "address": address, "study_id": study_id, "at": at}
+    session.execute(insert(Audit).values(values))

@@ -1,0 +1,213 @@
+"""The pages: list, study, image, report; and verdicts."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Form, HTTPException, Request, Response
+from fastapi.responses import RedirectResponse
+from fastapi.templating import Jinja2Templates
+from sqlalchemy.orm import Session
+
+from classifier.errors import NotScorable
+from classifier.reasons import Reason
+from db import reading_list, verdicts
+from db.reading_list import ListedImage, ListedStudy, Wanted
+from db.session import Database
+from pacs_node.config import Settings
+from pacs_node.storage.spool import Spool
+from pacs_node.web import report_tree, wording
+from pacs_node.web.pictures import Pictures
+
+_PERSON = "local"  # whoever is at this machine
+_LONGEST_COMMENT = 4000  # characters
+_LABELS = {
+    "agree": "agrees",
+    "pneumonia": "pneumonia",
+    "no_pneumonia": "no pneumonia",
+    "unreadable": "cannot be read",
+}
+_FILTERS = ("text", "decision", "sender", "reason", "delivery", "first", "last", "order")
+
+
+class Pages:
+    """All pages and what they are made of."""
+
+    def __init__(
+        self, settings: Settings, database: Database, spool: Spool, pictures: Pictures, token: str
+    ) -> None:
+        self._settings, self._database, self._spool = settings, database, spool
+        self._pictures, self._token = pictures, token
+        self._templates = Jinja2Templates(Path(__file__).parent / "templates")
+        self._templates.env.globals.update(w=wording, labels=_LABELS, reasons=[*Reason])
+        self.router = APIRouter()
+        for path, endpoint in (
+            ("/", self.studies),
+            ("/studies/{uid}", self.study),
+            ("/studies/{uid}/images/{image}", self.image),
+            ("/studies/{uid}/report", self.report),
+            ("/studies/{uid}/report.dcm", self.report_file),
+        ):
+            self.router.add_api_route(path, endpoint, methods=["GET"])
+        self.router.add_api_route("/studies/{uid}/verdicts", self.verdict, methods=["POST"])
+
+    def studies(self, request: Request) -> Response:
+        """Show the list."""
+        asked = {name: request.query_params.get(name, "").strip() for name in _FILTERS}
+        wanted = _wanted(asked, request.query_params.get("after", ""))
+        with self._database.read() as session:
+            page = reading_list.page(session, wanted)
+            given = verdicts.of_studies(session, [study.id for study in page.studies])
+            senders = reading_list.senders(session)
+        following = None
+        if page.next:
+            following = urlencode({**_filled(asked), "after": f"{page.next[0]!r},{page.next[1]}"})
+        links = {
+            decision: urlencode(_filled({**asked, "decision": decision}))
+            for decision in ("", *wording.ANSWERS)
+        }
+        shown: dict[str, Any] = {
+            "page": page,
+            "given": given,
+            "senders": senders,
+            "asked": asked,
+            "following": following,
+        }
+        return self._show(request, "list.html", **shown, links=links)
+
+    def study(self, request: Request, uid: str) -> Response:
+        """Show one study."""
+        with self._database.read() as session:
+            one = _known(reading_list.study(session, uid))
+            priors = reading_list.priors(session, one)
+            given = verdicts.of_studies(session, [one.id]).get(one.id, [])
+        self._record(request, "study viewed", one)
+        images = [image for image in one.images if not image.is_removed]
+        shown: dict[str, Any] = {"study": one, "priors": priors, "given": given, "token": self._token}
+        first = wording.telling(images) or next(iter(images), None)
+        return self._show(request, "study.html", **shown, first=first)
+
+    def image(self, uid: str, image: int) -> Response:
+        """Send the pixels of one image."""
+        with self._database.read() as session:
+            one = _image_of(_known(reading_list.study(session, uid)), image)
+        try:
+            content = self._pictures.grey16(self._spool.path(one.digest))
+        except NotScorable as refusal:
+            raise HTTPException(
+                422, f"{refusal.reason.meaning}. {wording.plain(refusal.detail)}"
+            ) from refusal
+        except OSError as error:
+            raise HTTPException(404, "The file of this image is not in the spool any more.") from error
+        return Response(content, media_type="application/octet-stream")
+
+    def report(self, request: Request, uid: str) -> Response:
+        """Show the content tree of the report."""
+        one, content = self._report(uid)
+        self._record(request, "report viewed", one)
+        return self._show(request, "report.html", study=one, lines=report_tree.lines(content))
+
+    def report_file(self, request: Request, uid: str) -> Response:
+        """Send the report as it is sent to PACS."""
+        one, content = self._report(uid)
+        self._record(request, "report taken", one)
+        name = {"Content-Disposition": 'attachment; filename="report.dcm"'}
+        return Response(content, media_type="application/dicom", headers=name)
+
+    def verdict(
+        self,
+        request: Request,
+        uid: str,
+        *,
+        image: Annotated[int, Form()],
+        label: Annotated[str, Form()],
+        token: Annotated[str, Form()],
+        comment: Annotated[str, Form(max_length=_LONGEST_COMMENT)] = "",
+    ) -> Response:
+        """Record what a person says of an image."""
+        if not secrets.compare_digest(token.encode(), self._token.encode()):
+            raise HTTPException(403, "The page is older than the node's last start: load it again.")
+        with self._database.read() as session:
+            one = _known(reading_list.study(session, uid))
+        judged = _image_of(one, image)
+        if label not in _LABELS or (label == "agree" and judged.decision not in ("positive", "negative")):
+            raise HTTPException(422, "There is no answer to agree with: say what the image shows.")
+        now = datetime.now(UTC)
+        with self._database.write() as session:
+            verdicts.give(session, judged.id, label, comment.strip(), person=_PERSON, at=now)
+            self._write_down(session, request, "verdict given", one, now)
+        return RedirectResponse(f"/studies/{one.study_instance_uid}#verdict", 303)
+
+    def trouble(self, request: Request, status: int, title: str, detail: str) -> Response:
+        """Say in words what is wrong."""
+        return self._show(
+            request, "trouble.html", status=status, title=title, detail=detail, retry=status == 503
+        )
+
+    def _report(self, uid: str) -> tuple[ListedStudy, bytes]:
+        with self._database.read() as session:
+            one = _known(reading_list.study(session, uid))
+            if one.report is None:
+                raise HTTPException(404, "There is no report of this study yet.")
+            return one, reading_list.report_content(session, one.report.id)
+
+    def _record(self, request: Request, action: str, one: ListedStudy) -> None:
+        with self._database.write() as session:
+            self._write_down(session, request, action, one, datetime.now(UTC))
+
+    @staticmethod
+    def _write_down(session: Session, request: Request, action: str, one: ListedStudy, at: datetime) -> None:
+        address = _address(request)
+        verdicts.record(session, action, person=_PERSON, address=address, study_id=one.id, at=at)
+
+    def _show(self, request: Request, name: str, /, *, status: int = 200, **shown: Any) -> Response:
+        shown["is_research"] = self._settings.node.purpose == "RESEARCH"
+        return self._templates.TemplateResponse(request, name, shown, status_code=status)
+
+
+def _known(study: ListedStudy | None) -> ListedStudy:
+    if study is None:
+        raise HTTPException(404, "The node has no study with this UID.")
+    return study
+
+
+def _image_of(study: ListedStudy, image_id: int) -> ListedImage:
+    for image in study.images:
+        if image.id == image_id:
+            return image
+    raise HTTPException(404, "The study has no such image.")
+
+
+def _address(request: Request) -> str:
+    return request.client.host[:64] if request.client else ""
+
+
+def _filled(asked: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in asked.items() if value}
+
+
+def _wanted(asked: Mapping[str, str], after: str) -> Wanted:
+    try:
+        first, last = (date.fromisoformat(asked[name]) if asked[name] else None for name in ("first", "last"))
+        probability, _, key = after.partition(",")
+        keys = (float(probability), int(key)) if after else None
+    except (ValueError, OverflowError) as error:
+        raise HTTPException(422, "The address of this page is wrong: go back to the list.") from error
+    days = None
+    if first or last:
+        days = f"{first or date.min:%Y%m%d}".rjust(8, "0"), f"{last or date.max:%Y%m%d}"
+    return Wanted(
+        text=asked["text"].replace("\0", "")[:256] or None,
+        study_dates=days,
+        sender=asked["sender"] or None,
+        decision=asked["decision"] or None,
+        reason=asked["reason"] or None,
+        delivery=asked["delivery"] or None,
+        suspicious=asked["order"] == "suspicious",
+        after=keys if keys is None or abs(keys[1]) < 2**62 else None,
+    )

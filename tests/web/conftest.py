@@ -1,0 +1,109 @@
+"""A reading list that serves, and a browser that reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from db import verdicts
+from db.models import Score
+from db.session import Database
+from pacs_node.config import DatabaseSettings, Settings, SpoolSettings, WebSettings
+from pacs_node.demo.peers import free_port
+from pacs_node.storage.spool import Spool
+from pacs_node.web.serving import serve
+from tests.conftest import radiograph, save
+from tests.helpers import rows
+
+CHROMIUM = Path("/usr/bin/chromium")
+
+
+@dataclass
+class Site:
+    """A reading list at work."""
+
+    database: Database
+    spool: Spool
+    folder: Path
+    address: str
+
+    def add(self, study: str = "1", number: int = 1, **values: Any) -> int:
+        """Take in a radiograph and return its id."""
+        path = save(radiograph(study=study, number=number), self.folder / f"{study}-{number}.dcm")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        kept = self.spool.path(digest)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(kept)
+        rows.receive(self.database, rows.new(number, study, digest=digest, **values))
+        return rows.instance_id(self.database, number, study)
+
+    def scored(self, study: str = "1", number: int = 1, **values: Any) -> int:
+        """Score an image that was taken in."""
+        return rows.score(self.database, number, study, **values)
+
+    def score_of(self, score_id: int) -> Any:
+        return next(row for row in rows.rows(self.database, Score) if row.id == score_id)
+
+    def verdicts_of(self, study: str = "1") -> list[verdicts.GivenVerdict]:
+        study_id = rows.study_id(self.database, study)
+        with self.database.read() as session:
+            return verdicts.of_studies(session, [study_id]).get(study_id, [])
+
+
+@pytest.fixture
+def site(database: Database, database_url: str, tmp_path: Path) -> Iterator[Site]:
+    port, stopped, ready = free_port(), threading.Event(), threading.Event()
+    settings = Settings(
+        database=DatabaseSettings(url=database_url),
+        spool=SpoolSettings(path=tmp_path / "spool"),
+        web=WebSettings(port=port),
+    )
+    spool = Spool(settings.spool.path)
+    spool.prepare()
+    thread = threading.Thread(target=serve, args=(settings, database, spool, stopped, ready.set))
+    thread.start()
+    assert ready.wait(60)
+    try:
+        yield Site(database, spool, tmp_path, f"http://127.0.0.1:{port}")
+    finally:
+        stopped.set()
+        thread.join()
+
+
+@pytest.fixture
+def client(site: Site) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=site.address, timeout=120) as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        pytest.skip("needs Chromium")
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        one = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield one
+        one.close()
+
+
+@pytest.fixture
+def reader(browser: Browser, site: Site) -> Iterator[Page]:
+    """Return a page of 1280 x 800 pixels; what breaks the policy or fails in a script fails the test."""
+    context = browser.new_context(base_url=site.address, viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(120_000)
+    page = context.new_page()
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda said: wrong.append(said.text) if "Content Security" in said.text else None)
+    yield page
+    context.close()
+    assert wrong == []
