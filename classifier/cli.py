@@ -20,10 +20,11 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from classifier import terminal, threads
-from classifier.arguments import DataArgument, ModelArgument, model_path
+from classifier.arguments import AgeRule, DataArgument, ModelArgument, model_path
 from classifier.config import Eligibility, Unknown
 from classifier.data.files import candidates, printable
 from classifier.errors import ClassifierError
+from classifier.evaluate_command import evaluate
 from classifier.gate_command import gate
 from classifier.outcome import Decision, Prediction
 from classifier.reasons import Reason
@@ -73,14 +74,6 @@ class Doubt(StrEnum):
     """What to do with an image unlike the training images."""
 
     UNDETERMINED = "undetermined"
-    DECIDE = "decide"
-
-
-class AgeRule(StrEnum):
-    """What to do with an image whose tags do not tell the age."""
-
-    UNDETERMINED = "undetermined"
-    LOOK = "look"
     DECIDE = "decide"
 
 
@@ -217,28 +210,10 @@ app.command(
 )(gate)
 
 
-@app.command(epilog="Example:\n\nclassifier evaluate run/model.safetensors test/ --out result/")
-def evaluate(
-    model: ModelArgument,
-    data: DataArgument,
-    out: Annotated[Path, typer.Option(help="Folder for metrics.json, pictures and page.")],
-    *,
-    split: Annotated[str, typer.Option(help="Only this split of a manifest.")] = "",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable images.")] = False,
-) -> None:
-    """Measure a model on labelled images."""
-    from classifier.measuring.evaluate import evaluate as measure  # noqa: PLC0415
-    from classifier.progress import counting  # noqa: PLC0415
-    from classifier.scoring.predict import Predictor  # noqa: PLC0415
-
-    predictor = Predictor.load(model_path(model), device, None, cautious=False)
-    with counting("Scoring") as progress:
-        found = measure(predictor, data, out, split=split, skip_bad=skip_bad, progress=progress)
-    sys.stdout.write((out / "report.txt").read_text(encoding="utf-8"))
-    low, high = found.measures.auroc_ci95
-    sys.stdout.write(f"AUROC {found.measures.auroc:.4f}, 95 % interval {low:.4f} to {high:.4f}\n")
-    sys.stdout.write(f"Page: {out / 'index.html'}\n")
+app.command(
+    epilog="Examples:\n\nclassifier evaluate run/model.safetensors test/ --out result/\n\n"
+    "classifier evaluate run/model.safetensors set.csv --split test --beside default --out result/"
+)(evaluate)
 
 
 @app.command(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from classifier.arguments import ThreadsOption
+from classifier.arguments import ClassesOption, ThreadsOption
 from classifier.config import TrainSettings
 from classifier.errors import ClassifierError
 
@@ -31,9 +31,7 @@ def train(
     data_weights: Annotated[
         str, typer.Option(help="How much an image of each set counts, such as 1,0.5.")
     ] = "",
-    classes: Annotated[
-        str, typer.Option(help="Names of the classes without and with pneumonia, such as healthy,sick.")
-    ] = "",
+    classes: ClassesOption = "",
     balance: Annotated[
         str | None,
         typer.Option(help="Columns that shall not tell the class, such as machine,view."),

@@ -7,6 +7,6 @@
 5. `classifier.model.checkpoint` writes weights and card into one file.
 
 The names of the other modules say what they do: `recipes` (all that is chosen), `options`, `decoded_set`,
-`batches`, `weights`, `augment`, `feed`, `optim`, `distributed`, `calibrate`, `card`, `run_folder`, `run_page`,
-`pooled` (of several folds), `logs` (of other tools), `ages`, `naming`.
+`batches`, `weights`, `augment`, `feed`, `optim`, `distributed`, `calibrate`, `card`, `run_folder`,
+`run_page`, `pooled` (of several folds), `logs` (of other tools), `ages`, `naming`.
 """

@@ -356,8 +356,10 @@ def test_an_evaluation_writes_exactly_the_promised_keys_and_one_page(
     assert list(content) == [
         *("n", "n_positive", "threshold", "accuracy", "balanced_accuracy", "sensitivity", "specificity"),
         *("precision", "npv", "f1", "auroc", "auroc_ci95", "average_precision", "brier", "ece"),
-        *("confusion_matrix", "per_file"),
+        *("confusion_matrix", "model", "as_node", "subgroups", "baselines", "beside", "per_file"),
     ]
+    card = predictor.card
+    assert content["model"] == {"name": card.name, "version": card.version, "sha256": card.sha256}
     assert content["n"] == len(content["per_file"]) == 64
     assert set(content["per_file"][0]) == {"path", "label", "probability"}
     (tn, fp), (fn, tp) = content["confusion_matrix"]
