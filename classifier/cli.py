@@ -6,38 +6,28 @@ Imports of torch stand inside the commands, so that `--help` answers at once.
 from __future__ import annotations
 
 import errno
-import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import track
 from rich.table import Column, Table
 from rich.text import Text
 
 from classifier import terminal, threads
-from classifier.arguments import AgeRule, DataArgument, ModelArgument, model_path
-from classifier.config import Eligibility, Unknown
-from classifier.data.files import candidates, printable
+from classifier.arguments import DataArgument, ModelArgument, model_path
+from classifier.calibrate_command import calibrate
 from classifier.errors import ClassifierError
 from classifier.evaluate_command import evaluate
 from classifier.gate_command import gate
-from classifier.outcome import Decision, Prediction
-from classifier.reasons import Reason
+from classifier.predict_command import predict
 from classifier.train_command import train
-from classifier.untrusted import json_text
-from classifier.untrusted import printable as readable
+from classifier.untrusted import print_json
 
 if TYPE_CHECKING:
     from classifier.model.card import ModelCard
-    from classifier.scoring.predict import Predictor
-
-_BATCH = 16
-_COLOURS = {Decision.POSITIVE: "red", Decision.NEGATIVE: "green", Decision.UNDETERMINED: "yellow"}
 
 app = typer.Typer(
     help="Pneumonia classifier for frontal chest radiographs. Research use only.",
@@ -49,8 +39,8 @@ app = typer.Typer(
 )
 
 
-class PredictionFormat(StrEnum):
-    """How results are printed."""
+class ShowFormat(StrEnum):
+    """How a card is printed."""
 
     TABLE = "table"
     JSON = "json"
@@ -63,90 +53,25 @@ class Exchange(StrEnum):
     BUNDLE = "monai-bundle"
 
 
-class Rule(StrEnum):
-    """What to do if the tags do not answer a question."""
-
-    REFUSE = "refuse"
-    SCORE = "score"
+FormatOption = Annotated[ShowFormat, typer.Option("--format", help="A table to read or JSON to process.")]
 
 
-class Doubt(StrEnum):
-    """What to do with an image unlike the training images."""
-
-    UNDETERMINED = "undetermined"
-    DECIDE = "decide"
-
-
-FormatOption = Annotated[
-    PredictionFormat, typer.Option("--format", help="A table to read or JSON to process.")
-]
-
-
-@app.command(
+app.command(
     epilog="Examples:\n\nclassifier predict default chest.dcm\n\n"
-    "classifier predict default study/ --format json\n\n"
+    "classifier predict default study/ --format csv\n\n"
     "classifier predict default study/ --heatmap maps/\n\n"
     "classifier predict my.safetensors *.dcm --device cpu"
-)
-def predict(
-    model: ModelArgument,
-    files: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="FILE...", help="DICOM, JPEG or PNG files; folders are searched with their subfolders."
-        ),
-    ],
-    *,
-    output: FormatOption = PredictionFormat.TABLE,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    unknown_body_part: Annotated[
-        Rule, typer.Option(help="Images whose tags state no body part.")
-    ] = Rule.REFUSE,
-    unknown_view: Annotated[Rule, typer.Option(help="Images whose tags state no view.")] = Rule.REFUSE,
-    unlike_training: Annotated[
-        Doubt, typer.Option(help="Images unlike the training images, or of patients of another age.")
-    ] = Doubt.UNDETERMINED,
-    unknown_age: Annotated[
-        AgeRule,
-        typer.Option(help="Pictures, and images whose tags tell no age, if the model is for some ages."),
-    ] = AgeRule.UNDETERMINED,
-    heatmap: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for a picture of each positive or undetermined image under its activation map."
-        ),
-    ] = None,
-) -> None:
-    """Score images for pneumonia."""
-    found = list(_find(files))
-    from classifier.scoring.predict import Predictor  # noqa: PLC0415 - a wrong path is told before torch is loaded
-
-    rules = Eligibility(_unknown(unknown_body_part), _unknown(unknown_view))
-    cautious = unlike_training is Doubt.UNDETERMINED
-    predictor = Predictor.load(
-        model_path(model), device, rules, cautious=cautious, unknown_age=unknown_age.value
-    )
-    results = list(zip(found, _predict_in_batches(predictor, found), strict=True))
-    if output is PredictionFormat.JSON:
-        _print_json([{"file": str(file), **_plain(prediction)} for file, prediction in results])
-    else:
-        terminal.console().print(_results_table(results))
-    _tell_of_ages(predictor, [prediction for _, prediction in results])
-    if heatmap is not None:
-        from classifier.measuring.heat_map import write_heat_maps  # noqa: PLC0415
-
-        number = write_heat_maps(results, heatmap)
-        terminal.console(stderr=True).print(f"{number} heat maps in {heatmap}", soft_wrap=True, markup=False)
+)(predict)
 
 
 @app.command(epilog="Example:\n\nclassifier show default")
-def show(model: ModelArgument, output: FormatOption = PredictionFormat.TABLE) -> None:
+def show(model: ModelArgument, output: FormatOption = ShowFormat.TABLE) -> None:
     """Print the card of a model: preprocessing, threshold, data, measurements, limits of use."""
     from classifier.model.checkpoint import load  # noqa: PLC0415
 
     card = load(model_path(model)).card
-    if output is PredictionFormat.JSON:
-        _print_json(card.model_dump(mode="json"))
+    if output is ShowFormat.JSON:
+        print_json(card.model_dump(mode="json"))
     else:
         terminal.console().print(_card_table(card))
 
@@ -216,6 +141,12 @@ app.command(
 )(evaluate)
 
 
+app.command(
+    epilog="Examples:\n\nclassifier calibrate run/model.safetensors ours.csv --out ours.safetensors\n\n"
+    "classifier calibrate default ours.csv --cost-ratio 5 --prevalence 0.2 --out ours.safetensors"
+)(calibrate)
+
+
 @app.command(
     epilog="Examples:\n\nclassifier export default --format onnx --out model.onnx\n\n"
     "classifier export run/model.safetensors --format monai-bundle --out bundle/"
@@ -253,82 +184,11 @@ def _sentence(error: ClassifierError | OSError) -> str:
     return str(error)
 
 
-def _unknown(rule: Rule) -> Unknown:
-    return "score" if rule is Rule.SCORE else "refuse"
-
-
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ClassifierError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
-
-
-def _find(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yield files, and possible images in folders, in a stable order."""
-    for path in paths:
-        if path.is_dir():
-            yield from _find_in(path)
-        elif path.is_file():
-            yield path
-        else:
-            raise ClassifierError(f"There is no file {path}; check the path.")
-
-
-def _find_in(folder: Path) -> Iterator[Path]:
-    found = candidates(folder)
-    if not found:
-        raise ClassifierError(f"There is no DICOM, JPEG or PNG file in {folder}; name another folder.")
-    yield from found
-
-
-def _predict_in_batches(predictor: Predictor, files: Sequence[Path]) -> Iterator[Prediction]:
-    batches = [files[i : i + _BATCH] for i in range(0, len(files), _BATCH)]
-    is_quiet = len(batches) < 2
-    for batch in track(
-        batches, "Scoring", console=terminal.console(stderr=True), transient=True, disable=is_quiet
-    ):
-        yield from predictor.predict(batch)
-
-
-def _plain(prediction: Prediction) -> dict[str, Any]:
-    values = asdict(prediction)
-    del values["heat_map"]
-    return values
-
-
-def _tell_of_ages(predictor: Predictor, predictions: Sequence[Prediction]) -> None:
-    """Say what to do if images have no decision because their age is unknown."""
-    number = sum(prediction.reason is Reason.UNKNOWN_AGE for prediction in predictions)
-    if number and predictor.card.ages is not None:
-        youngest, oldest = predictor.card.ages
-        what = "Of 1 image the age is" if number == 1 else f"Of {number} images the age is"
-        terminal.console(stderr=True, highlight=False).print(
-            f"{what} not known, and the model is for {youngest} to {oldest} years. If all patients are of"
-            " these ages, add --unknown-age decide."
-        )
-
-
-def _print_json(content: Any) -> None:
-    sys.stdout.write(json_text(json.dumps(content, indent=2)) + "\n")
-
-
-def _results_table(results: Sequence[tuple[Path, Prediction]]) -> Table:
-    table = Table(Column("File", overflow="fold"), "View", "Probability", "Novelty", "Decision", "Reason")
-    for file, prediction in results:
-        cells = map(
-            Text, (readable(printable(file)), *_cells(prediction))
-        )  # Text: brackets are no markup here
-        table.add_row(*cells, style=_COLOURS.get(prediction.decision, "dim"))
-    return table
-
-
-def _cells(prediction: Prediction) -> tuple[str, ...]:
-    probability = "" if prediction.probability is None else f"{prediction.probability:.4f}"
-    novelty = "" if prediction.novelty is None else f"{prediction.novelty:.2f}"
-    reason = f"{prediction.reason.meaning}. {prediction.detail}" if prediction.reason else prediction.detail
-    decision = prediction.decision.replace("_", " ")
-    return prediction.view or "", probability, novelty, decision, readable(reason)
 
 
 def _card_table(card: ModelCard) -> Table:

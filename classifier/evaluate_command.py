@@ -20,6 +20,7 @@ from classifier.arguments import (
 )
 from classifier.data.example import CLASSES
 from classifier.data.examples import class_names
+from classifier.reasons import Reason
 
 if TYPE_CHECKING:
     from classifier.measuring.evaluate import Evaluation
@@ -77,6 +78,11 @@ def _told(found: Evaluation) -> Iterator[str]:
         f"The node would decide {node['decided']} of {node['n']} images and leave {without} open"
         f"{f' ({reasons})' if reasons else ''}."
     )
+    if node["reasons"].get(Reason.UNKNOWN_AGE):
+        yield (
+            "Where neither tags nor manifest tell the age, the node does not decide. If all patients are of"
+            " the model's ages, add --unknown-age decide."
+        )
     if node["decided"]:
         shares = (
             f"{name} {node[name]:.4f} ({node[f'{name}_ci95'][0]:.2f} to {node[f'{name}_ci95'][1]:.2f})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from classifier.data.images import require_none
 from classifier.decoding.decode import decode
 from classifier.errors import DataError
 from classifier.measuring import page, plots
-from classifier.measuring.as_node import answer, measure_answers
+from classifier.measuring.as_node import Answer, answer, measure_answers
 from classifier.measuring.baselines import baselines
 from classifier.measuring.comparison import Comparison, compare
 from classifier.measuring.metrics import Measures, measure
@@ -29,6 +30,7 @@ from classifier.model.card import ModelCard
 from classifier.model.transforms import Resize
 from classifier.outcome import Decision, Prediction
 from classifier.scoring.predict import Predictor
+from classifier.untrusted import cell
 
 Numbers = NDArray[np.float64]
 
@@ -63,14 +65,15 @@ class Further:
 
     Attributes
     ----------
-    as_node
-        What the node would answer; see `measure_answers`.
+    answers, as_node
+        What the node would answer for each image, and for all; see `measure_answers`.
     subgroups, baselines
         By column and group; of classifiers that see no lung.
     beside
         Comparison with a second model, by its name.
     """
 
+    answers: Sequence[Answer]
     as_node: dict[str, Any]
     subgroups: dict[str, dict[str, dict[str, Any]]]
     baselines: dict[str, dict[str, Any]]
@@ -140,6 +143,7 @@ def _further(
     answers = [answer(e, p, card) for e, p in zip(examples, predictions, strict=True)]
     decided = [found.decision in (Decision.POSITIVE, Decision.NEGATIVE) for found in answers]
     return Further(
+        answers,
         measure_answers(examples, answers),
         subgroups(examples, probability, decided, card.threshold),
         baselines(examples),
@@ -176,8 +180,21 @@ def _score(
         progress(start + len(batch), len(examples))
 
 
+def _write_predictions(evaluation: Evaluation, path: Path) -> None:
+    """Write a line for each image: what the model says, and what the node would answer."""
+    columns = ("path", "label", "patient", "probability", "novelty", "decision", "reason")
+    further = evaluation.further
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for e, p, found in zip(evaluation.examples, evaluation.predictions, further.answers, strict=True):
+            values = (e.label, cell(e.patient), p.probability, p.novelty, found.decision, found.reason)
+            writer.writerow((cell(str(e.path)), *values))
+
+
 def _write(evaluation: Evaluation, card: ModelCard, source: str, out: Path) -> None:
     _write_metrics(evaluation, card, out / "metrics.json")
+    _write_predictions(evaluation, out / "predictions.csv")
     report = _report(evaluation)
     (out / "report.txt").write_text(report, encoding="utf-8")
     labels, probability, measures = evaluation.labels, evaluation.probability, evaluation.measures
@@ -214,7 +231,7 @@ def _write(evaluation: Evaluation, card: ModelCard, source: str, out: Path) -> N
 def _write_metrics(evaluation: Evaluation, card: ModelCard, path: Path) -> None:
     content = evaluation.measures.as_dict()
     content["model"] = {"name": card.name, "version": card.version, "sha256": card.sha256}
-    content |= asdict(evaluation.further)
+    content |= {name: value for name, value in asdict(evaluation.further).items() if name != "answers"}
     content["per_file"] = [
         {"path": str(example.path), "label": example.label, "probability": probability}
         for example, probability in zip(evaluation.examples, evaluation.probability.tolist(), strict=True)

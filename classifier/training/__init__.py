@@ -8,5 +8,6 @@
 
 The names of the other modules say what they do: `recipes` (all that is chosen), `options`, `decoded_set`,
 `batches`, `weights`, `augment`, `feed`, `optim`, `distributed`, `calibrate`, `card`, `run_folder`,
-`run_page`, `pooled` (of several folds), `logs` (of other tools), `ages`, `naming`.
+`run_page`, `pooled` (of several folds), `recalibrate` (for another place), `logs` (of other tools), `ages`,
+`naming`.
 """

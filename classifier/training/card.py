@@ -21,6 +21,7 @@ Numbers = NDArray[np.float64]
 _DECIMALS = 4
 _CLASS_OF = {"sensitivity": 1, "specificity": 0}
 _ADULT = 18  # years
+FEW_PATIENTS = "The threshold was chosen on few patients"
 _WELL_KNOWN, _WITHIN = 0.95, 0.05  # a share, and how well it should be known
 LIMITS = (
     "Research use only: not a medical device, not for diagnosis.",
@@ -120,7 +121,8 @@ def card(
         preprocessing=tuple(recipe.preprocessing),
         recipe=recipe.text,
         threshold=threshold,
-        threshold_source=f"The largest with sensitivity {wanted.sensitivity:g} on {where}. {operating.text}",
+        threshold_source=f"The largest with sensitivity {wanted.sensitivity:g} on {where}."
+        f" On these, unchanged: {operating.shares}.",
         temperature=calibration.temperature,
         offset=calibration.offset,
         temperature_source=f"Smallest log loss{weighing}, on {where}.",
@@ -173,13 +175,12 @@ class Operating:
         )
 
     @property
-    def text(self) -> str:
-        """Both shares with their intervals and numbers, in one sentence."""
-        told = (
+    def shares(self) -> str:
+        """Both shares with their intervals and numbers."""
+        return ", ".join(
             f"{what} {share:.4f} (95 % interval {low:.2f} to {high:.2f}; {number})"
             for what, share, (low, high), number in self._told()
         )
-        return f"On these, unchanged: {', '.join(told)}."
 
     @property
     def warning(self) -> str:
@@ -191,7 +192,7 @@ class Operating:
             f"{what} of {low:.2f} to {high:.2f} ({number})" for what, _, (low, high), number in self._told()
         )
         return (
-            f"The threshold was chosen on few patients, and may have a {known}. To know"
+            f"{FEW_PATIENTS}, and may have a {known}. To know"
             f" {_WELL_KNOWN:g} to within {_WITHIN:g} takes {enough} patients of each class."
         )
 

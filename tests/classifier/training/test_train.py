@@ -21,7 +21,9 @@ import torch
 from safetensors.torch import save_file
 from torchvision.transforms import v2
 
+from classifier.config import SHIPPED_MODEL
 from classifier.data.examples import load as load_data
+from classifier.data.examples import write_manifest
 from classifier.errors import DataError, TrainingError
 from classifier.measuring.evaluate import evaluate
 from classifier.measuring.explore import explore
@@ -370,6 +372,35 @@ def test_an_evaluation_writes_exactly_the_promised_keys_and_one_page(
     assert "Unlike the training images" in html
     assert "://" not in html
     assert "pneumonia" in (tmp_path / "result" / "report.txt").read_text()
+    with (tmp_path / "result" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["probability"]) for row in rows] == found.probability.tolist()
+    assert {row["reason"] for row in rows} <= {"UNKNOWN_AGE", "UNLIKE_TRAINING"}  # pictures tell no age
+    assert content["as_node"]["undetermined"] == sum(row["decision"] == "undetermined" for row in rows) == 64
+
+
+def test_two_models_are_compared_by_the_command_and_ages_come_from_a_manifest(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    listed = [replace(e, columns={"age": "3" if at % 4 else "30"}) for at, e in enumerate(load_data(images))]
+    manifest, out = tmp_path / "set.csv", tmp_path / "result"
+    write_manifest(manifest, listed)
+    call = [sys.executable, "-m", "classifier", "evaluate", str(run / "model.safetensors"), str(manifest)]
+    options = ["--out", str(out), "--beside", "default", "--device", "cpu"]
+    done = subprocess.run([*call, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shipped = load(SHIPPED_MODEL).card
+    assert f"Beside {shipped.name} {shipped.version}: AUROC " in done.stdout
+    assert "Without a lung, by ring alone: AUROC " in done.stdout
+    assert " OTHER_AGE" in done.stdout
+    content = json.loads((out / "metrics.json").read_text())
+    assert 0 < content["as_node"]["decided"] <= 48
+    assert 0 < content["as_node"]["reasons"]["OTHER_AGE"] <= 16  # some are unlike the training images besides
+    assert set(content["subgroups"]["age"]) == {"1 to 5 years", "18 to 39 years"}
+    assert content["subgroups"]["age"]["18 to 39 years"]["decided_as_node"] == 0
+    html = (out / "index.html").read_text()
+    for heading in ("As the node would answer", "By age", "Without a lung", f"Beside {shipped.name}"):
+        assert heading in html
 
 
 def test_an_evaluation_needs_both_classes_after_bad_images_are_left_out(run: Path, tmp_path: Path) -> None:
