@@ -32,6 +32,7 @@ from pacs_node.terminal.arguments import (
     study_dates,
 )
 from pacs_node.terminal.opening import configured, moments, opened
+from pacs_node.user_command import users
 
 if TYPE_CHECKING:
     pass
@@ -310,6 +311,7 @@ def retry(
 
 
 app.command(epilog=RECONCILE_EXAMPLES)(reconcile)
+app.add_typer(users, name="user")
 
 
 @app.command(epilog="Example:\n\npacs-node abandon OLD_PACS")
