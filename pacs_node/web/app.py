@@ -14,6 +14,7 @@ from db.session import Database
 from pacs_node import log
 from pacs_node.config import Settings
 from pacs_node.storage.spool import Spool
+from pacs_node.web.api import PATH, Api
 from pacs_node.web.guard import Guard, Next
 from pacs_node.web.pages import LABELS, Pages
 from pacs_node.web.pictures import Pictures
@@ -42,6 +43,7 @@ def make_app(settings: Settings, database: Database, spool: Spool) -> FastAPI:
     guard = Guard(settings.web, database, show)
     app.include_router(Pages(settings, database, spool, Pictures(settings.classifier), show).router)
     app.include_router(SignIn(database, guard.limits, show).router)
+    app.mount(PATH, Api(database).app)
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
 
     @app.middleware("http")

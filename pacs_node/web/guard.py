@@ -35,7 +35,8 @@ _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-p
 _SAFE = {"GET", "HEAD"}
 _MOST_FORM = 65_536  # bytes
 _FORM_TYPE = "application/x-www-form-urlencoded"
-_OPEN = ("/sign-in", "/api/")  # the API asks for a token itself
+_API = "/api/"  # it asks for a token itself, takes no cookies and changes nothing
+_OPEN = ("/sign-in", _API)
 
 Next = Callable[[Request], Awaitable[Response]]
 
@@ -78,7 +79,7 @@ class Guard:
             _check_local(request)
         secret = await run_in_threadpool(self._identify, request) if has_users else self._as_local(request)
         request.state.form_token = form_token(secret) if secret else ""
-        if request.method not in _SAFE:
+        if request.method not in _SAFE and not request.url.path.startswith(_API):
             await self._check_form(request)
         if request.state.visitor is None and not request.url.path.startswith(_OPEN):
             return self._ask(request)

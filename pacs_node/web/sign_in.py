@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from datetime import UTC, datetime
-from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -20,7 +19,7 @@ from pacs_node.errors import UserError
 from pacs_node.web import cookies, passwords
 from pacs_node.web.names import name_of
 from pacs_node.web.show import Show
-from pacs_node.web.visitor import address, form_token, record, secret_hash
+from pacs_node.web.visitor import address, form_token, record, secret_hash, source
 
 _log = log.get(__name__)
 
@@ -60,7 +59,7 @@ class SignIn:
         device = cookies.read(request, cookies.DEVICE)
         with self._database.write() as session:
             known = secret_hash(device) if device else None
-            attempt = sign_ins.begin(session, typed, _source(request), known, now)
+            attempt = sign_ins.begin(session, typed, source(request), known, now)
             user = users.named(session, typed)
         if attempt is None:
             _log.warning("too many failures to sign in", address=address(request))
@@ -127,15 +126,6 @@ def _typed(name: str) -> str:
         return name_of(name)
     except UserError:
         return name.strip().replace("\0", "")[:64]
-
-
-def _source(request: Request) -> str:
-    """Return the address, or for IPv6 its network: one attacker has all addresses of one."""
-    try:
-        one = ip_address(address(request).partition("%")[0])
-    except ValueError:
-        return address(request)
-    return str(ip_network((one, 64), strict=False) if isinstance(one, IPv6Address) else one)
 
 
 def _within(path: str) -> str:

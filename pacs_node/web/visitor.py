@@ -6,6 +6,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from fastapi import HTTPException, Request
 from sqlalchemy.orm import Session
@@ -54,6 +55,15 @@ def require_admin(request: Request) -> None:
 def address(request: Request) -> str:
     """Return the network address from which somebody asks."""
     return request.client.host[:64] if request.client else ""
+
+
+def source(request: Request) -> str:
+    """Return the address, or for IPv6 its network: one attacker has all addresses of one."""
+    try:
+        one = ip_address(address(request).partition("%")[0])
+    except ValueError:
+        return address(request)
+    return str(ip_network((one, 64), strict=False) if isinstance(one, IPv6Address) else one)
 
 
 def record(
