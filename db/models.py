@@ -373,6 +373,7 @@ class Audit(Base):
     address: Mapped[str] = mapped_column(LABEL)
     action: Mapped[str] = mapped_column(WORD)
     study_id: Mapped[int | None] = mapped_column(ForeignKey(Study.id), index=True)
+    detail: Mapped[str | None] = mapped_column(Text)  # what was asked for, or to whom it was done
 
 
 def _partial(name: str, condition: str, *columns: Any) -> Index:

@@ -32,6 +32,8 @@ from pacs_node.terminal.arguments import (
     study_dates,
 )
 from pacs_node.terminal.opening import configured, moments, opened
+from pacs_node.token_command import tokens
+from pacs_node.user_command import users
 
 if TYPE_CHECKING:
     pass
@@ -310,6 +312,8 @@ def retry(
 
 
 app.command(epilog=RECONCILE_EXAMPLES)(reconcile)
+app.add_typer(users, name="user")
+app.add_typer(tokens, name="token")
 
 
 @app.command(epilog="Example:\n\npacs-node abandon OLD_PACS")
