@@ -400,7 +400,8 @@ class Audit(Base):
     person: Mapped[str] = mapped_column(LABEL)
     address: Mapped[str] = mapped_column(LABEL)
     action: Mapped[str] = mapped_column(WORD)
-    study_id: Mapped[int | None] = mapped_column(ForeignKey(Study.id))
+    study_id: Mapped[int | None] = mapped_column(ForeignKey(Study.id), index=True)
+    detail: Mapped[str | None] = mapped_column(Text)  # what was asked for, or to whom it was done
 
 
 def _partial(name: str, condition: str, *columns: Any) -> Index:

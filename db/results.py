@@ -106,6 +106,8 @@ class Filter:
         State of a delivery; for the ledger only.
     with_results
         Whether results of programs that a PACS sent, such as the node's own reports, are rows too.
+    after
+        Time of reception, SOP Instance UID and `instance_id` of the last row of the page before.
     """
 
     patient: str | None = None
@@ -119,6 +121,7 @@ class Filter:
     state: str | None = None
     with_results: bool = True
     limit: int | None = None
+    after: tuple[datetime, str, int] | None = None
 
 
 def results(session: Session, wanted: Filter) -> list[dict[str, Any]]:
@@ -139,6 +142,12 @@ def each_result(session: Session, wanted: Filter) -> Iterator[dict[str, Any]]:
 def each_of_ledger(session: Session, wanted: Filter) -> Iterator[dict[str, Any]]:
     """Yield all rows of the view `ledger` that match, the newest first, without holding them all."""
     return _each(session, _LEDGER, wanted, LEDGER_COLUMNS, ("sop_instance_uid", "destination"))
+
+
+def result_rows(session: Session, wanted: Filter) -> list[dict[str, Any]]:
+    """Return rows of the view `results`, the newest first, with `instance_id`: in one order for all."""
+    names = (*RESULT_COLUMNS, "instance_id")
+    return _newest(session, _RESULTS, wanted, names, ("sop_instance_uid", "instance_id"))
 
 
 def how_many_results(session: Session, wanted: Filter, most: int) -> int:
@@ -248,12 +257,11 @@ def narrowing(wanted: Filter) -> Iterator[Select[Any]]:
 def conditions(wanted: Filter, columns: Any) -> Iterable[Any]:
     """Yield the conditions on the columns of a view that has a row for each image."""
     if wanted.patient is not None:
-        named = [columns[name] for name in ("patient_id", "patient_name") if name in columns]
-        yield or_(*(_matches(one, wanted.patient) for one in named))
+        yield named(columns, wanted.patient)
     if wanted.accession is not None:
-        yield _matches(columns.accession_number, wanted.accession)
+        yield matches(columns.accession_number, wanted.accession)
     if wanted.study is not None:
-        yield _matches(columns.study_instance_uid, wanted.study)
+        yield matches(columns.study_instance_uid, wanted.study)
     if wanted.study_dates is not None:
         yield columns.study_date.between(*wanted.study_dates)
     yield from _period(wanted, columns)
@@ -263,6 +271,8 @@ def conditions(wanted: Filter, columns: Any) -> Iterable[Any]:
         yield func.coalesce(columns.probability, -1) >= wanted.min_probability  # no result yet
     if wanted.state is not None:
         yield columns.state == wanted.state
+    if wanted.after is not None:
+        yield from _behind(wanted.after, columns)
     if not wanted.with_results:
         yield func.coalesce(columns.reason, "").not_in(_RESULTS_OF_PROGRAMS)
 
@@ -274,7 +284,20 @@ def _period(wanted: Filter, columns: Any) -> Iterator[Any]:
         yield columns.received_at < wanted.until
 
 
-def _matches(where: Any, pattern: str) -> Any:
+def _behind(after: tuple[datetime, str, int], columns: Any) -> Iterator[Any]:
+    moment, uid, instance_id = after
+    yield columns.received_at <= moment  # an index serves this alone
+    is_next = (columns.sop_instance_uid == uid) & (columns.instance_id > instance_id)
+    yield or_(columns.received_at < moment, columns.sop_instance_uid > uid, is_next)
+
+
+def named(columns: Any, pattern: str) -> Any:
+    """Compare Patient ID and Patient's Name with a text, in which ``*`` matches anything."""
+    return or_(matches(columns.patient_id, pattern), matches(columns.patient_name, pattern))
+
+
+def matches(where: Any, pattern: str) -> Any:
+    """Compare a column with a text, in which ``*`` matches anything."""
     if "*" not in pattern:
         return where == pattern
     escaped = pattern.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").replace("*", "%")

@@ -1,4 +1,4 @@
-"""What people say of images, and who looked at what."""
+"""What people say of images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
-from db.models import Audit, Instance, Score, Verdict
+from db.models import Instance, Score, Verdict
 
 LABELS = ("agree", "pneumonia", "no_pneumonia", "unreadable")
 
@@ -58,11 +58,3 @@ def of_studies(session: Session, study_ids: Sequence[int]) -> dict[int, list[Giv
         )
         found.setdefault(study_id, []).append(one)
     return found
-
-
-def record(
-    session: Session, action: str, *, person: str, address: str, study_id: int | None, at: datetime
-) -> None:
-    """Record that a person did something."""
-    values = {"action": action, "person": person, "address": address, "study_id": study_id, "at": at}
-    session.execute(insert(Audit).values(values))

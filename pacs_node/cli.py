@@ -31,8 +31,10 @@ from pacs_node.rescore_command import EXAMPLES as RESCORE_EXAMPLES
 from pacs_node.rescore_command import rescore
 from pacs_node.terminal.arguments import CallingOption, ConfigOption, StatusFormat
 from pacs_node.terminal.opening import configured, opened
+from pacs_node.token_command import tokens
 from pacs_node.upgrade_command import EXAMPLES as UPGRADE_EXAMPLES
 from pacs_node.upgrade_command import upgrade
+from pacs_node.user_command import users
 
 if TYPE_CHECKING:
     pass
@@ -209,6 +211,8 @@ def retry(
 
 
 app.command(epilog=RECONCILE_EXAMPLES)(reconcile)
+app.add_typer(users, name="user")
+app.add_typer(tokens, name="token")
 
 
 @app.command(epilog="Example:\n\npacs-node abandon OLD_PACS")

@@ -11,6 +11,7 @@ _FORMS = {
     "calling_ae_titles": "an AE title has 1 to 16 characters, without backslash and accents",
     "station_name": "it has 1 to 64 ASCII characters, without backslash",
     "name": "it has 1 to 32 ASCII characters",
+    "address": 'write what browsers open, such as "https://reading.hospital.example", without a path',
     "device": 'write "auto", "cpu", "cuda" or "cuda:1"',
 }
 """What a text must look like, by the key."""

@@ -17,6 +17,8 @@ from rich.markup import escape as without_markup
 from rich.table import Column, Table
 
 from classifier.untrusted import cell, json_text, printable
+from db.tokens import ListedToken
+from db.users import ListedUser
 from pacs_node.reconciling.findings import IMAGE_LEVEL, Finding, Missing, Reconciliation
 from pacs_node.running.status import Snapshot
 from pacs_node.storage.stock import Stock
@@ -406,3 +408,22 @@ def _waiting(found: Snapshot) -> str:
 
 def _size(number: int) -> str:
     return f"{number / 2**30:.1f} GiB"
+
+
+def print_users(found: Sequence[ListedUser], console: Console) -> None:
+    """Print the users of the reading list."""
+    table = Table("Name", "Role", "Signs in", "Last sign-in", "Sessions", box=box.SIMPLE_HEAD)
+    for one in found:
+        way = "no more" if one.is_disabled else "at the provider" if one.is_of_provider else "by password"
+        last = f"{one.signed_in_at.astimezone():%Y-%m-%d %H:%M}" if one.signed_in_at else "never"
+        table.add_row(escape(one.name), one.role, way, last, str(one.sessions))
+    console.print(table if found else "There are no users: the page answers this machine alone.")
+
+
+def print_tokens(found: Sequence[ListedToken], console: Console) -> None:
+    """Print the tokens of programs."""
+    table = Table("Name", "Made", "Revoked", box=box.SIMPLE_HEAD)
+    for one in found:
+        revoked = f"{one.revoked_at.astimezone():%Y-%m-%d %H:%M}" if one.revoked_at else ""
+        table.add_row(escape(one.name), f"{one.created_at.astimezone():%Y-%m-%d %H:%M}", revoked)
+    console.print(table if found else "There are no tokens.")

@@ -20,6 +20,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, func, inspect, select, text
 from sqlalchemy.exc import StatementError
 
+from db import accounts  # noqa: F401 - its tables belong to the metadata
 from db.errors import DatabaseDown, DatabaseError, SchemaMismatch, WriteConflict
 from db.models import Base, Model
 from db.session import _POSTGRESQL, Database, journal_mode, sqlite

@@ -215,6 +215,9 @@ def _queries(module: ModuleType) -> None:
     around(module, "add_instance", "receive: before the rows", "receive: rows written")
     around(module, "add_score", "score: before the row", "score: row written, before commit")
     around(module, "add_report", "report: before the row", "report: row written, before commit")
+
+
+def _deliveries(module: ModuleType) -> None:
     around(
         module, "record_delivered", "deliver: answered, before the row", "deliver: row written, before commit"
     )
@@ -299,6 +302,7 @@ _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "pacs_node.storage.spool": _spool,
     "db.queries": _queries,
     "db.commitments": _commitments,
+    "db.deliveries": _deliveries,
     "db.rescores": _rescores,
     "db.stock": _stock,
     "pacs_node.commitment.stages": _commitment_stages,
