@@ -25,6 +25,7 @@ from pacs_node.reporting.earlier_decisions import DecisionReader
 from pacs_node.reporting.report import ObserverDevice
 from pacs_node.reporting.stage import ReportStage
 from pacs_node.scoring.load import load_model
+from pacs_node.scoring.rescore import RescoreStage
 from pacs_node.scoring.stage import ScoreStage
 from pacs_node.storage.housekeeper import Housekeeper
 from pacs_node.storage.spool import Spool
@@ -83,7 +84,8 @@ def score(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
     scorer, model = load_model(settings, database)
     stage = ScoreStage(database, spool, scorer, model, settings.classifier.batch_size)
     _spare_collector()
-    _work(stopped, ready, _workers(settings, database, [stage]))
+    again = RescoreStage(database, spool, scorer, model, settings.classifier.batch_size)
+    _work(stopped, ready, _workers(settings, database, [stage], again))
 
 
 def deliver(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
@@ -156,11 +158,13 @@ def open_spool(settings: Settings, database: Database, number: int = 0) -> Spool
     return spool
 
 
-def _workers(settings: Settings, database: Database, stages: Sequence[Stage]) -> list[Runs]:
-    """Return a worker for each stage."""
+def _workers(
+    settings: Settings, database: Database, stages: Sequence[Stage], idle_stage: Stage | None = None
+) -> list[Runs]:
+    """Return a worker for each stage, which does what `idle_stage` has when it has nothing else to do."""
     poll, lease = settings.work.poll_seconds, settings.work.lease_seconds
     hung = _HUNG_SECONDS + settings.deliver.connect_seconds + settings.deliver.answer_seconds
-    return [Worker(database, stage, poll, lease, hung) for stage in stages]
+    return [Worker(database, stage, poll, lease, hung, idle_stage=idle_stage) for stage in stages]
 
 
 def _work(stopped: threading.Event, ready: Ready, workers: Sequence[Runs]) -> None:

@@ -34,6 +34,7 @@ _DELIVERY_STYLES = {
 _STATES = ("ready", "done", "failed")
 _WORK = {
     "score": "Scoring",
+    "rescore": "Scoring again",
     "report": "Reporting",
     "page": "Drawing pages",
     "deliver": "Delivering",
@@ -41,6 +42,7 @@ _WORK = {
     "confirm": "Committing",
 }
 _WIDE = 160  # columns of a terminal that has room for whole UIDs beside the rest
+_COUNTED = ("scored", "not_scored", "waiting")
 _ALWAYS = {"score", "report", "deliver"}
 
 Row = Mapping[str, Any]
@@ -68,14 +70,71 @@ def print_results(rows: Sequence[Row], console: Console) -> None:
     console.print(table if rows else "No image matches.")
 
 
+def print_studies(rows: Sequence[Row], console: Console) -> None:
+    """Print rows of the view `studies`, with the columns that fit a terminal."""
+    table = Table(
+        Column("Last image", no_wrap=True),
+        Column("Patient", overflow="fold"),
+        Column("Accession", overflow="fold"),
+        Column("Images", no_wrap=True),
+        Column("Answer", overflow="fold"),
+        Column("Report", overflow="fold"),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for row in rows:
+        table.add_row(*_study_cells(row))
+    console.print(table if rows else "No study matches.")
+
+
+def _study_cells(row: Row) -> Iterator[str]:
+    yield f"{row['last_received_at'].astimezone():%Y-%m-%d %H:%M}"
+    yield escape(" ".join(filter(None, (row["patient_id"], row["patient_name"]))))
+    yield escape(row["accession_number"] or "")
+    scored, images = row["images_scored"], sum(row[f"images_{what}"] for what in _COUNTED)
+    yield f"{scored} of {images} scored" if images else "none"
+    highest = "" if row["highest_probability"] is None else f"{row['highest_probability']:.4f} "
+    reasons = f" [dim]{row['reasons']}[/]" if row["reasons"] else ""
+    yield f"{highest}{decision(row['decision'] or 'waiting')}{reasons}"
+    yield _report(row)
+
+
+def print_scores(rows: Sequence[Row], console: Console) -> None:
+    """Print rows of the view `scores`, with the columns that fit a terminal."""
+    table = Table(
+        Column("Scored", no_wrap=True),
+        Column("Patient", overflow="fold"),
+        Column("Image", overflow="fold"),
+        Column("Answer", overflow="fold"),
+        Column("Model", overflow="fold"),
+        Column("", no_wrap=True),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for row in rows:
+        table.add_row(
+            f"{row['scored_at'].astimezone():%Y-%m-%d %H:%M}",
+            escape(" ".join(filter(None, (row["patient_id"], row["patient_name"])))),
+            escape(row["sop_instance_uid"]),
+            answer(row),
+            escape(f"{row['model_name']} {row['model_version']} {row['model_sha256'][:8]}"),
+            "again" if row["is_rescore"] else "",
+        )
+    console.print(table if rows else "No score matches.")
+
+
 def _cells(row: Row) -> Iterator[str]:
     yield f"{row['received_at'].astimezone():%Y-%m-%d %H:%M}"
     yield escape(" ".join(filter(None, (row["patient_id"], row["patient_name"]))))
     yield escape(row["accession_number"])
     yield escape(" ".join(filter(None, (row["modality"], row["view"]))))
     yield answer(row)
+    yield _report(row)
+
+
+def _report(row: Row) -> str:
     problem = f"[bold red]{row['study_problem']}[/] " if row["study_problem"] else ""
-    yield problem + escape(row["deliveries"] or ("no destination" if row["report_uid"] else ""))
+    return problem + escape(row["deliveries"] or ("no destination" if row["report_uid"] else ""))
 
 
 def answer(row: Row) -> str:

@@ -134,7 +134,7 @@ def test_a_database_without_tables_is_not_taken_for_a_current_one(empty_url: str
     with opened(empty_url) as database:
         if database.file is not None:
             database.file.touch()
-        with pytest.raises(SchemaMismatch, match="older schema; `pacs-node serve` brings it up to date"):
+        with pytest.raises(SchemaMismatch, match="has no tables yet; `pacs-node serve` makes them"):
             database.require_current()
 
 

@@ -1,0 +1,30 @@
+"""Logits of a network, for those who choose a threshold or change images; answers come from `predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from classifier.model.network import Network
+
+_BATCH = 32
+
+
+@torch.inference_mode()
+def logits(network: Network, tensors: Iterable[torch.Tensor], device: str) -> NDArray[np.float64]:
+    """Return the logits (N,), in float32, of prepared images (3, S, S) each.
+
+    Parameters
+    ----------
+    network
+        In evaluation mode, on `device`.
+    """
+    rest, found = iter(tensors), []
+    while batch := list(islice(rest, _BATCH)):
+        stacked = torch.stack(batch).to(device, memory_format=torch.channels_last)
+        found.append(network.classifier(network.embed(stacked)).flatten().double().cpu())
+    return torch.cat(found).numpy() if found else np.empty(0)
