@@ -181,6 +181,27 @@ class MetricsSettings(_Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 0
 
 
+class ProviderSettings(_Section):
+    """A provider of log-ins, by OpenID Connect."""
+
+    issuer: Annotated[
+        str, Field(pattern=r"^(|https://[^?#\s]+|http://(localhost|127\.0\.0\.1)(:\d+)?[^?#\s]*)$")
+    ] = ""
+    client_id: str = ""
+    client_secret: str = ""
+    name: Annotated[str, Field(min_length=1, max_length=32)] = "your hospital account"
+    name_claim: Annotated[str, Field(min_length=1)] = "preferred_username"
+    role_claim: Annotated[str, Field(min_length=1)] = "groups"
+    readers: tuple[str, ...] = ()
+    admins: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> ProviderSettings:
+        if self.issuer and not (self.client_id and (self.readers or self.admins)):
+            raise ValueError("a provider needs issuer, client_id, and readers or admins")
+        return self
+
+
 class WebSettings(_Section):
     """The reading list, for people."""
 
@@ -194,6 +215,7 @@ class WebSettings(_Section):
     proxies: tuple[str, ...] = ()
     idle_minutes: Annotated[float, Field(gt=0, le=1440)] = 30
     session_hours: Annotated[float, Field(gt=0, le=168)] = 12
+    provider: ProviderSettings = ProviderSettings()
 
     @property
     def is_loopback(self) -> bool:

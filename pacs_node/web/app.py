@@ -42,7 +42,13 @@ def make_app(settings: Settings, database: Database, spool: Spool) -> FastAPI:
     show = Show(is_research=settings.node.purpose == "RESEARCH", labels=LABELS, reasons=[*Reason])
     guard = Guard(settings.web, database, show)
     app.include_router(Pages(settings, database, spool, Pictures(settings.classifier), show).router)
-    app.include_router(SignIn(database, guard.limits, show).router)
+    provider = settings.web.provider
+    sign_in = SignIn(database, guard.limits, show, provider.name if provider.issuer else "")
+    app.include_router(sign_in.router)
+    if provider.issuer:
+        from pacs_node.web.provider_sign_in import ProviderSignIn  # noqa: PLC0415 - few sites have one
+
+        app.include_router(ProviderSignIn(settings.web, database, sign_in).router)
     app.mount(PATH, Api(database).app)
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
 

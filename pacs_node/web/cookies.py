@@ -6,7 +6,7 @@ from typing import Literal
 
 from fastapi import Request, Response
 
-SESSION, DEVICE, FORM = "session", "device", "form"
+SESSION, DEVICE, FORM, FLOW = "session", "device", "form", "flow"
 
 
 def _name(request: Request, what: str) -> str:

@@ -55,7 +55,7 @@ class Guard:
     def __init__(self, settings: WebSettings, database: Database, show: Show) -> None:
         self._settings, self._database, self._show = settings, database, show
         self._secret = secrets.token_urlsafe(32)  # of forms where there are no users
-        self._has_users = not settings.is_loopback or bool(settings.proxies)
+        self._has_users = not settings.is_loopback or bool(settings.proxies or settings.provider.issuer)
         self.limits = limits(settings)
 
     async def __call__(self, request: Request, call_next: Next) -> Response:

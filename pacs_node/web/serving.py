@@ -84,7 +84,7 @@ def require_safe(web: WebSettings, database: Database) -> None:
         )
     with database.read() as session:
         has_users = users.any_exist(session)
-    if not has_users:
+    if not has_users and not web.provider.issuer:
         raise ConfigError(
             f"With [web] host {web.host!r}, people must sign in, but there are no users: add one by "
             "`pacs-node user add NAME`; or set host to 127.0.0.1."

@@ -31,10 +31,16 @@ _WAIT = (
 
 
 class SignIn:
-    """The page to sign in, and what becomes of its form."""
+    """The page to sign in, and what becomes of its form.
 
-    def __init__(self, database: Database, limits: SessionLimits, show: Show) -> None:
-        self._database, self._limits, self._show = database, limits, show
+    Parameters
+    ----------
+    provider
+        How people call the provider of log-ins, if there is one.
+    """
+
+    def __init__(self, database: Database, limits: SessionLimits, show: Show, provider: str = "") -> None:
+        self._database, self._limits, self._show, self._provider = database, limits, show, provider
         self.router = APIRouter(include_in_schema=False)
         self.router.add_api_route("/sign-in", self.ask, methods=["GET"])
         self.router.add_api_route("/sign-in", self.check, methods=["POST"])
@@ -71,7 +77,7 @@ class SignIn:
         device = device or secrets.token_urlsafe(32)
         with self._database.write() as session:
             sign_ins.succeed(session, attempt, secret_hash(device))
-        response = RedirectResponse(_within(next_), 303)
+        response = RedirectResponse(within(next_), 303)
         cookies.write(request, response, cookies.DEVICE, device, int(sign_ins.DEVICE_LIFE.total_seconds()))
         self.begin(request, response, user, now)
         return response
@@ -98,17 +104,23 @@ class SignIn:
             cookies.remove(request, response, cookies.SESSION)
         return response
 
+    def refuse(self, request: Request, problem: Exception, name: str) -> Response:
+        """Say why the provider could not sign somebody in."""
+        _log.warning("provider signs nobody in", problem=str(problem), cause=repr(problem.__cause__))
+        self._note(request, "sign-in failed", name[:64], datetime.now(UTC))
+        return self._form(request, "/", "", str(problem), status=403)
+
     def _note(self, request: Request, action: str, name: str, now: datetime) -> None:
         _log.warning(action, address=address(request))
         with self._database.write() as session:
-            _write_down(session, request, action, name, now)
+            _write_down(session, request, action, name.replace("\0", ""), now)
 
     def _form(
         self, request: Request, next_: str, name: str = "", problem: str = "", *, status: int = 200
     ) -> Response:
         secret = cookies.read(request, cookies.FORM) or secrets.token_urlsafe(32)
         request.state.form_token = form_token(secret)
-        shown = {"next": _within(next_), "name": name, "problem": problem}
+        shown = {"next": within(next_), "name": name, "problem": problem, "provider": self._provider}
         response = self._show(request, "sign_in.html", status=status, **shown)
         cookies.write(request, response, cookies.FORM, secret)
         if status == 429:
@@ -128,7 +140,7 @@ def _typed(name: str) -> str:
         return name.strip().replace("\0", "")[:64]
 
 
-def _within(path: str) -> str:
+def within(path: str) -> str:
     """Return a path of ours, whatever a link to this page said."""
     try:
         parts = urlsplit(path)
