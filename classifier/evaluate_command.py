@@ -34,6 +34,10 @@ def evaluate(
     beside: Annotated[
         str, typer.Option(metavar="MODEL", help="A second model, compared on the same images.")
     ] = "",
+    fragility: Annotated[
+        bool,
+        typer.Option("--fragility", help="Count decisions that little changes turn; takes 8 times as long."),
+    ] = False,
     split: Annotated[str, typer.Option(help="Only this split of a manifest.")] = "",
     classes: ClassesOption = "",
     unknown_age: Annotated[
@@ -59,6 +63,7 @@ def evaluate(
             classes=names,
             split=split,
             beside=other,
+            changed=fragility,
             skip_bad=skip_bad,
             progress=progress,
         )
@@ -92,5 +97,7 @@ def _told(found: Evaluation) -> Iterator[str]:
         yield f"Of what it would decide: {', '.join(shares)}."
     for name, value in found.further.baselines.items():
         yield f"Without a lung, by {name} alone: AUROC {value['auroc']:.4f}"
+    for name, value in found.further.fragility.items():
+        yield f"If {name}: {value['flipped']} of {value['n']} decisions turn"
     for name, comparison in found.further.beside.items():
         yield f"Beside {name}: {comparison.text}"

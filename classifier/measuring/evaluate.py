@@ -23,8 +23,9 @@ from classifier.measuring import page, plots
 from classifier.measuring.as_node import Answer, answer, measure_answers
 from classifier.measuring.baselines import baselines
 from classifier.measuring.comparison import Comparison, compare
+from classifier.measuring.fragility import fragility
 from classifier.measuring.metrics import Measures, measure
-from classifier.measuring.rows import as_node_rows, baseline_rows, group_rows
+from classifier.measuring.rows import as_node_rows, baseline_rows, fragility_rows, group_rows
 from classifier.measuring.subgroups import subgroups
 from classifier.model.card import ModelCard
 from classifier.model.transforms import Resize
@@ -41,6 +42,7 @@ _AS_NODE = (
     "Undetermined images are no answers: this table counts them apart, the other measures of this page by"
     " their probability. Pictures have no tags; the age in a manifest counts as theirs."
 )
+_CHANGES = "Decisions that turn to the opposite when the image is changed a little; fewer than 1 % is good."
 _BASELINES = (
     "AUROC of simple classifiers that see the border of the images alone, or the shares of their grey values,"
     " on patients held out. A model should be far better."
@@ -67,8 +69,8 @@ class Further:
     ----------
     answers, as_node
         What the node would answer for each image, and for all; see `measure_answers`.
-    subgroups, baselines
-        By column and group; of classifiers that see no lung.
+    subgroups, baselines, fragility
+        By column and group; of classifiers that see no lung; by change, if that was asked for.
     beside
         Comparison with a second model, by its name.
     """
@@ -77,6 +79,7 @@ class Further:
     as_node: dict[str, Any]
     subgroups: dict[str, dict[str, dict[str, Any]]]
     baselines: dict[str, dict[str, Any]]
+    fragility: dict[str, dict[str, Any]]
     beside: dict[str, Comparison]
 
 
@@ -88,6 +91,7 @@ def evaluate(
     classes: Classes = CLASSES,
     split: str = "",
     beside: Predictor | None = None,
+    changed: bool = False,
     skip_bad: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Evaluation:
@@ -105,6 +109,8 @@ def evaluate(
         Only the images of this split; empty for all.
     beside
         A second model, to be compared on the same images.
+    changed
+        Whether to measure how decisions change by what carries no meaning; takes eight times as long.
     skip_bad
         Leave out images that cannot be decoded; otherwise they are an error.
     progress
@@ -132,6 +138,8 @@ def evaluate(
     further = _further(examples, predictions, probability, predictor.card)
     if beside is not None:
         further.beside[_named(beside.card)] = _compared(examples, labels, probability, beside)
+    if changed:
+        further.fragility.update(fragility(predictor, examples, progress))
     evaluation = Evaluation(examples, labels, probability, measures, predictions, further)
     _write(evaluation, predictor.card, source.name, out)
     return evaluation
@@ -147,6 +155,7 @@ def _further(
         measure_answers(examples, answers),
         subgroups(examples, probability, decided, card.threshold),
         baselines(examples),
+        {},
         {},
     )
 
@@ -221,11 +230,17 @@ def _write(evaluation: Evaluation, card: ModelCard, source: str, out: Path) -> N
             page.Section("By class", preformatted=report),
             *(page.Section(f"By {name}", rows=group_rows(of)) for name, of in further.subgroups.items()),
             page.Section("Without a lung", _BASELINES, rows=baseline_rows(further.baselines)),
+            *_changes(further),
             *(page.Section(f"Beside {name}", found.text) for name, found in further.beside.items()),
             page.Section("Known and unknown", rows=_doubts(evaluation, card), figures=paths[5:]),
             page.Section("Worst mistakes", "Wrong answers, the most certain first.", figures=paths[4:5]),
         ],
     )
+
+
+def _changes(further: Further) -> list[page.Section]:
+    rows = fragility_rows(further.fragility)
+    return [page.Section("Changes without a meaning", _CHANGES, rows=rows)] if rows else []
 
 
 def _write_metrics(evaluation: Evaluation, card: ModelCard, path: Path) -> None:

@@ -33,6 +33,15 @@ def baseline_rows(found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {_NAMES[name]: _share(values, "auroc") for name, values in found.items()}
 
 
+def fragility_rows(found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return one line for each change."""
+    return {
+        name: f"{values['flipped']} of {values['n']} decisions,"
+        f" {_share(values, 'share')}; the probability moves by {values['moved']:.4f} on average"
+        for name, values in found.items()
+    }
+
+
 def _group(found: Mapping[str, Any]) -> str:
     return (
         f"{found['n']} images of {found['patients']} patients, {found['n_positive']} with pneumonia;"

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from classifier.config import SHIPPED_MODEL
 from classifier.data.example import Example
 from classifier.measuring.as_node import Answer, answer, measure_answers
 from classifier.measuring.baselines import baselines
 from classifier.measuring.comparison import compare
+from classifier.measuring.fragility import CHANGES, fragility
 from classifier.measuring.metrics import needed, share_interval
 from classifier.measuring.subgroups import subgroups
 from classifier.model.checkpoint import load
@@ -21,6 +24,7 @@ from classifier.outcome import Decision, Prediction
 from classifier.reasons import Reason
 from tests.conftest import radiograph, save
 from tests.helpers.datasets import picture
+from tests.helpers.predictors import ready
 
 Numbers = NDArray[np.float64]
 
@@ -162,3 +166,53 @@ def test_a_border_that_tells_the_class_is_found(tmp_path: Path) -> None:
     same = [Example(picture(tmp_path / f"{n}.png", 100, n), n % 2, str(n)) for n in range(30)]
     assert 0.1 < float(str(baselines(same)["ring"]["auroc"])) < 0.9
     assert baselines(same[:10]) == {}
+
+
+# --- changes without a meaning
+
+
+@pytest.fixture
+def smooth(tmp_path: Path) -> list[Example]:
+    """Smooth pictures, in which a change by one pixel is small."""
+    made = []
+    for number in range(4):
+        coarse = np.random.default_rng(number).integers(0, 255, (7, 7), np.uint8)
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(coarse).resize((300, 260), Image.Resampling.BICUBIC).save(path)
+        made.append(Example(path, number % 2, str(number)))
+    return made
+
+
+def test_each_change_is_small_and_is_one() -> None:
+    grid = torch.linspace(0, 6, 320)
+    plane = (0.5 + 0.3 * torch.sin(grid)[:, None] * torch.cos(grid)[None])[None]
+    for name, change in CHANGES.items():
+        changed = change(plane)
+        assert changed.shape == plane.shape, name
+        difference = float((changed - plane).abs().mean())
+        assert 0 < difference < 0.06, name
+    assert torch.equal(CHANGES["shifted by one pixel"](plane)[:, 2:, 2:], plane[:, :-2, :-2])
+
+
+def test_decisions_that_turn_are_counted_beyond_the_band(smooth: list[Example]) -> None:
+    checkpoint = load(SHIPPED_MODEL)
+    predictor = ready(checkpoint, None)
+    stated = [p.probability or 0.0 for p in predictor.predict([e.path for e in smooth])]
+    found = fragility(predictor, smooth)
+    assert set(found) == set(CHANGES)
+    assert all(values["n"] == 4 for values in found.values())
+    # A threshold between an image and the same image in another gamma: its decision turns
+    moved = found["gamma 1.25"]["moved"]
+    assert moved > 0
+    name, turned = "gamma 1.25", 0
+    for threshold in np.linspace(min(stated) / 2, max(stated), 40):
+        card = checkpoint.card.model_copy(update={"threshold": float(np.clip(threshold, 0.001, 0.999))})
+        turned = max(
+            turned, fragility(ready(checkpoint._replace(card=card), None), smooth[:1])[name]["flipped"]
+        )
+        if turned:
+            break
+    assert turned == 1
+    wide = card.model_copy(update={"band": 0.9})
+    undecided = fragility(ready(checkpoint._replace(card=wide), None), smooth[:1])[name]
+    assert (undecided["n"], undecided["flipped"], undecided["share"]) == (0, 0, None)

@@ -358,7 +358,16 @@ def test_an_evaluation_writes_exactly_the_promised_keys_and_one_page(
     assert list(content) == [
         *("n", "n_positive", "threshold", "accuracy", "balanced_accuracy", "sensitivity", "specificity"),
         *("precision", "npv", "f1", "auroc", "auroc_ci95", "average_precision", "brier", "ece"),
-        *("confusion_matrix", "model", "as_node", "subgroups", "baselines", "beside", "per_file"),
+        *(
+            "confusion_matrix",
+            "model",
+            "as_node",
+            "subgroups",
+            "baselines",
+            "fragility",
+            "beside",
+            "per_file",
+        ),
     ]
     card = predictor.card
     assert content["model"] == {"name": card.name, "version": card.version, "sha256": card.sha256}
