@@ -142,7 +142,7 @@ WRONG: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("lie", WRONG, ids=str)
+@pytest.mark.parametrize("lie", WRONG, ids=range(len(WRONG)))
 def test_an_answer_that_is_not_valid_signs_nobody_in(
     site: Site, client: httpx.Client, provider: Provider, lie: dict[str, Any]
 ) -> None:
