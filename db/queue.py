@@ -52,12 +52,16 @@ class Kind(StrEnum):
     RESCORE = "rescore"  # an instance: score it once more, for comparison; its lane names the model
     REPORT = "report"  # a study
     PAGE = "page"  # a report: show it on a page
+    HEAT_MAP = "heatmap"  # a report: draw the heat maps that it refers to
     DELIVER = "deliver"  # a delivery
     COMMIT = "commit"  # a delivery: ask the destination to promise that it keeps the report
     CONFIRM = "confirm"  # a storage commitment request: tell the modality what is kept here
 
 
-_MAY_KILL = (Kind.SCORE, Kind.RESCORE, Kind.REPORT, Kind.PAGE)
+BESIDE_REPORT = (Kind.PAGE, Kind.HEAT_MAP)
+"""What is made of a report after it, for destinations that want more."""
+
+_MAY_KILL = (Kind.SCORE, Kind.RESCORE, Kind.REPORT, *BESIDE_REPORT)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from db.models import (
     StudyProblem,
     Utc,
 )
-from db.queue import FAILED, READY, Kind, close, enqueue, is_postgresql, later
+from db.queue import BESIDE_REPORT, FAILED, READY, Kind, close, enqueue, is_postgresql, later
 
 _COUNTABLE = 100_000  # rows
 
@@ -188,7 +188,7 @@ def failures(session: Session, limit: int) -> list[Failure]:
         (Kind.SCORE, scored),
         (Kind.RESCORE, compared),
         (Kind.REPORT, reported),
-        (Kind.PAGE, drawn),
+        *((kind, drawn) for kind in BESIDE_REPORT),
         (Kind.DELIVER, delivered),
         (Kind.COMMIT, delivered),
         (Kind.CONFIRM, confirmed),
@@ -347,7 +347,7 @@ def _belongs_to(study_instance_uid: str) -> Any:
         Job.kind.in_((Kind.SCORE, Kind.RESCORE))
         & Job.ref.in_(select(Instance.id).where(Instance.study_id.in_(study))),
         (Job.kind == Kind.REPORT) & Job.ref.in_(study),
-        (Job.kind == Kind.PAGE) & Job.ref.in_(reports),
+        Job.kind.in_(BESIDE_REPORT) & Job.ref.in_(reports),
         Job.kind.in_((Kind.DELIVER, Kind.COMMIT))
         & Job.ref.in_(select(Delivery.id).where(Delivery.report_id.in_(reports))),
     )

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from db.models import Delivery, Instance, Job, Report, Study
-from db.queue import Kind, close, enqueue
+from db.queue import BESIDE_REPORT, Kind, close, enqueue
 
 _AT_ONCE = 500  # images examined at once
 
@@ -118,7 +118,8 @@ def _is_spent(before: datetime) -> Iterator[ColumnElement[bool]]:
     yield Study.last_received_at < before
     yield _is_none(Instance.study_id == Study.id, _is_unfinished(Kind.SCORE, Instance.id))
     yield ~_is_unfinished(Kind.REPORT, Study.id)
-    yield _is_none(Report.study_id == Study.id, _is_unfinished(Kind.PAGE, Report.id))
+    for kind in BESIDE_REPORT:
+        yield _is_none(Report.study_id == Study.id, _is_unfinished(kind, Report.id))
     yield _is_none(is_mine, Delivery.state.in_(("pending", "failed")))
     yield _is_none(is_mine, _is_unfinished(Kind.COMMIT, Delivery.id))
 

@@ -267,7 +267,7 @@ class Destination(_Section):
     ae_title: AETitle
     host: Annotated[str, Field(min_length=1)]
     port: Port
-    send: tuple[Literal["report", "pdf"], ...] = ("report",)
+    send: tuple[Literal["report", "pdf", "heatmap"], ...] = ("report",)
     commitment: Literal["auto", "off"] = "auto"
 
     @model_validator(mode="before")

@@ -104,10 +104,15 @@ def deliver(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
         ReportStage(database, spool, node, settings),
         ConfirmStage(database, spool, settings),
     ]
-    if any("pdf" in destination.send for destination in settings.destinations):
-        from pacs_node.reporting.page_stage import PageStage  # noqa: PLC0415 - fonts and decoders, for it alone
+    wanted = {result for destination in settings.destinations for result in destination.send}
+    if "pdf" in wanted:  # these load fonts and start decoders
+        from pacs_node.reporting.page_stage import PageStage  # noqa: PLC0415
 
         stages.append(PageStage(database, spool, settings))
+    if "heatmap" in wanted:
+        from pacs_node.reporting.heat_map_stage import HeatMapStage  # noqa: PLC0415
+
+        stages.append(HeatMapStage(database, spool, settings))
     for destination in settings.destinations:
         for stage in (DeliverStage, CommitStage):
             stages.append(stage(database, destination, settings.node.ae_title, settings.deliver))

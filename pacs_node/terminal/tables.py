@@ -37,6 +37,7 @@ _WORK = {
     "rescore": "Scoring again",
     "report": "Reporting",
     "page": "Drawing pages",
+    "heatmap": "Drawing heat maps",
     "deliver": "Delivering",
     "commit": "Asking to commit",
     "confirm": "Committing",
