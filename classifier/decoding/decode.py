@@ -30,6 +30,7 @@ from classifier.decoding.refusal import too_large, translated, unreadable
 from classifier.decoding.resample import WHOLE, Grey, resample
 from classifier.decoding.tags import quiet
 from classifier.errors import NotScorable
+from classifier.reasons import Reason
 
 __all__ = ["PROJECTION_RADIOGRAPHS", "Eligibility", "Radiograph", "check", "decode", "read"]
 
@@ -194,7 +195,7 @@ def _read_picture(data: bytes, limit: int, size: int | None) -> Radiograph:
     except NotScorable as refusal:
         if isinstance(refusal.__cause__, Image.DecompressionBombError):
             raise too_large("The picture is larger than Pillow allows") from refusal
-        if _is_cut(data):
+        if refusal.reason is Reason.UNREADABLE and _is_cut(data):
             raise unreadable("The picture is truncated: its file ends before the image does") from refusal
         raise
     if size is not None:

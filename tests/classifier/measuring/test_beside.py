@@ -190,7 +190,7 @@ def test_each_change_is_small_and_is_one() -> None:
         changed = change(plane)
         assert changed.shape == plane.shape, name
         difference = float((changed - plane).abs().mean())
-        assert 0 < difference < 0.06, name
+        assert 0 < difference < 0.08, name
     assert torch.equal(CHANGES["shifted by one pixel"](plane)[:, 2:, 2:], plane[:, :-2, :-2])
 
 
