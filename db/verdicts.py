@@ -1,4 +1,4 @@
-"""What people say of images, and who looked at what."""
+"""What people say of images."""
 
 from __future__ import annotations
 
@@ -78,11 +78,3 @@ def of_studies(session: Session, study_ids: Sequence[int]) -> dict[int, list[Giv
         )
         found.setdefault(study_id, []).append(one)
     return found
-
-
-def record(
-    session: Session, action: str, *, person: str, address: str, study_id: int | None, at: datetime
-) -> None:
-    """Record that a person did something."""
-    values = {"action": action, "person": person, "address": address, "study_id": study_id, "at": at}
-    session.execute(insert(Audit).values(values))

@@ -7,33 +7,36 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from classifier import terminal
+from pacs_node.listing_commands import (
+    LEDGER_EXAMPLES,
+    RESULTS_EXAMPLES,
+    SCORES_EXAMPLES,
+    STUDIES_EXAMPLES,
+    ledger,
+    results,
+    scores,
+    studies,
+)
 from pacs_node.network.peer import Peer
 from pacs_node.open_command import EXAMPLES as OPEN_EXAMPLES
 from pacs_node.open_command import open_page
 from pacs_node.reconcile_command import EXAMPLES as RECONCILE_EXAMPLES
 from pacs_node.reconcile_command import reconcile
-from pacs_node.terminal.arguments import (
-    BomOption,
-    CallingOption,
-    ConfigOption,
-    DecisionFilter,
-    DeliveryState,
-    EverythingOption,
-    LimitOption,
-    OutputFormat,
-    StatusFormat,
-    study_dates,
-)
-from pacs_node.terminal.opening import configured, moments, opened
+from pacs_node.rescore_command import EXAMPLES as RESCORE_EXAMPLES
+from pacs_node.rescore_command import rescore
+from pacs_node.terminal.arguments import CallingOption, ConfigOption, StatusFormat
+from pacs_node.terminal.opening import configured, opened
+from pacs_node.token_command import tokens
+from pacs_node.upgrade_command import EXAMPLES as UPGRADE_EXAMPLES
+from pacs_node.upgrade_command import upgrade
+from pacs_node.user_command import users
 from pacs_node.verdict_command import EXAMPLES as VERDICT_EXAMPLES
 from pacs_node.verdict_command import verdict
 
@@ -41,12 +44,6 @@ if TYPE_CHECKING:
     pass
 
 USER_ERROR = 2
-SHOWN = 100
-"""Rows of a table for people."""
-
-MOST_COUNTED = 100_000
-"""Rows that are counted to say how many there are."""
-
 app = typer.Typer(
     help="Chest X-rays in by C-STORE, pneumonia scores in SQL, structured reports back. Research use only.",
     no_args_is_help=True,
@@ -153,108 +150,12 @@ def echo(
     terminal.console().print(f"{peer} is there.", highlight=False)
 
 
-@app.command(
-    epilog="Examples:\n\npacs-node results --since 2d --decision positive\n\n"
-    "pacs-node results --patient 'DOE^*' --format csv > doe.csv\n\n"
-    "pacs-node results --accession A123 --format json"
-)
-def results(
-    *,
-    patient: Annotated[
-        str | None, typer.Option(help="Patient ID or name in full, upper or lower case; * matches anything.")
-    ] = None,
-    accession: Annotated[str | None, typer.Option(help="Accession number.")] = None,
-    study: Annotated[str | None, typer.Option(help="Study Instance UID.")] = None,
-    study_date: Annotated[
-        str | None, typer.Option(help="Study date (ISO 8601), or first and last date separated by /.")
-    ] = None,
-    since: Annotated[
-        str | None, typer.Option(help="Received since a date or time (ISO 8601), or an age: 30m, 2h, 7d.")
-    ] = None,
-    until: Annotated[str | None, typer.Option(help="Received before; same format as --since.")] = None,
-    decision: Annotated[DecisionFilter | None, typer.Option(help="Only these.")] = None,
-    min_probability: Annotated[float | None, typer.Option(min=0, max=1, help="Lowest probability.")] = None,
-    everything: EverythingOption = False,
-    bom: BomOption = False,
-    limit: LimitOption = None,
-    output: Annotated[OutputFormat, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
-        OutputFormat.TABLE
-    ),
-    config: ConfigOption = None,
-) -> None:
-    """List results from the database, newest first. Any SQL tool can read them too, in the view `results`."""
-    from db.results import RESULT_COLUMNS, Filter, each_result, how_many_results  # noqa: PLC0415
-    from db.results import results as ask  # noqa: PLC0415
-    from pacs_node.terminal import tables  # noqa: PLC0415
-
-    since_, until_ = moments(since, until)
-    wanted = Filter(
-        patient=patient,
-        accession=accession,
-        study=study,
-        study_dates=None if study_date is None else study_dates(study_date),
-        since=since_,
-        until=until_,
-        decision=decision,
-        min_probability=min_probability,
-        with_results=everything,
-        limit=limit,
-    )
-    with opened(configured(config)).read() as session:
-        if output is not OutputFormat.TABLE:
-            _write_rows(each_result(session, wanted), RESULT_COLUMNS, output, bom=bom)
-            return
-        rows = ask(session, replace(wanted, limit=limit or SHOWN))
-        total = len(rows) if len(rows) < (limit or SHOWN) else how_many_results(session, wanted, MOST_COUNTED)
-    tables.print_results(rows, terminal.console())
-    if total > len(rows):
-        more = "or more " if total == MOST_COUNTED else ""
-        said = f"{len(rows)} of {total} {more}images; --limit shows more, --format csv or json has all."
-        terminal.console(stderr=True).print(said, highlight=False)
-
-
-@app.command(
-    epilog="Examples:\n\npacs-node ledger --study 1.2.826.0.1.3680043.8.498.1\n\n"
-    "pacs-node ledger --since 7d --state failed\n\npacs-node ledger --format csv > ledger.csv"
-)
-def ledger(
-    *,
-    study: Annotated[str | None, typer.Option(help="Study Instance UID.")] = None,
-    patient: Annotated[str | None, typer.Option(help="Patient ID or name, as for `results`.")] = None,
-    accession: Annotated[str | None, typer.Option(help="Accession number.")] = None,
-    since: Annotated[str | None, typer.Option(help="Received since; same format as for `results`.")] = None,
-    until: Annotated[str | None, typer.Option(help="Received before; same format as --since.")] = None,
-    state: Annotated[DeliveryState | None, typer.Option(help="Only deliveries in this state.")] = None,
-    everything: EverythingOption = False,
-    bom: BomOption = False,
-    limit: LimitOption = None,
-    output: Annotated[OutputFormat, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
-        OutputFormat.TABLE
-    ),
-    config: ConfigOption = None,
-) -> None:
-    """Account for each received image: its score, its report, and what each destination answered and when."""
-    from db.results import LEDGER_COLUMNS, Filter, each_of_ledger  # noqa: PLC0415
-    from db.results import ledger as ask  # noqa: PLC0415
-    from pacs_node.terminal import tables  # noqa: PLC0415
-
-    since_, until_ = moments(since, until)
-    wanted = Filter(
-        study=study,
-        patient=patient,
-        accession=accession,
-        since=since_,
-        until=until_,
-        state=state,
-        with_results=everything,
-        limit=limit,
-    )
-    with opened(configured(config)).read() as session:
-        if output is OutputFormat.TABLE:
-            rows = ask(session, replace(wanted, limit=limit or SHOWN))
-            tables.print_ledger(rows, terminal.console())
-        else:
-            _write_rows(each_of_ledger(session, wanted), LEDGER_COLUMNS, output, bom=bom)
+app.command(epilog=RESULTS_EXAMPLES)(results)
+app.command(epilog=STUDIES_EXAMPLES)(studies)
+app.command(epilog=SCORES_EXAMPLES)(scores)
+app.command(epilog=LEDGER_EXAMPLES)(ledger)
+app.command(epilog=RESCORE_EXAMPLES)(rescore)
+app.command(epilog=UPGRADE_EXAMPLES)(upgrade)
 
 
 @app.command(epilog="Example:\n\npacs-node status --format json")
@@ -310,6 +211,8 @@ def retry(
 app.command(epilog=RECONCILE_EXAMPLES)(reconcile)
 app.command(epilog=VERDICT_EXAMPLES)(verdict)
 app.command("open", epilog=OPEN_EXAMPLES)(open_page)
+app.add_typer(users, name="user")
+app.add_typer(tokens, name="token")
 
 
 @app.command(epilog="Example:\n\npacs-node abandon OLD_PACS")
@@ -355,14 +258,3 @@ def main() -> None:
     except (UserError, DatabaseError) as error:
         terminal.console(stderr=True, soft_wrap=True).print(f"pacs-node: {error}", style="red", markup=False)
         sys.exit(USER_ERROR)
-
-
-def _write_rows(
-    rows: Iterable[dict[str, Any]], columns: Sequence[str], output: OutputFormat, *, bom: bool
-) -> None:
-    from pacs_node.terminal import tables  # noqa: PLC0415
-
-    if output is OutputFormat.CSV:
-        tables.write_csv(rows, columns, sys.stdout, bom=bom)
-    else:
-        tables.write_json_rows(rows, sys.stdout)

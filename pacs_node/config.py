@@ -10,6 +10,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -180,12 +181,73 @@ class MetricsSettings(_Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 0
 
 
+class ProviderSettings(_Section):
+    """A provider of log-ins, by OpenID Connect."""
+
+    issuer: Annotated[
+        str, Field(pattern=r"^(|https://[^?#\s]+|http://(localhost|127\.0\.0\.1)(:\d+)?[^?#\s]*)$")
+    ] = ""
+    client_id: str = ""
+    client_secret: str = ""
+    name: Annotated[str, Field(min_length=1, max_length=32)] = "your hospital account"
+    name_claim: Annotated[str, Field(min_length=1)] = "preferred_username"
+    role_claim: Annotated[str, Field(min_length=1)] = "groups"
+    readers: tuple[str, ...] = ()
+    admins: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> ProviderSettings:
+        if self.issuer and not (self.client_id and (self.readers or self.admins)):
+            raise ValueError("a provider needs issuer, client_id, and readers or admins")
+        return self
+
+
 class WebSettings(_Section):
     """The reading list, for people."""
 
-    host: Literal["127.0.0.1", "::1", "localhost"] = "127.0.0.1"
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Port = 8080
+    address: Annotated[
+        str, Field(pattern=r"^(|https://[^/?#@\s]+|http://(localhost|127\.0\.0\.1)(:\d+)?)$")
+    ] = ""
+    certificate: Path | None = None
+    key: Path | None = None
+    proxies: tuple[str, ...] = ()
+    idle_minutes: Annotated[float, Field(gt=0, le=1440)] = 30
+    session_hours: Annotated[float, Field(gt=0, le=168)] = 12
     viewer_url: str = ""
+    provider: ProviderSettings = ProviderSettings()
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        try:
+            return self.host == "localhost" or ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @field_validator("certificate", "key", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("proxies")
+    @classmethod
+    def _are_networks(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            try:
+                ip_network(value)
+            except ValueError:
+                raise ValueError(
+                    f'write addresses such as "127.0.0.1" or "10.0.0.0/24", not {value!r}'
+                ) from None
+        return values
+
+    @model_validator(mode="after")
+    def _has_both(self) -> WebSettings:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("HTTPS needs both, certificate and key")
+        return self
 
     @field_validator("viewer_url")
     @classmethod
@@ -225,7 +287,7 @@ class Destination(_Section):
     ae_title: AETitle
     host: Annotated[str, Field(min_length=1)]
     port: Port
-    send: tuple[Literal["report", "pdf"], ...] = ("report",)
+    send: tuple[Literal["report", "pdf", "heatmap"], ...] = ("report",)
     commitment: Literal["auto", "off"] = "auto"
 
     @model_validator(mode="before")
@@ -380,6 +442,10 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
         "spool": {"path": state / settings.spool.path.expanduser()},
         "classifier": {"model": folder / model.expanduser() if model else None},
         "database": {"url": _anchored_url(settings.database.url, state)},
+        "web": {
+            name: folder / file.expanduser() if file else None
+            for name, file in (("certificate", settings.web.certificate), ("key", settings.web.key))
+        },
     }
     sections = {name: getattr(settings, name).model_copy(update=new) for name, new in changes.items()}
     return settings.model_copy(update=sections)

@@ -83,7 +83,7 @@ def verdict(
 
 
 def _give(session: Session, said: _Said) -> None:
-    from db import reading_list, verdicts  # noqa: PLC0415
+    from db import audit, reading_list, verdicts  # noqa: PLC0415
     from pacs_node.errors import UserError  # noqa: PLC0415
 
     study = reading_list.study(session, said.study)
@@ -102,14 +102,24 @@ def _give(session: Session, said: _Said) -> None:
             f"{said.where}{said.label!r} is no verdict on this image; use "
             f"{', '.join(verdicts.LABELS)}, and agree only where the answer is positive or negative."
         )
+    now = datetime.now(UTC)
     verdicts.give(
         session,
         images[0].id,
         said.label,
         said.comment,
         person=said.person,
-        at=datetime.now(UTC),
+        at=now,
         score_was_visible=said.visible,
+    )
+    audit.record(
+        session,
+        "verdict given",
+        person=said.person,
+        address="console",
+        at=now,
+        study_id=study.id,
+        detail=said.label,
     )
 
 

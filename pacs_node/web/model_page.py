@@ -16,7 +16,7 @@ from db.session import Database
 from pacs_node.config import Settings
 from pacs_node.web import agreement, charts
 from pacs_node.web.agreement import FEWEST, Share
-from pacs_node.web.pages import Pages
+from pacs_node.web.show import Show
 
 NEWEST = 10_000
 """Images from which scores per week and per sender are told."""
@@ -36,9 +36,9 @@ _FACTS = (
 class ModelPage:
     """The page."""
 
-    def __init__(self, settings: Settings, database: Database, pages: Pages) -> None:
+    def __init__(self, settings: Settings, database: Database, show: Show) -> None:
         self._negatives = settings.verdicts.blind_negatives
-        self._database, self._pages = database, pages
+        self._database, self._show = database, show
         self.router = APIRouter(include_in_schema=False)
         self.router.add_api_route("/model", self.model, methods=["GET"])
 
@@ -79,7 +79,7 @@ class ModelPage:
             "blind": blind,
             "sensitivity": agreement.sensitivity(blind, decided["positive"], decided["negative"]),
         }
-        return self._pages.show(request, "model.html", **shown)
+        return self._show(request, "model.html", **shown)
 
 
 class Group:

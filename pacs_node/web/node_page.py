@@ -21,7 +21,8 @@ from pacs_node import orders
 from pacs_node.config import Settings
 from pacs_node.errors import UserError
 from pacs_node.web import charts, wording
-from pacs_node.web.pages import Pages
+from pacs_node.web.show import Show
+from pacs_node.web.visitor import record, require_admin
 
 _WEEK = timedelta(days=7)
 _WORDS = {
@@ -87,8 +88,8 @@ class Coverage:
 class NodePage:
     """The page and its orders."""
 
-    def __init__(self, settings: Settings, database: Database, look: Look, pages: Pages) -> None:
-        self._settings, self._database, self._look, self._pages = settings, database, look, pages
+    def __init__(self, settings: Settings, database: Database, look: Look, show: Show) -> None:
+        self._settings, self._database, self._look, self._show = settings, database, look, show
         self.router = APIRouter(include_in_schema=False)
         self.router.add_api_route("/node", self.node, methods=["GET"])
         for path, endpoint in (("retry", self.retry), ("abandon", self.abandon), ("dismiss", self.dismiss)):
@@ -114,44 +115,39 @@ class NodePage:
             "senders": coverage(images),
             "done": request.query_params.get("done", "")[:9],
         }
-        return self._pages.show(request, "node.html", **shown)
+        return self._show(request, "node.html", **shown)
 
-    def retry(
-        self, request: Request, *, token: Annotated[str, Form()], study: Annotated[str, Form()] = ""
-    ) -> Response:
+    def retry(self, request: Request, *, study: Annotated[str, Form()] = "") -> Response:
         """Try again what failed, everything or of one study."""
         return self._done(
             request,
-            token,
             "retry ordered",
             lambda: orders.retry(self._settings, self._database, study or None),
+            study or "everything",
         )
 
-    def abandon(
-        self, request: Request, *, token: Annotated[str, Form()], destination: Annotated[str, Form()]
-    ) -> Response:
+    def abandon(self, request: Request, *, destination: Annotated[str, Form()]) -> Response:
         """Give up what waits for a destination that no longer exists."""
         return self._done(
             request,
-            token,
             "abandon ordered",
             lambda: orders.abandon(self._settings, self._database, destination),
+            destination,
         )
 
-    def dismiss(
-        self, request: Request, *, token: Annotated[str, Form()], study: Annotated[str, Form()]
-    ) -> Response:
+    def dismiss(self, request: Request, *, study: Annotated[str, Form()]) -> Response:
         """Let a study be without report."""
 
         def order() -> int:
             orders.dismiss(self._database, study)
             return 1
 
-        return self._done(request, token, "dismiss ordered", order)
+        return self._done(request, "dismiss ordered", order, study)
 
-    def _done(self, request: Request, token: str, action: str, order: Callable[[], int]) -> Response:
-        self._pages.require(token)
-        self._pages.record(request, action)
+    def _done(self, request: Request, action: str, order: Callable[[], int], detail: str) -> Response:
+        require_admin(request)
+        with self._database.write() as session:
+            record(session, request, action, detail=detail)
         try:
             number = order()
         except UserError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from pacs_node.config import DatabaseSettings, Destination, Settings, SpoolSetti
 from pacs_node.demo.peers import free_port
 from pacs_node.running.status import Snapshot, snapshot
 from pacs_node.storage.spool import Spool
-from pacs_node.web.serving import serve
+from pacs_node.web.serving import address_of, serve
 from tests.conftest import radiograph, save
 from tests.helpers import rows
 
@@ -36,6 +37,7 @@ class Site:
     spool: Spool
     folder: Path
     address: str
+    port: int
     settings: Settings
 
     def add(self, study: str = "1", number: int = 1, **values: Any) -> int:
@@ -63,18 +65,25 @@ class Site:
 
 @pytest.fixture
 def site(database: Database, database_url: str, tmp_path: Path) -> Iterator[Site]:
-    port, stopped, ready = free_port(), threading.Event(), threading.Event()
+    with serving(database, database_url, tmp_path) as one:
+        yield one
+
+
+@contextmanager
+def serving(database: Database, url: str, folder: Path, **web: Any) -> Iterator[Site]:
+    """Serve the reading list with other keys of [web]."""
+    stopped, ready = threading.Event(), threading.Event()
     settings = Settings(
-        database=DatabaseSettings(url=database_url),
-        spool=SpoolSettings(path=tmp_path / "spool"),
-        web=WebSettings(port=port),
+        database=DatabaseSettings(url=url),
+        spool=SpoolSettings(path=folder / "spool"),
+        web=WebSettings(**{"port": free_port(), **web}),
         destinations=tuple(
             Destination(ae_title=name, host="127.0.0.1", port=1) for name in ("PACS", "ARCHIVE")
         ),
     )
     spool = Spool(settings.spool.path)
     spool.prepare()
-    site = Site(database, spool, tmp_path, f"http://127.0.0.1:{port}", settings)
+    site = Site(database, spool, folder, address_of(settings.web).rstrip("/"), settings.web.port, settings)
 
     def look() -> Snapshot:
         return snapshot(settings, database, datetime.now(UTC))

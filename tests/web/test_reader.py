@@ -53,6 +53,7 @@ def test_a_reader_filters_opens_windows_and_gives_a_verdict(site: Site, reader: 
     expect(reader.locator("tbody tr").first).to_contain_text("Rain, Eve")
     shot(reader, "list")
     reader.get_by_role("link", name="Positive").click()
+    reader.wait_for_url("**decision=positive**")  # and for its scripts, which listen to keys
     expect(reader.locator("tbody tr")).to_have_count(1)
     reader.wait_for_load_state()  # the script that knows the keys runs last
     reader.keyboard.press("ArrowDown")
