@@ -116,12 +116,11 @@ def lock_released(session: Session, digests: Sequence[str]) -> set[str]:
 def _is_spent(before: datetime) -> Iterator[ColumnElement[bool]]:
     is_mine = and_(Delivery.report_id == Report.id, Report.study_id == Study.id)
     yield Study.last_received_at < before
-    yield _is_none(Instance.study_id == Study.id, _is_unfinished(Kind.SCORE, Instance.id))
-    yield ~_is_unfinished(Kind.REPORT, Study.id)
-    for kind in BESIDE_REPORT:
-        yield _is_none(Report.study_id == Study.id, _is_unfinished(kind, Report.id))
+    yield _is_none(Instance.study_id == Study.id, _is_unfinished(Instance.id, Kind.SCORE))
+    yield ~_is_unfinished(Study.id, Kind.REPORT)
+    yield _is_none(Report.study_id == Study.id, _is_unfinished(Report.id, *BESIDE_REPORT))
     yield _is_none(is_mine, Delivery.state.in_(("pending", "failed")))
-    yield _is_none(is_mine, _is_unfinished(Kind.COMMIT, Delivery.id))
+    yield _is_none(is_mine, _is_unfinished(Delivery.id, Kind.COMMIT))
 
 
 def _is_none(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -129,8 +128,8 @@ def _is_none(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     return select(func.count()).where(*conditions).correlate(Study).scalar_subquery() == 0
 
 
-def _is_unfinished(kind: Kind, ref: Any) -> ColumnElement[bool]:
-    return exists().where(Job.kind == kind, Job.ref == ref, Job.state != "done")
+def _is_unfinished(ref: Any, *kinds: Kind) -> ColumnElement[bool]:
+    return exists().where(Job.kind.in_(kinds), Job.ref == ref, Job.state != "done")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,10 @@ _WEEK = timedelta(days=7)
 _SAMPLE = 1000  # newest images, for their size
 _SINCE: Mapping[Kind, Any] = {
     Kind.SCORE: Instance.received_at,
+    Kind.RESCORE: Instance.received_at,
     Kind.REPORT: Study.last_received_at,
     Kind.PAGE: Report.made_at,
+    Kind.HEAT_MAP: Report.made_at,
     Kind.DELIVER: Report.made_at,
     Kind.COMMIT: Delivery.delivered_at,
     Kind.CONFIRM: CommitmentWanted.asked_at,

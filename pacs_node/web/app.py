@@ -67,12 +67,7 @@ def make_app(
 
     @app.middleware("http")
     async def guarded(request: Request, call_next: Next) -> Response:
-        response = await guard(request, call_next)
-        for name, value in _HEADERS.items():
-            response.headers[name] = value
-        if request.url.scheme == "https":
-            response.headers["Strict-Transport-Security"] = f"max-age={_YEAR}"
-        return response
+        return _safe(request, await guard(request, call_next))
 
     @app.exception_handler(DatabaseError)
     def no_database(request: Request, error: DatabaseError) -> Response:
@@ -85,4 +80,17 @@ def make_app(
         detail = "" if error.detail == "Not Found" else error.detail
         return show.trouble(request, error.status_code, title, detail)
 
+    @app.exception_handler(Exception)
+    def failed(request: Request, error: Exception) -> Response:
+        log.crashed(type(error), error, error.__traceback__)
+        return _safe(request, show.trouble(request, 500, "This page failed", "The log of the node says why."))
+
     return app
+
+
+def _safe(request: Request, response: Response) -> Response:
+    for name, value in _HEADERS.items():
+        response.headers[name] = value
+    if request.url.scheme == "https":
+        response.headers["Strict-Transport-Security"] = f"max-age={_YEAR}"
+    return response

@@ -27,8 +27,10 @@ from pacs_node.web.visitor import record, require_admin
 _WEEK = timedelta(days=7)
 _WORDS = {
     "score": "to be scored",
+    "rescore": "to be scored again",
     "report": "to be reported",
     "page": "pages to be made",
+    "heatmap": "heat maps to be drawn",
     "deliver": "to be delivered",
     "commit": "to be committed",
     "confirm": "commitments to be answered",

@@ -23,7 +23,7 @@ DELIVERIES = {
     "failed": "failed",
     "abandoned": "abandoned",
 }
-RESULTS = {"pdf": "page"}
+RESULTS = {"pdf": "page", "heatmap": "heat map"}
 _STATUSES = (  # PS3.4 B.2.3 and PS3.7 C: first and last status, and what they mean
     (0x0000, 0x0000, "success"),
     (0x0110, 0x0110, "processing failure"),

@@ -45,6 +45,7 @@ def test_a_reader_signs_in_looks_and_signs_out(site: Site, reader: Page) -> None
     expect(reader.locator(".given")).to_contain_text("ada")
     (given,) = site.verdicts_of()
     assert given.person == "ada"
+    reader.locator("#viewer[data-shown]").wait_for()  # seen again, before signing out
     reader.get_by_role("button", name="Sign out").click()
     expect(reader.get_by_role("heading", name="Sign in")).to_be_visible()
     reader.goto(STUDY)
