@@ -1,6 +1,6 @@
 # Every target sets up by itself what it needs; none needs a step before it.
 #
-#   make demo             the whole product at work on this machine (IMAGES=DIR for images of your own)
+#   make demo             the whole product at work on this machine (IMAGES=DIR: images of your own; WEB=1: keeps its pages open)
 #   make test             lint, types, import rules, tests; installs the peers that tests talk to where it can
 #   make faults           kills, full disks, dead databases and peers, and what became of the studies, in one table
 #   make bench            speed beside others, on this machine, in one table
@@ -19,7 +19,7 @@ WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))  # one waits 
 .PHONY: demo test faults fuzz bench run lint peers clean
 
 demo: $(VENV)/.installed
-	@$(BIN)/pacs-node demo $(if $(IMAGES),--images "$(IMAGES)")
+	@$(BIN)/pacs-node demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(WEB),--web)
 
 run: $(VENV)/.installed
 	@$(BIN)/pacs-node serve

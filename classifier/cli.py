@@ -6,37 +6,28 @@ Imports of torch stand inside the commands, so that `--help` answers at once.
 from __future__ import annotations
 
 import errno
-import json
-import re
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import track
 from rich.table import Column, Table
 from rich.text import Text
 
-from classifier import terminal
+from classifier import terminal, threads
 from classifier.arguments import DataArgument, ModelArgument, model_path
-from classifier.config import Eligibility, TrainSettings, Unknown
-from classifier.data.files import candidates, printable
+from classifier.calibrate_command import calibrate
 from classifier.errors import ClassifierError
+from classifier.evaluate_command import evaluate
 from classifier.gate_command import gate
-from classifier.outcome import Decision, Prediction
-from classifier.reasons import Reason
-from classifier.untrusted import json_text
-from classifier.untrusted import printable as readable
+from classifier.predict_command import predict
+from classifier.train_command import train
+from classifier.untrusted import print_json
 
 if TYPE_CHECKING:
     from classifier.model.card import ModelCard
-    from classifier.scoring.predict import Predictor
-
-_BATCH = 16
-_COLOURS = {Decision.POSITIVE: "red", Decision.NEGATIVE: "green", Decision.UNDETERMINED: "yellow"}
 
 app = typer.Typer(
     help="Pneumonia classifier for frontal chest radiographs. Research use only.",
@@ -48,8 +39,8 @@ app = typer.Typer(
 )
 
 
-class PredictionFormat(StrEnum):
-    """How results are printed."""
+class ShowFormat(StrEnum):
+    """How a card is printed."""
 
     TABLE = "table"
     JSON = "json"
@@ -62,98 +53,25 @@ class Exchange(StrEnum):
     BUNDLE = "monai-bundle"
 
 
-class Rule(StrEnum):
-    """What to do if the tags do not answer a question."""
-
-    REFUSE = "refuse"
-    SCORE = "score"
+FormatOption = Annotated[ShowFormat, typer.Option("--format", help="A table to read or JSON to process.")]
 
 
-class Doubt(StrEnum):
-    """What to do with an image unlike the training images."""
-
-    UNDETERMINED = "undetermined"
-    DECIDE = "decide"
-
-
-class AgeRule(StrEnum):
-    """What to do with an image whose tags do not tell the age."""
-
-    UNDETERMINED = "undetermined"
-    LOOK = "look"
-    DECIDE = "decide"
-
-
-FormatOption = Annotated[
-    PredictionFormat, typer.Option("--format", help="A table to read or JSON to process.")
-]
-
-
-@app.command(
+app.command(
     epilog="Examples:\n\nclassifier predict default chest.dcm\n\n"
-    "classifier predict default study/ --format json\n\n"
+    "classifier predict default study/ --format csv\n\n"
     "classifier predict default study/ --heatmap maps/\n\n"
     "classifier predict my.safetensors *.dcm --device cpu"
-)
-def predict(
-    model: ModelArgument,
-    files: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="FILE...", help="DICOM, JPEG or PNG files; folders are searched with their subfolders."
-        ),
-    ],
-    *,
-    output: FormatOption = PredictionFormat.TABLE,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    unknown_body_part: Annotated[
-        Rule, typer.Option(help="Images whose tags state no body part.")
-    ] = Rule.REFUSE,
-    unknown_view: Annotated[Rule, typer.Option(help="Images whose tags state no view.")] = Rule.REFUSE,
-    unlike_training: Annotated[
-        Doubt, typer.Option(help="Images unlike the training images, or of patients of another age.")
-    ] = Doubt.UNDETERMINED,
-    unknown_age: Annotated[
-        AgeRule,
-        typer.Option(help="Pictures, and images whose tags tell no age, if the model is for some ages."),
-    ] = AgeRule.UNDETERMINED,
-    heatmap: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for a picture of each positive or undetermined image under its activation map."
-        ),
-    ] = None,
-) -> None:
-    """Score images for pneumonia."""
-    found = list(_find(files))
-    from classifier.scoring.predict import Predictor  # noqa: PLC0415 - a wrong path is told before torch is loaded
-
-    rules = Eligibility(_unknown(unknown_body_part), _unknown(unknown_view))
-    cautious = unlike_training is Doubt.UNDETERMINED
-    predictor = Predictor.load(
-        model_path(model), device, rules, cautious=cautious, unknown_age=unknown_age.value
-    )
-    results = list(zip(found, _predict_in_batches(predictor, found), strict=True))
-    if output is PredictionFormat.JSON:
-        _print_json([{"file": str(file), **_plain(prediction)} for file, prediction in results])
-    else:
-        terminal.console().print(_results_table(results))
-    _tell_of_ages(predictor, [prediction for _, prediction in results])
-    if heatmap is not None:
-        from classifier.measuring.heat_map import write_heat_maps  # noqa: PLC0415
-
-        number = write_heat_maps(results, heatmap)
-        terminal.console(stderr=True).print(f"{number} heat maps in {heatmap}", soft_wrap=True, markup=False)
+)(predict)
 
 
 @app.command(epilog="Example:\n\nclassifier show default")
-def show(model: ModelArgument, output: FormatOption = PredictionFormat.TABLE) -> None:
+def show(model: ModelArgument, output: FormatOption = ShowFormat.TABLE) -> None:
     """Print the card of a model: preprocessing, threshold, data, measurements, limits of use."""
     from classifier.model.checkpoint import load  # noqa: PLC0415
 
     card = load(model_path(model)).card
-    if output is PredictionFormat.JSON:
-        _print_json(card.model_dump(mode="json"))
+    if output is ShowFormat.JSON:
+        print_json(card.model_dump(mode="json"))
     else:
         terminal.console().print(_card_table(card))
 
@@ -200,66 +118,15 @@ def explore(
     console.print(f"Page: {out / 'index.html'}", soft_wrap=True)
 
 
-@app.command(
-    epilog="Examples:\n\nclassifier train radiographs/ --out run/\n\n"
-    "classifier train radiographs/ --out run/ --resume\n\n"
+app.command(
+    epilog="Examples:\n\nclassifier train radiographs/ --out run/ --ages 1-5\n\n"
+    "classifier train --resume run/\n\n"
+    "classifier train --data ours.csv --data theirs/ --data-weights 1,0.5 --balance machine --out run/\n\n"
+    "classifier train radiographs/ --out folds/ --folds 5\n\n"
+    "classifier train clinic/ --classes healthy,sick --out run/ --log tensorboard\n\n"
     "classifier train set.csv --out run/ --recipe published --weights imagenet\n\n"
     "torchrun --nproc-per-node=2 -m classifier train radiographs/ --out run/"
-)
-def train(
-    data: DataArgument,
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    *,
-    recipe: Annotated[str | None, typer.Option(help="default or published.")] = None,
-    weights: Annotated[str | None, typer.Option(help="imagenet, none or a model file.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Largest number of epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images in a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Largest learning rate.")] = None,
-    patience: Annotated[
-        int | None, typer.Option(help="Epochs without progress before it stops; 0 = no limit.")
-    ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side in pixels.")] = None,
-    val_share: Annotated[float | None, typer.Option(help="Share kept for validation, by patient.")] = None,
-    sensitivity: Annotated[
-        float | None, typer.Option(help="Sensitivity that the threshold must reach.")
-    ] = None,
-    band: Annotated[
-        float | None, typer.Option(help="Probabilities nearer than this to the threshold are undetermined.")
-    ] = None,
-    unlike_share: Annotated[
-        float | None, typer.Option(help="Share of the validation images beyond the novelty limit.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of split, weights and augmentation.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Decoding processes; 0 = one for each processor.")
-    ] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, bf16 or fp32.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue after the last complete epoch.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable images.")] = False,
-    name: Annotated[str, typer.Option(help="Name of the model, for its card.")] = "densenet121",
-    version: Annotated[str, typer.Option(help="Version of the model, for its card.")] = "1",
-    description: Annotated[str, typer.Option(help="Description of the data, for the card.")] = "",
-    population: Annotated[str, typer.Option(help="Population of the data, for the card.")] = "Not stated.",
-    licence: Annotated[str, typer.Option(help="Licence of the data, for the card.")] = "Not stated.",
-    ages: Annotated[
-        str | None,
-        typer.Option(help="Ages of the population in years, such as 1-5; others are undetermined."),
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="File with the section classifier.train.")] = None,
-) -> None:
-    """Train a model for the node. You can stop it at any time; --resume continues."""
-    from classifier.commands import options, run_training, settings  # noqa: PLC0415
-    from classifier.training.card import About  # noqa: PLC0415
-
-    given = {key: value for key, value in locals().items() if key in TrainSettings.model_fields}
-    chosen = settings(config, given)
-    about = About(
-        *(_stated("--name", name), _stated("--version", version)),
-        *(_stated("--population", population), _stated("--licence", licence)),
-        *(description, _ages(ages)),
-    )
-    run_training(data, out, chosen, options(chosen, about, resume=resume, skip_bad=skip_bad))
+)(train)
 
 
 app.command(
@@ -268,28 +135,16 @@ app.command(
 )(gate)
 
 
-@app.command(epilog="Example:\n\nclassifier evaluate run/model.safetensors test/ --out result/")
-def evaluate(
-    model: ModelArgument,
-    data: DataArgument,
-    out: Annotated[Path, typer.Option(help="Folder for metrics.json, pictures and page.")],
-    *,
-    split: Annotated[str, typer.Option(help="Only this split of a manifest.")] = "",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable images.")] = False,
-) -> None:
-    """Measure a model on labelled images."""
-    from classifier.measuring.evaluate import evaluate as measure  # noqa: PLC0415
-    from classifier.progress import counting  # noqa: PLC0415
-    from classifier.scoring.predict import Predictor  # noqa: PLC0415
+app.command(
+    epilog="Examples:\n\nclassifier evaluate run/model.safetensors test/ --out result/\n\n"
+    "classifier evaluate run/model.safetensors set.csv --split test --beside default --out result/"
+)(evaluate)
 
-    predictor = Predictor.load(model_path(model), device, None, cautious=False)
-    with counting("Scoring") as progress:
-        found = measure(predictor, data, out, split=split, skip_bad=skip_bad, progress=progress)
-    sys.stdout.write((out / "report.txt").read_text(encoding="utf-8"))
-    low, high = found.measures.auroc_ci95
-    sys.stdout.write(f"AUROC {found.measures.auroc:.4f}, 95 % interval {low:.4f} to {high:.4f}\n")
-    sys.stdout.write(f"Page: {out / 'index.html'}\n")
+
+app.command(
+    epilog="Examples:\n\nclassifier calibrate run/model.safetensors ours.csv --out ours.safetensors\n\n"
+    "classifier calibrate default ours.csv --cost-ratio 5 --prevalence 0.2 --out ours.safetensors"
+)(calibrate)
 
 
 @app.command(
@@ -312,6 +167,7 @@ def export(
 
 def main() -> None:
     """Run the command; a user error ends in one sentence and exit code 2."""
+    threads.share_processors()
     try:
         app()
     except (ClassifierError, OSError) as error:
@@ -328,98 +184,11 @@ def _sentence(error: ClassifierError | OSError) -> str:
     return str(error)
 
 
-def _stated(option: str, text: str) -> str:
-    """Refuse an empty text for the card before the training starts."""
-    if not text.strip():
-        raise ClassifierError(f"{option} is empty; give a text, or leave it out.")
-    return text
-
-
-def _ages(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d{1,3})-(\d{1,3})", text)
-    if found is None or int(found[1]) > int(found[2]):
-        raise ClassifierError(f"The ages {text!r} are not valid; write youngest and oldest, such as 1-5.")
-    return int(found[1]), int(found[2])
-
-
-def _unknown(rule: Rule) -> Unknown:
-    return "score" if rule is Rule.SCORE else "refuse"
-
-
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ClassifierError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
-
-
-def _find(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yield files, and possible images in folders, in a stable order."""
-    for path in paths:
-        if path.is_dir():
-            yield from _find_in(path)
-        elif path.is_file():
-            yield path
-        else:
-            raise ClassifierError(f"There is no file {path}; check the path.")
-
-
-def _find_in(folder: Path) -> Iterator[Path]:
-    found = candidates(folder)
-    if not found:
-        raise ClassifierError(f"There is no DICOM, JPEG or PNG file in {folder}; name another folder.")
-    yield from found
-
-
-def _predict_in_batches(predictor: Predictor, files: Sequence[Path]) -> Iterator[Prediction]:
-    batches = [files[i : i + _BATCH] for i in range(0, len(files), _BATCH)]
-    is_quiet = len(batches) < 2
-    for batch in track(
-        batches, "Scoring", console=terminal.console(stderr=True), transient=True, disable=is_quiet
-    ):
-        yield from predictor.predict(batch)
-
-
-def _plain(prediction: Prediction) -> dict[str, Any]:
-    values = asdict(prediction)
-    del values["heat_map"]
-    return values
-
-
-def _tell_of_ages(predictor: Predictor, predictions: Sequence[Prediction]) -> None:
-    """Say what to do if images have no decision because their age is unknown."""
-    number = sum(prediction.reason is Reason.UNKNOWN_AGE for prediction in predictions)
-    if number and predictor.card.ages is not None:
-        youngest, oldest = predictor.card.ages
-        what = "Of 1 image the age is" if number == 1 else f"Of {number} images the age is"
-        terminal.console(stderr=True, highlight=False).print(
-            f"{what} not known, and the model is for {youngest} to {oldest} years. If all patients are of"
-            " these ages, add --unknown-age decide."
-        )
-
-
-def _print_json(content: Any) -> None:
-    sys.stdout.write(json_text(json.dumps(content, indent=2)) + "\n")
-
-
-def _results_table(results: Sequence[tuple[Path, Prediction]]) -> Table:
-    table = Table(Column("File", overflow="fold"), "View", "Probability", "Novelty", "Decision", "Reason")
-    for file, prediction in results:
-        cells = map(
-            Text, (readable(printable(file)), *_cells(prediction))
-        )  # Text: brackets are no markup here
-        table.add_row(*cells, style=_COLOURS.get(prediction.decision, "dim"))
-    return table
-
-
-def _cells(prediction: Prediction) -> tuple[str, ...]:
-    probability = "" if prediction.probability is None else f"{prediction.probability:.4f}"
-    novelty = "" if prediction.novelty is None else f"{prediction.novelty:.2f}"
-    reason = f"{prediction.reason.meaning}. {prediction.detail}" if prediction.reason else prediction.detail
-    decision = prediction.decision.replace("_", " ")
-    return prediction.view or "", probability, novelty, decision, readable(reason)
 
 
 def _card_table(card: ModelCard) -> Table:

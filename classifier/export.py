@@ -93,7 +93,7 @@ def to_onnx(checkpoint: Checkpoint, out: Path) -> None:
     scorer = ExportedNetwork(checkpoint).eval()
     example = torch.zeros(2, 1, 300, 200)
     outputs = OUTPUTS[: len(scorer(example))]
-    dynamic = torch.export.Dim.DYNAMIC
+    batch, height, width = map(torch.export.Dim, ("batch", "height", "width"))
     logging.getLogger("onnxscript").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings of PyTorch's exporter about its own modules
@@ -105,7 +105,7 @@ def to_onnx(checkpoint: Checkpoint, out: Path) -> None:
             opset_version=OPSET,
             input_names=["image"],
             output_names=list(outputs),
-            dynamic_shapes={"image": {0: dynamic, 2: dynamic, 3: dynamic}},
+            dynamic_shapes={"image": {0: batch, 2: height, 3: width}},
         )
     if program is None:
         raise ClassifierError(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+LEAST_REACH = 5.0
 _HEADER = struct.Struct("<BBf")  # rows, columns, bias
 _LARGEST = float(np.finfo(np.float16).max)
 
@@ -41,6 +42,11 @@ class HeatMap:
         finite = np.nan_to_num(cells, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
         rounded = finite.clip(-_LARGEST, _LARGEST).astype(np.float16).astype(np.float32)
         return cls(rounded, float(np.float32(bias)))
+
+    @property
+    def reach(self) -> float:
+        """The end of a picture's scale, in units of the logit: maps below `LEAST_REACH` look weak."""
+        return max(LEAST_REACH, float(np.abs(self.cells).max()))
 
     @property
     def logit(self) -> float:

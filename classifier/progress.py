@@ -38,10 +38,20 @@ class TrainingProgress:
         The largest number of epochs.
     curves
         File for the picture of the curves; ``None`` if another process draws it.
+    log
+        Called after each epoch with all so far and the number of the best.
     """
 
-    def __init__(self, progress: Progress, console: Console, epochs: int, curves: Path | None) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        console: Console,
+        epochs: int,
+        curves: Path | None,
+        log: Callable[[Sequence[Epoch], int], None] = lambda *_: None,
+    ) -> None:
         self._progress, self._console, self._epochs, self._curves = progress, console, epochs, curves
+        self._log = log
         self._decoding = progress.add_task("Decoding")
         self._steps = progress.add_task("Training", visible=False)
         self._last_line = time.monotonic()
@@ -73,8 +83,10 @@ class TrainingProgress:
         self._console.print(
             f"Epoch {epoch.epoch}: loss {epoch.train_loss:.4f}, validation {epoch.val_loss:.4f},"
             f" AUROC {epoch.val_auroc:.4f}, accuracy {epoch.val_accuracy:.4f},"
-            f" {epoch.images_per_second:.1f} images/s{kept}"
+            f" {epoch.images_per_second:.1f} images/s{kept}",
+            soft_wrap=True,
         )
+        self._log(history, best)
         if self._curves is not None:
             plots.save(plots.curves(history, best), self._curves)
 

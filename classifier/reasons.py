@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum, StrEnum
+from typing import NamedTuple
 
 
 class Bearing(Enum):
@@ -47,12 +48,17 @@ class Reason(StrEnum):
     @property
     def meaning(self) -> str:
         """Short English phrase for people, at most 64 characters (VR LO of a code meaning)."""
-        return _FACTS[self][0]
+        return _FACTS[self].meaning
 
     @property
     def bearing(self) -> Bearing:
         """How sure the reason is."""
-        return _FACTS[self][1]
+        return _FACTS[self].bearing
+
+    @property
+    def to_do(self) -> str:
+        """What a person can do about it; empty where nothing is wrong with the image."""
+        return _FACTS[self].to_do
 
     @property
     def is_failure(self) -> bool:
@@ -60,32 +66,76 @@ class Reason(StrEnum):
         return self in (Reason.UNREADABLE, Reason.NO_FINITE_SCORE)
 
 
+class _Facts(NamedTuple):
+    meaning: str
+    bearing: Bearing
+    to_do: str = ""
+
+
 _FACTS = {
-    Reason.NOT_RADIOGRAPH: ("Not a projection radiograph", Bearing.SETTLED),
-    Reason.NOT_CHEST: ("Body part is not the chest", Bearing.SETTLED),
-    Reason.NOT_FRONTAL: ("View is not frontal", Bearing.SETTLED),
+    Reason.NOT_RADIOGRAPH: _Facts("Not a projection radiograph", Bearing.SETTLED),
+    Reason.NOT_CHEST: _Facts("Body part is not the chest", Bearing.SETTLED),
+    Reason.NOT_FRONTAL: _Facts("View is not frontal", Bearing.SETTLED),
     # Its original is another object
-    Reason.NOT_ORIGINAL: ("Localizer, or derived image such as an energy subtraction", Bearing.SETTLED),
-    Reason.OWN_RESULT: ("Result of this node", Bearing.NO_IMAGE),
-    Reason.DERIVED_RESULT: ("Result of another program, such as a heat map", Bearing.NO_IMAGE),
-    Reason.NO_MODALITY: ("Modality is not understood", Bearing.OPEN),
-    Reason.NO_BODY_PART: ("Body part is unknown", Bearing.OPEN),
-    Reason.NO_VIEW: ("View is unknown", Bearing.OPEN),
-    Reason.MAYBE_DERIVED: ("Image may be derived, not an original", Bearing.OPEN),
-    Reason.FOR_PROCESSING: ("Raw image, for processing", Bearing.OPEN),
-    Reason.MULTI_FRAME: ("More than one frame", Bearing.OPEN),
-    Reason.NO_ORIENTATION: ("Tags do not tell which way up the image is", Bearing.OPEN),
-    Reason.UNREADABLE: ("Image cannot be read", Bearing.OPEN),
-    Reason.CONTRADICTION: ("Pixel attributes contradict each other", Bearing.OPEN),
-    Reason.CONSTANT_IMAGE: ("Image has one grey value only", Bearing.OPEN),
-    Reason.TOO_LARGE: ("Image is larger than allowed", Bearing.OPEN),
-    Reason.NO_FINITE_SCORE: ("Network gave no finite score", Bearing.OPEN),
-    Reason.UNLIKE_TRAINING: ("Image is unlike the training data", Bearing.OPEN),
-    Reason.OTHER_AGE: ("Age is outside the training population", Bearing.OPEN),
-    Reason.TAGS_DISAGREE: ("Tags and image contradict each other", Bearing.OPEN),
-    Reason.UNKNOWN_AGE: ("Age is unknown, and the model is for some ages only", Bearing.OPEN),
-    Reason.DOUBTFUL_AGE: ("Age in the tags is contradictory or impossible", Bearing.OPEN),
-    Reason.NEAR_THRESHOLD: ("Score is too near to the threshold", Bearing.OPEN),
+    Reason.NOT_ORIGINAL: _Facts("Localizer, or derived image such as an energy subtraction", Bearing.SETTLED),
+    Reason.OWN_RESULT: _Facts("Result of this node", Bearing.NO_IMAGE),
+    Reason.DERIVED_RESULT: _Facts("Result of another program, such as a heat map", Bearing.NO_IMAGE),
+    Reason.NO_MODALITY: _Facts("Modality is not understood", Bearing.OPEN, "Set Modality at the device."),
+    Reason.NO_BODY_PART: _Facts(
+        "Body part is unknown", Bearing.OPEN, "Set Body Part Examined at the device."
+    ),
+    Reason.NO_VIEW: _Facts("View is unknown", Bearing.OPEN, "Set View Position at the device."),
+    Reason.MAYBE_DERIVED: _Facts(
+        "Image may be derived, not an original",
+        Bearing.OPEN,
+        "Send the original; or let the program that made this image say what it is.",
+    ),
+    Reason.FOR_PROCESSING: _Facts(
+        "Raw image, for processing", Bearing.OPEN, "Let the device send the image for presentation."
+    ),
+    Reason.MULTI_FRAME: _Facts("More than one frame", Bearing.OPEN, "Send single images."),
+    Reason.NO_ORIENTATION: _Facts(
+        "Tags do not tell which way up the image is", Bearing.OPEN, "Set Patient Orientation at the device."
+    ),
+    Reason.UNREADABLE: _Facts(
+        "Image cannot be read", Bearing.OPEN, "Look at the image in the PACS; send it again."
+    ),
+    Reason.CONTRADICTION: _Facts(
+        "Pixel attributes contradict each other",
+        Bearing.OPEN,
+        "The device writes contradictory attributes: tell its vendor.",
+    ),
+    Reason.CONSTANT_IMAGE: _Facts(
+        "Image has one grey value only",
+        Bearing.OPEN,
+        "Look at the image in the PACS; if it is blank there too, take it again.",
+    ),
+    Reason.TOO_LARGE: _Facts(
+        "Image is larger than allowed", Bearing.OPEN, "See [classifier] max_pixels in config.toml."
+    ),
+    Reason.NO_FINITE_SCORE: _Facts(
+        "Network gave no finite score",
+        Bearing.OPEN,
+        "Look at the image in the PACS; if it is sound, report this to the makers of the node.",
+    ),
+    Reason.UNLIKE_TRAINING: _Facts("Image is unlike the training data", Bearing.OPEN),
+    Reason.OTHER_AGE: _Facts("Age is outside the training population", Bearing.OPEN),
+    Reason.TAGS_DISAGREE: _Facts(
+        "Tags and image contradict each other",
+        Bearing.OPEN,
+        "Check whose image it is, and the patient's age.",
+    ),
+    Reason.UNKNOWN_AGE: _Facts(
+        "Age is unknown, and the model is for some ages only",
+        Bearing.OPEN,
+        "Let the worklist give the birth date.",
+    ),
+    Reason.DOUBTFUL_AGE: _Facts(
+        "Age in the tags is contradictory or impossible",
+        Bearing.OPEN,
+        "Correct age, birth date or dates at the source.",
+    ),
+    Reason.NEAR_THRESHOLD: _Facts("Score is too near to the threshold", Bearing.OPEN),
 }
 
 

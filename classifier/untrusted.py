@@ -6,7 +6,9 @@ order of what is read, forge a line of a log, or be run as a formula.
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from typing import Any
 
 # C0 and C1 control characters, DEL; soft hyphen and the invisible and directional marks, separators, tags
@@ -49,6 +51,11 @@ def unquoted(text: str) -> str:
 def json_text(encoded: str) -> str:
     """Return JSON that says the same, with the characters escaped that a terminal would obey."""
     return "\n".join(_UNSAFE.sub(_escaped, line) for line in encoded.split("\n"))
+
+
+def print_json(content: Any) -> None:
+    """Print what `json.dumps` makes of something, made harmless."""
+    sys.stdout.write(json_text(json.dumps(content, indent=2)) + "\n")
 
 
 def _written_out(match: re.Match[str]) -> str:

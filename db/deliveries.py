@@ -14,7 +14,7 @@ from sqlalchemy import case, insert, select, update
 from sqlalchemy.orm import Session
 
 from db.models import Delivery, Job, Report, ResultObject, Study
-from db.queue import Kind, enqueue
+from db.queue import BESIDE_REPORT, Kind, enqueue
 from db.rows import NewResult, PendingDelivery
 
 REPORT = "report"
@@ -80,7 +80,7 @@ def withdraw_reports(session: Session, study_id: int, before_revision: int, at: 
     # First what is still to be made, or was given up: afterwards no delivery can be added
     session.execute(
         update(Job)
-        .where(Job.kind == Kind.PAGE, Job.ref.in_(mine), Job.state != "done")
+        .where(Job.kind.in_(BESIDE_REPORT), Job.ref.in_(mine), Job.state != "done")
         .values(state="done", token=None, error=None)
         .execution_options(synchronize_session=False)
     )

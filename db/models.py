@@ -203,6 +203,34 @@ class Score(Base):
     heat_map: Mapped[bytes | None]
 
 
+class Rescore(Base):
+    """One more score of an instance, by another model and for comparison alone: no report states it.
+
+    It has a table of its own, so that what asks for the newest score of an image cannot find it.
+    """
+
+    __tablename__ = "rescore"
+    __table_args__ = (
+        UniqueConstraint("instance_id", "model_id"),
+        CheckConstraint("(probability IS NULL) = (decision = 'not_scored')", "scored"),
+        CheckConstraint("probability BETWEEN 0 AND 1", "probability"),
+        CheckConstraint("decision IN ('positive', 'negative', 'undetermined', 'not_scored')", "decision"),
+    )
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    instance_id: Mapped[int] = mapped_column(ForeignKey(Instance.id))
+    model_id: Mapped[int] = mapped_column(ForeignKey(Model.id))
+    probability: Mapped[float | None] = mapped_column(Float)
+    threshold: Mapped[float] = mapped_column(Float)
+    decision: Mapped[str] = mapped_column(WORD)
+    reason: Mapped[str | None] = mapped_column(WORD)
+    detail: Mapped[str] = mapped_column(Text)
+    view: Mapped[str | None] = mapped_column(String(16))
+    novelty: Mapped[float | None] = mapped_column(Float)
+    age: Mapped[float | None] = mapped_column(Float)
+    scored_at: Mapped[datetime]
+
+
 class Report(Base):
     """One revision of a study's report; `content` holds the exact bytes that are sent."""
 
@@ -372,7 +400,8 @@ class Audit(Base):
     person: Mapped[str] = mapped_column(LABEL)
     address: Mapped[str] = mapped_column(LABEL)
     action: Mapped[str] = mapped_column(WORD)
-    study_id: Mapped[int | None] = mapped_column(ForeignKey(Study.id))
+    study_id: Mapped[int | None] = mapped_column(ForeignKey(Study.id), index=True)
+    detail: Mapped[str | None] = mapped_column(Text)  # what was asked for, or to whom it was done
 
 
 def _partial(name: str, condition: str, *columns: Any) -> Index:

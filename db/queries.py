@@ -239,6 +239,7 @@ def _score(row: Score, model: Model) -> StoredScore:
         decision=row.decision,
         reason=row.reason,
         detail=row.detail,
+        heat_map=row.heat_map,
     )
 
 
@@ -340,7 +341,7 @@ def clear_study_problem(session: Session, study_id: int) -> None:
 
 
 def add_report(session: Session, new: NewReport) -> None:
-    """Record a report, a delivery with its job for each destination, and the job that makes its page."""
+    """Record a report, a delivery with its job for each destination, and jobs for what is made beside it."""
     values = {f.name: getattr(new, f.name) for f in fields(new) if f.name in _REPORT_COLUMNS}
     report_id = session.execute(insert(Report).values(**values).returning(Report.id)).scalar_one()
     session.execute(
@@ -348,8 +349,8 @@ def add_report(session: Session, new: NewReport) -> None:
         [{"report_id": report_id, "instance_id": i, "score_id": s} for i, s in sorted(new.images, key=str)],
     )
     deliver(session, report_id, new.destinations, give_up_at=new.give_up_at, at=new.made_at)
-    if new.has_page:
-        enqueue(session, Kind.PAGE, report_id)
+    for kind in new.beside:
+        enqueue(session, Kind(kind), report_id)
 
 
 # Heartbeats

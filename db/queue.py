@@ -49,11 +49,19 @@ class Kind(StrEnum):
     """What is to be done, and what `Job.ref` is the id of."""
 
     SCORE = "score"  # an instance
+    RESCORE = "rescore"  # an instance: score it once more, for comparison; its lane names the model
     REPORT = "report"  # a study
     PAGE = "page"  # a report: show it on a page
+    HEAT_MAP = "heatmap"  # a report: draw the heat maps that it refers to
     DELIVER = "deliver"  # a delivery
     COMMIT = "commit"  # a delivery: ask the destination to promise that it keeps the report
     CONFIRM = "confirm"  # a storage commitment request: tell the modality what is kept here
+
+
+BESIDE_REPORT = (Kind.PAGE, Kind.HEAT_MAP)
+"""What is made of a report after it, for destinations that want more."""
+
+_MAY_KILL = (Kind.SCORE, Kind.RESCORE, Kind.REPORT, *BESIDE_REPORT)
 
 
 @dataclass(frozen=True)
@@ -171,7 +179,7 @@ def claim_one(session: Session, kind: Kind, ref: int, lease_seconds: float) -> C
 
 def max_attempts(kind: Kind) -> int:
     """Return how many workers may die of a job before the node gives it up."""
-    return MAX_ATTEMPTS if kind in (Kind.SCORE, Kind.REPORT, Kind.PAGE) else _MAX_ATTEMPTS_AT_SENDING
+    return MAX_ATTEMPTS if kind in _MAY_KILL else _MAX_ATTEMPTS_AT_SENDING
 
 
 def _limits(kind: Kind) -> dict[str, Any]:

@@ -14,8 +14,12 @@ from typing import Any
 from sqlalchemy import and_, exists, func, or_, select, tuple_, union
 from sqlalchemy.orm import Session, aliased
 
-from db.models import Delivery, Instance, Job, Model, Report, Score, Study, StudyProblem
+from db.models import Delivery, Instance, Job, Model, Report, Score, Study, StudyProblem, Verdict
 from db.queue import READY, Kind, is_postgresql
+from db.verdicts import digest_below
+
+SAMPLED = 5000
+"""Studies of which the blind sample is drawn; the work for it does not grow with the database."""
 
 _LAST = "\U0010ffff"  # sorts behind all that begins alike
 
@@ -36,6 +40,11 @@ class Wanted:
         State of one delivery of the newest report.
     suspicious
         Whether the highest probability comes first, and not the study that came last.
+    unjudged_by
+        A person, who gave no verdict on any image of the study.
+    negatives
+        Asks for the blind sample: images that are positive, and this share of the negative ones, drawn at
+        random; of the newest `SAMPLED` studies.
     after
         Keys of the last row of the page before.
     """
@@ -47,6 +56,8 @@ class Wanted:
     reason: str | None = None
     delivery: str | None = None
     suspicious: bool = False
+    unjudged_by: str | None = None
+    negatives: float | None = None
     after: tuple[float, int] | None = None
     limit: int = 50
 
@@ -72,13 +83,15 @@ class ListedImage:
     novelty: float | None
     age: float | None
     model: str
+    heat_map: bytes | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListedDelivery:
-    """One delivery of the newest report."""
+    """One delivery of a report, or of an object that was made beside it."""
 
     destination: str
+    result: str
     state: str
     tries: int
     status: int | None
@@ -218,6 +231,17 @@ def _conditions(session: Session, wanted: Wanted, study_id: Any) -> Iterator[Any
         # Nested, not joined: SQLite would begin each lookup with all scores of this decision
         is_scored = exists().where(score.instance_id == image.id, *asked, _is_newest(score, image))
         yield exists().where(of_study, is_scored)
+    if wanted.unjudged_by is not None:
+        mine = select(Verdict.id).where(Verdict.instance_id == image.id, Verdict.person == wanted.unjudged_by)
+        yield ~exists().where(of_study, mine.exists())
+    if wanted.negatives is not None:
+        yield study_id > select(func.max(Study.id) - SAMPLED).scalar_subquery()
+        score = aliased(Score)
+        is_drawn = (score.decision == "negative") & (image.digest < digest_below(wanted.negatives))
+        is_asked = (score.decision == "positive") | is_drawn
+        yield exists().where(
+            of_study, exists().where(score.instance_id == image.id, is_asked, _is_newest(score, image))
+        )
     if wanted.delivery is not None:
         newer = aliased(Report)
         is_newest = ~exists().where(newer.study_id == Report.study_id, newer.revision > Report.revision)
@@ -321,10 +345,22 @@ def _image(
         novelty=score.novelty if score else None,
         age=score.age if score else None,
         model=f"{model.name} {model.version}" if model else "",
+        heat_map=score.heat_map if score else None,
     )
 
 
+def revisions(session: Session, study_id: int) -> list[tuple[ListedReport, Sequence[ListedDelivery]]]:
+    """Return all reports of a study, the oldest first, with what became of each."""
+    reports = [report for _, report in _all_reports(session, [study_id])]
+    deliveries = _deliveries(session, [report.id for report in reports])
+    return [(report, deliveries.get(report.id, [])) for report in reports]
+
+
 def _reports(session: Session, ids: Sequence[int]) -> dict[int, ListedReport]:
+    return dict(_all_reports(session, ids))  # the newest comes last
+
+
+def _all_reports(session: Session, ids: Sequence[int]) -> list[tuple[int, ListedReport]]:
     columns = (
         Report.study_id,
         Report.id,
@@ -334,12 +370,13 @@ def _reports(session: Session, ids: Sequence[int]) -> dict[int, ListedReport]:
         Report.decision,
     )
     rows = session.execute(select(*columns).where(Report.study_id.in_(ids)).order_by(Report.revision))
-    return {
-        study_id: ListedReport(
-            id=id_, revision=revision, sop_instance_uid=uid, made_at=made_at, decision=decision
+    return [
+        (
+            study_id,
+            ListedReport(id=id_, revision=revision, sop_instance_uid=uid, made_at=made_at, decision=decision),
         )
         for study_id, id_, revision, uid, made_at, decision in rows
-    }
+    ]
 
 
 def _deliveries(session: Session, reports: Sequence[int]) -> dict[int, list[ListedDelivery]]:
@@ -348,6 +385,7 @@ def _deliveries(session: Session, reports: Sequence[int]) -> dict[int, list[List
     for row in session.scalars(asked):
         one = ListedDelivery(
             destination=row.destination,
+            result=row.result,
             state=row.state,
             tries=row.tries,
             status=row.status,

@@ -71,6 +71,12 @@ SCORE_COLUMNS = (
     *("patient_id", "accession_number", "study_instance_uid", "sop_instance_uid", "scored_at"),
     *("probability", "threshold", "decision", "reason", "detail", "view", "novelty", "age"),
     *("model_name", "model_version", "model_sha256", "is_newest", "is_replaced"),
+    *("is_rescore", "received_at", "patient_name"),
+)
+DELIVERY_COLUMNS = (
+    *("study_instance_uid", "report_uid", "report_revision", "reported_at", "is_newest"),
+    *("destination", "result", "state", "tries", "status", "sent_uid"),
+    *("delivered_at", "committed_at", "give_up_at", "error"),
 )
 _RESULTS_OF_PROGRAMS = ("OWN_RESULT", "DERIVED_RESULT")
 _DEARER = 6  # times, to look up an image somewhere than to pass it on the way from the newest
@@ -78,13 +84,14 @@ _EVER = datetime(1900, 1, 1, tzinfo=UTC)  # before anything was received
 _AT_ONCE = 200  # images that are looked up in full at once
 
 
-def _view(name: str, columns: Sequence[str]) -> TableClause:
-    known = (*columns, "instance_id")
+def view(name: str, columns: Sequence[str], key: str = "instance_id") -> TableClause:
+    """Return a view, with the column by which its images or studies are numbered."""
+    known = (*columns, key)
     return table(name, *(column(one, Utc() if one.endswith("_at") else None) for one in known))
 
 
-_RESULTS = _view("results", RESULT_COLUMNS)
-_LEDGER = _view("ledger", LEDGER_COLUMNS)
+_RESULTS = view("results", RESULT_COLUMNS)
+_LEDGER = view("ledger", LEDGER_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +106,8 @@ class Filter:
         State of a delivery; for the ledger only.
     with_results
         Whether results of programs that a PACS sent, such as the node's own reports, are rows too.
+    after
+        Time of reception, SOP Instance UID and `instance_id` of the last row of the page before.
     """
 
     patient: str | None = None
@@ -112,6 +121,7 @@ class Filter:
     state: str | None = None
     with_results: bool = True
     limit: int | None = None
+    after: tuple[datetime, str, int] | None = None
 
 
 def results(session: Session, wanted: Filter) -> list[dict[str, Any]]:
@@ -134,50 +144,56 @@ def each_of_ledger(session: Session, wanted: Filter) -> Iterator[dict[str, Any]]
     return _each(session, _LEDGER, wanted, LEDGER_COLUMNS, ("sop_instance_uid", "destination"))
 
 
+def result_rows(session: Session, wanted: Filter) -> list[dict[str, Any]]:
+    """Return rows of the view `results`, the newest first, with `instance_id`: in one order for all."""
+    names = (*RESULT_COLUMNS, "instance_id")
+    return _newest(session, _RESULTS, wanted, names, ("sop_instance_uid", "instance_id"))
+
+
 def how_many_results(session: Session, wanted: Filter, most: int) -> int:
     """Count the images that match, up to `most`."""
-    some = select(_RESULTS.c.instance_id).where(*_conditions(wanted, _RESULTS.c)).limit(most)
+    some = select(_RESULTS.c.instance_id).where(*conditions(wanted, _RESULTS.c)).limit(most)
     return session.execute(select(func.count()).select_from(some.subquery())).scalar_one()
 
 
 def _each(
-    session: Session, view: TableClause, wanted: Filter, names: Sequence[str], ties: Sequence[str]
+    session: Session, seen: TableClause, wanted: Filter, names: Sequence[str], ties: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     if wanted.limit is not None:
-        yield from _newest(session, view, wanted, names, ties)
+        yield from _newest(session, seen, wanted, names, ties)
         return
-    order = (view.c.received_at.desc(), *(view.c[name] for name in ties))
+    order = (seen.c.received_at.desc(), *(seen.c[name] for name in ties))
     # The period makes SQLite use the index that has the rows in this order
-    conditions = [*_conditions(wanted, view.c), view.c.received_at >= _EVER]
-    statement = select(*(view.c[name] for name in names)).where(*conditions).order_by(*order)
+    met = [*conditions(wanted, seen.c), seen.c.received_at >= _EVER]
+    statement = select(*(seen.c[name] for name in names)).where(*met).order_by(*order)
     rows = session.execute(statement.execution_options(yield_per=_AT_ONCE))
     for row in rows.mappings():
         yield dict(row)
 
 
 def _newest(
-    session: Session, view: TableClause, wanted: Filter, names: Sequence[str], ties: Sequence[str]
+    session: Session, seen: TableClause, wanted: Filter, names: Sequence[str], ties: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Return rows in two steps: first find the images with as little as possible, then read all about them.
 
     Planners cannot choose the short way to the images: SQLite has no statistics, and those of PostgreSQL do
     not tell whether a value that is rare overall is frequent among the newest images.
     """
-    conditions = [*_conditions(wanted, view.c)]
-    order = (view.c.received_at.desc(), *(view.c[name] for name in ties))
-    statement = select(*(view.c[name] for name in names)).where(*conditions).order_by(*order)
+    met = [*conditions(wanted, seen.c)]
+    order = (seen.c.received_at.desc(), *(seen.c[name] for name in ties))
+    statement = select(*(seen.c[name] for name in names)).where(*met).order_by(*order)
     if wanted.limit is None:
         return [dict(row) for row in session.execute(statement).mappings()]
     few = _few(session, wanted)
     if few is None:
         # The period makes SQLite use the index that has the rows in this order
-        on_the_way = [*conditions, view.c.received_at >= _EVER, *_before_all_else(wanted, view.c.instance_id)]
-        asked = select(view.c.instance_id).where(*on_the_way).order_by(*order)
-        few = session.scalars(asked.limit(wanted.limit)).all()
+        on_the_way = [*met, seen.c.received_at >= _EVER, *_before_all_else(wanted, seen.c.instance_id)]
+        asked = select(seen.c.instance_id).where(*on_the_way).order_by(*order)
+        few = list(dict.fromkeys(session.scalars(asked.limit(wanted.limit))))  # each has several rows
     found: list[dict[str, Any]] = []
     for at in range(0, len(few), _AT_ONCE):
         left = wanted.limit - len(found)
-        some = statement.where(view.c.instance_id.in_(few[at : at + _AT_ONCE])).limit(left)
+        some = statement.where(seen.c.instance_id.in_(few[at : at + _AT_ONCE])).limit(left)
         found += [dict(row) for row in session.execute(some).mappings()]
         if len(found) >= wanted.limit:
             break
@@ -187,7 +203,7 @@ def _newest(
 def _few(session: Session, wanted: Filter) -> Sequence[int] | None:
     """Return the images that meet, or once met, one of the conditions, newest first, if they are few."""
     most = _worth_looking_up(session, wanted.limit or 1)
-    for some in _narrowing(wanted):
+    for some in narrowing(wanted):
         number = select(func.count()).select_from(some.limit(most + 1).subquery())
         if session.execute(number).scalar_one() <= most:
             newest = (Instance.received_at.desc(), Instance.sop_instance_uid)
@@ -212,7 +228,8 @@ def _before_all_else(wanted: Filter, instance_id: Any) -> Iterator[Any]:
         yield any_score.scalar_subquery() >= wanted.min_probability
 
 
-def _narrowing(wanted: Filter) -> Iterator[Select[Any]]:
+def narrowing(wanted: Filter) -> Iterator[Select[Any]]:
+    """Yield the images that meet, or once met, one of the conditions each."""
     any_image = select(Instance.id)
     if wanted.study is not None and "*" not in wanted.study:
         of_study = any_image.join(Study, Study.id == Instance.study_id)
@@ -237,14 +254,14 @@ def _narrowing(wanted: Filter) -> Iterator[Select[Any]]:
         yield select(Score.instance_id).where(Score.probability >= wanted.min_probability)
 
 
-def _conditions(wanted: Filter, columns: Any) -> Iterable[Any]:
+def conditions(wanted: Filter, columns: Any) -> Iterable[Any]:
+    """Yield the conditions on the columns of a view that has a row for each image."""
     if wanted.patient is not None:
-        named = [columns[name] for name in ("patient_id", "patient_name") if name in columns]
-        yield or_(*(_matches(one, wanted.patient) for one in named))
+        yield named(columns, wanted.patient)
     if wanted.accession is not None:
-        yield _matches(columns.accession_number, wanted.accession)
+        yield matches(columns.accession_number, wanted.accession)
     if wanted.study is not None:
-        yield _matches(columns.study_instance_uid, wanted.study)
+        yield matches(columns.study_instance_uid, wanted.study)
     if wanted.study_dates is not None:
         yield columns.study_date.between(*wanted.study_dates)
     yield from _period(wanted, columns)
@@ -254,6 +271,8 @@ def _conditions(wanted: Filter, columns: Any) -> Iterable[Any]:
         yield func.coalesce(columns.probability, -1) >= wanted.min_probability  # no result yet
     if wanted.state is not None:
         yield columns.state == wanted.state
+    if wanted.after is not None:
+        yield from _behind(wanted.after, columns)
     if not wanted.with_results:
         yield func.coalesce(columns.reason, "").not_in(_RESULTS_OF_PROGRAMS)
 
@@ -265,7 +284,20 @@ def _period(wanted: Filter, columns: Any) -> Iterator[Any]:
         yield columns.received_at < wanted.until
 
 
-def _matches(where: Any, pattern: str) -> Any:
+def _behind(after: tuple[datetime, str, int], columns: Any) -> Iterator[Any]:
+    moment, uid, instance_id = after
+    yield columns.received_at <= moment  # an index serves this alone
+    is_next = (columns.sop_instance_uid == uid) & (columns.instance_id > instance_id)
+    yield or_(columns.received_at < moment, columns.sop_instance_uid > uid, is_next)
+
+
+def named(columns: Any, pattern: str) -> Any:
+    """Compare Patient ID and Patient's Name with a text, in which ``*`` matches anything."""
+    return or_(matches(columns.patient_id, pattern), matches(columns.patient_name, pattern))
+
+
+def matches(where: Any, pattern: str) -> Any:
+    """Compare a column with a text, in which ``*`` matches anything."""
     if "*" not in pattern:
         return where == pattern
     escaped = pattern.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").replace("*", "%")

@@ -95,6 +95,7 @@ class StoredScore:
     decision: str
     reason: str | None
     detail: str
+    heat_map: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,7 @@ class StoredReport:
 class NewReport:
     """One revision of a report, with its decision on the study, the images it states and where it goes.
 
-    `has_page` tells whether any destination gets its page too.
+    `beside` are the jobs that make what destinations get beside it.
     """
 
     study_id: int
@@ -161,7 +162,7 @@ class NewReport:
     images: frozenset[tuple[int, int | None]]
     destinations: Sequence[str]
     give_up_at: datetime
-    has_page: bool = False
+    beside: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -229,6 +229,8 @@ class Database:
         with _translated(self.name, self._url), self._engine.connect() as connection:
             current = _revision(connection)
         _require_known(current, self.name)
+        if current is None:
+            raise SchemaMismatch(f"{self.name} has no tables yet; `pacs-node serve` makes them.")
         if current != _scripts().get_current_head():
             raise SchemaMismatch(f"{self.name} has an older schema; `pacs-node serve` brings it up to date.")
 

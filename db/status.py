@@ -25,7 +25,7 @@ from db.models import (
     StudyProblem,
     Utc,
 )
-from db.queue import FAILED, READY, Kind, close, enqueue, is_postgresql, later
+from db.queue import BESIDE_REPORT, FAILED, READY, Kind, close, enqueue, is_postgresql, later
 
 _COUNTABLE = 100_000  # rows
 
@@ -174,6 +174,8 @@ def failures(session: Session, limit: int) -> list[Failure]:
     """Return the newest jobs that were given up."""
     asked = select(Job.kind, Job.lane, Study.study_instance_uid, Job.error, Job.id).select_from(Job)
     scored = asked.join(Instance, Instance.id == Job.ref).join(Study, Study.id == Instance.study_id)
+    compared = select(Job.kind, literal(""), Study.study_instance_uid, Job.error, Job.id).select_from(Job)
+    compared = compared.join(Instance, Instance.id == Job.ref).join(Study, Study.id == Instance.study_id)
     reported = asked.join(Study, Study.id == Job.ref)
     drawn = asked.join(Report, Report.id == Job.ref).join(Study, Study.id == Report.study_id)
     delivered = asked.join(Delivery, Delivery.id == Job.ref).join(Report, Report.id == Delivery.report_id)
@@ -184,8 +186,9 @@ def failures(session: Session, limit: int) -> list[Failure]:
     found: list[Any] = []
     for kind, statement in (
         (Kind.SCORE, scored),
+        (Kind.RESCORE, compared),
         (Kind.REPORT, reported),
-        (Kind.PAGE, drawn),
+        *((kind, drawn) for kind in BESIDE_REPORT),
         (Kind.DELIVER, delivered),
         (Kind.COMMIT, delivered),
         (Kind.CONFIRM, confirmed),
@@ -341,9 +344,10 @@ def _belongs_to(study_instance_uid: str) -> Any:
     study = select(Study.id).where(Study.study_instance_uid == study_instance_uid)
     reports = select(Report.id).where(Report.study_id.in_(study))
     return or_(
-        (Job.kind == Kind.SCORE) & Job.ref.in_(select(Instance.id).where(Instance.study_id.in_(study))),
+        Job.kind.in_((Kind.SCORE, Kind.RESCORE))
+        & Job.ref.in_(select(Instance.id).where(Instance.study_id.in_(study))),
         (Job.kind == Kind.REPORT) & Job.ref.in_(study),
-        (Job.kind == Kind.PAGE) & Job.ref.in_(reports),
+        Job.kind.in_(BESIDE_REPORT) & Job.ref.in_(reports),
         Job.kind.in_((Kind.DELIVER, Kind.COMMIT))
         & Job.ref.in_(select(Delivery.id).where(Delivery.report_id.in_(reports))),
     )

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from db.models import Delivery, Instance, Job, Report, Study
-from db.queue import Kind, enqueue
+from db.queue import BESIDE_REPORT, Kind, close, enqueue
 
 _AT_ONCE = 500  # images examined at once
 
@@ -93,10 +93,12 @@ def release(session: Session, study_id: int, before: datetime, at: datetime) -> 
         update(Instance)
         .where(Instance.study_id == study_id, Instance.removed_at.is_(None))
         .values(removed_at=at)
-        .returning(Instance.digest)
+        .returning(Instance.id, Instance.digest)
         .execution_options(synchronize_session=False)
     )
-    return list(session.scalars(statement))
+    released = session.execute(statement).all()
+    close(session, Kind.RESCORE, [row.id for row in released])  # a comparison keeps no file
+    return [row.digest for row in released]
 
 
 def lock_released(session: Session, digests: Sequence[str]) -> set[str]:
@@ -114,11 +116,11 @@ def lock_released(session: Session, digests: Sequence[str]) -> set[str]:
 def _is_spent(before: datetime) -> Iterator[ColumnElement[bool]]:
     is_mine = and_(Delivery.report_id == Report.id, Report.study_id == Study.id)
     yield Study.last_received_at < before
-    yield _is_none(Instance.study_id == Study.id, _is_unfinished(Kind.SCORE, Instance.id))
-    yield ~_is_unfinished(Kind.REPORT, Study.id)
-    yield _is_none(Report.study_id == Study.id, _is_unfinished(Kind.PAGE, Report.id))
+    yield _is_none(Instance.study_id == Study.id, _is_unfinished(Instance.id, Kind.SCORE))
+    yield ~_is_unfinished(Study.id, Kind.REPORT)
+    yield _is_none(Report.study_id == Study.id, _is_unfinished(Report.id, *BESIDE_REPORT))
     yield _is_none(is_mine, Delivery.state.in_(("pending", "failed")))
-    yield _is_none(is_mine, _is_unfinished(Kind.COMMIT, Delivery.id))
+    yield _is_none(is_mine, _is_unfinished(Delivery.id, Kind.COMMIT))
 
 
 def _is_none(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -126,8 +128,8 @@ def _is_none(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     return select(func.count()).where(*conditions).correlate(Study).scalar_subquery() == 0
 
 
-def _is_unfinished(kind: Kind, ref: Any) -> ColumnElement[bool]:
-    return exists().where(Job.kind == kind, Job.ref == ref, Job.state != "done")
+def _is_unfinished(ref: Any, *kinds: Kind) -> ColumnElement[bool]:
+    return exists().where(Job.kind.in_(kinds), Job.ref == ref, Job.state != "done")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +153,12 @@ def unread(session: Session, before_id: int | None, limit: int) -> list[Unread]:
         asked = asked.where(Instance.id < before_id)
     rows = session.execute(asked.order_by(Instance.id.desc()).limit(limit))
     return [Unread(**row) for row in rows.mappings()]
+
+
+def how_many_unread(session: Session) -> int:
+    """Count the objects whose file is here and was not read since the upgrade."""
+    is_unread = Instance.patient_sex.is_(None), Instance.removed_at.is_(None)
+    return session.execute(select(func.count()).select_from(Instance).where(*is_unread)).scalar_one()
 
 
 def record_read(session: Session, one: Unread, **values: Any) -> None:

@@ -1,4 +1,4 @@
-"""What people say of images, and who looked at what."""
+"""What people say of images."""
 
 from __future__ import annotations
 
@@ -42,6 +42,26 @@ def give(
     session.execute(insert(Verdict).values(values))
 
 
+def fits(label: str, decision: str) -> bool:
+    """Tell whether a label is known, and says something: nobody can agree where there is no answer."""
+    return label in LABELS and (label != "agree" or decision in ("positive", "negative"))
+
+
+def digest_below(share: float) -> str:
+    """Return the text below which the digests of a share of all images are.
+
+    A digest is a hash: which images belong to the share is random, and it is the same ones each time.
+    """
+    return f"{int(share * 16**8):08x}" if share < 1 else "g"
+
+
+def has_seen(session: Session, study_id: int, person: str) -> bool:
+    """Tell whether a person saw the score of a study on a page of it."""
+    seen = ("study viewed", "report viewed", "report taken")
+    asked = select(Audit.id).where(Audit.study_id == study_id, Audit.person == person, Audit.action.in_(seen))
+    return session.scalars(asked.limit(1)).first() is not None
+
+
 def of_studies(session: Session, study_ids: Sequence[int]) -> dict[int, list[GivenVerdict]]:
     """Return the verdicts of studies by study, the newest first."""
     asked = select(Instance.study_id, Verdict).join(Instance, Instance.id == Verdict.instance_id)
@@ -58,11 +78,3 @@ def of_studies(session: Session, study_ids: Sequence[int]) -> dict[int, list[Giv
         )
         found.setdefault(study_id, []).append(one)
     return found
-
-
-def record(
-    session: Session, action: str, *, person: str, address: str, study_id: int | None, at: datetime
-) -> None:
-    """Record that a person did something."""
-    values = {"action": action, "person": person, "address": address, "study_id": study_id, "at": at}
-    session.execute(insert(Audit).values(values))

@@ -7,42 +7,43 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from classifier import terminal
+from pacs_node.listing_commands import (
+    LEDGER_EXAMPLES,
+    RESULTS_EXAMPLES,
+    SCORES_EXAMPLES,
+    STUDIES_EXAMPLES,
+    ledger,
+    results,
+    scores,
+    studies,
+)
 from pacs_node.network.peer import Peer
+from pacs_node.open_command import EXAMPLES as OPEN_EXAMPLES
+from pacs_node.open_command import open_page
 from pacs_node.reconcile_command import EXAMPLES as RECONCILE_EXAMPLES
 from pacs_node.reconcile_command import reconcile
-from pacs_node.terminal.arguments import (
-    BomOption,
-    CallingOption,
-    ConfigOption,
-    DecisionFilter,
-    DeliveryState,
-    EverythingOption,
-    LimitOption,
-    OutputFormat,
-    StatusFormat,
-    study_dates,
-)
-from pacs_node.terminal.opening import configured, moments, opened
+from pacs_node.rescore_command import EXAMPLES as RESCORE_EXAMPLES
+from pacs_node.rescore_command import rescore
+from pacs_node.terminal.arguments import CallingOption, ConfigOption, StatusFormat
+from pacs_node.terminal.opening import configured, opened
+from pacs_node.token_command import tokens
+from pacs_node.upgrade_command import EXAMPLES as UPGRADE_EXAMPLES
+from pacs_node.upgrade_command import upgrade
+from pacs_node.user_command import users
+from pacs_node.verdict_command import EXAMPLES as VERDICT_EXAMPLES
+from pacs_node.verdict_command import verdict
 
 if TYPE_CHECKING:
     pass
 
 USER_ERROR = 2
-SHOWN = 100
-"""Rows of a table for people."""
-
-MOST_COUNTED = 100_000
-"""Rows that are counted to say how many there are."""
-
 app = typer.Typer(
     help="Chest X-rays in by C-STORE, pneumonia scores in SQL, structured reports back. Research use only.",
     no_args_is_help=True,
@@ -102,11 +103,12 @@ def demo(
         Path | None, typer.Option(help="Folder with your own images instead of the drawn ones.")
     ] = None,
     into: Annotated[Path, typer.Option(help="Where to create the folder of this run.")] = Path("demo"),
+    web: Annotated[bool, typer.Option("--web", help="Keep the reading list open, until Ctrl-C.")] = False,
 ) -> None:
     """Show the whole product at work on this machine in half a minute."""
     from pacs_node.demo.demo import run  # noqa: PLC0415
 
-    sys.exit(run(images, into))
+    sys.exit(run(images, into, keeps_page=web))
 
 
 @app.command(epilog="Example:\n\npacs-node send study/ extra.dcm --to PACS_NODE@127.0.0.1:11112")
@@ -152,108 +154,12 @@ def echo(
     terminal.console().print(f"{peer} is there.", highlight=False)
 
 
-@app.command(
-    epilog="Examples:\n\npacs-node results --since 2d --decision positive\n\n"
-    "pacs-node results --patient 'DOE^*' --format csv > doe.csv\n\n"
-    "pacs-node results --accession A123 --format json"
-)
-def results(
-    *,
-    patient: Annotated[
-        str | None, typer.Option(help="Patient ID or name in full, upper or lower case; * matches anything.")
-    ] = None,
-    accession: Annotated[str | None, typer.Option(help="Accession number.")] = None,
-    study: Annotated[str | None, typer.Option(help="Study Instance UID.")] = None,
-    study_date: Annotated[
-        str | None, typer.Option(help="Study date (ISO 8601), or first and last date separated by /.")
-    ] = None,
-    since: Annotated[
-        str | None, typer.Option(help="Received since a date or time (ISO 8601), or an age: 30m, 2h, 7d.")
-    ] = None,
-    until: Annotated[str | None, typer.Option(help="Received before; same format as --since.")] = None,
-    decision: Annotated[DecisionFilter | None, typer.Option(help="Only these.")] = None,
-    min_probability: Annotated[float | None, typer.Option(min=0, max=1, help="Lowest probability.")] = None,
-    everything: EverythingOption = False,
-    bom: BomOption = False,
-    limit: LimitOption = None,
-    output: Annotated[OutputFormat, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
-        OutputFormat.TABLE
-    ),
-    config: ConfigOption = None,
-) -> None:
-    """List results from the database, newest first. Any SQL tool can read them too, in the view `results`."""
-    from db.results import RESULT_COLUMNS, Filter, each_result, how_many_results  # noqa: PLC0415
-    from db.results import results as ask  # noqa: PLC0415
-    from pacs_node.terminal import tables  # noqa: PLC0415
-
-    since_, until_ = moments(since, until)
-    wanted = Filter(
-        patient=patient,
-        accession=accession,
-        study=study,
-        study_dates=None if study_date is None else study_dates(study_date),
-        since=since_,
-        until=until_,
-        decision=decision,
-        min_probability=min_probability,
-        with_results=everything,
-        limit=limit,
-    )
-    with opened(configured(config)).read() as session:
-        if output is not OutputFormat.TABLE:
-            _write_rows(each_result(session, wanted), RESULT_COLUMNS, output, bom=bom)
-            return
-        rows = ask(session, replace(wanted, limit=limit or SHOWN))
-        total = len(rows) if len(rows) < (limit or SHOWN) else how_many_results(session, wanted, MOST_COUNTED)
-    tables.print_results(rows, terminal.console())
-    if total > len(rows):
-        more = "or more " if total == MOST_COUNTED else ""
-        said = f"{len(rows)} of {total} {more}images; --limit shows more, --format csv or json has all."
-        terminal.console(stderr=True).print(said, highlight=False)
-
-
-@app.command(
-    epilog="Examples:\n\npacs-node ledger --study 1.2.826.0.1.3680043.8.498.1\n\n"
-    "pacs-node ledger --since 7d --state failed\n\npacs-node ledger --format csv > ledger.csv"
-)
-def ledger(
-    *,
-    study: Annotated[str | None, typer.Option(help="Study Instance UID.")] = None,
-    patient: Annotated[str | None, typer.Option(help="Patient ID or name, as for `results`.")] = None,
-    accession: Annotated[str | None, typer.Option(help="Accession number.")] = None,
-    since: Annotated[str | None, typer.Option(help="Received since; same format as for `results`.")] = None,
-    until: Annotated[str | None, typer.Option(help="Received before; same format as --since.")] = None,
-    state: Annotated[DeliveryState | None, typer.Option(help="Only deliveries in this state.")] = None,
-    everything: EverythingOption = False,
-    bom: BomOption = False,
-    limit: LimitOption = None,
-    output: Annotated[OutputFormat, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
-        OutputFormat.TABLE
-    ),
-    config: ConfigOption = None,
-) -> None:
-    """Account for each received image: its score, its report, and what each destination answered and when."""
-    from db.results import LEDGER_COLUMNS, Filter, each_of_ledger  # noqa: PLC0415
-    from db.results import ledger as ask  # noqa: PLC0415
-    from pacs_node.terminal import tables  # noqa: PLC0415
-
-    since_, until_ = moments(since, until)
-    wanted = Filter(
-        study=study,
-        patient=patient,
-        accession=accession,
-        since=since_,
-        until=until_,
-        state=state,
-        with_results=everything,
-        limit=limit,
-    )
-    with opened(configured(config)).read() as session:
-        if output is OutputFormat.TABLE:
-            rows = ask(session, replace(wanted, limit=limit or SHOWN))
-            tables.print_ledger(rows, terminal.console())
-        else:
-            _write_rows(each_of_ledger(session, wanted), LEDGER_COLUMNS, output, bom=bom)
+app.command(epilog=RESULTS_EXAMPLES)(results)
+app.command(epilog=STUDIES_EXAMPLES)(studies)
+app.command(epilog=SCORES_EXAMPLES)(scores)
+app.command(epilog=LEDGER_EXAMPLES)(ledger)
+app.command(epilog=RESCORE_EXAMPLES)(rescore)
+app.command(epilog=UPGRADE_EXAMPLES)(upgrade)
 
 
 @app.command(epilog="Example:\n\npacs-node status --format json")
@@ -294,26 +200,23 @@ def retry(
     config: ConfigOption = None,
 ) -> None:
     """Retry work that was given up: scoring, reports and deliveries."""
-    from db import status as asked  # noqa: PLC0415
+    from pacs_node import orders  # noqa: PLC0415
     from pacs_node.errors import UserError  # noqa: PLC0415
 
     if failed == (study_uid is not None) or (resend and failed):
         raise UserError("Say what to retry: --failed for everything, or one STUDY_UID.")
     settings = configured(config)
-    give_up_at = datetime.now(UTC) + timedelta(hours=settings.deliver.give_up_hours)
-    with opened(settings).write() as session:
-        if study_uid is not None and not asked.study_exists(session, study_uid):
-            raise UserError(f"There is no study {study_uid}; `pacs-node results --format csv` lists studies.")
-        number = asked.retry(session, study_uid, give_up_at)
-        if resend and study_uid is not None:
-            names = [one.name for one in settings.destinations]
-            number += asked.resend(session, study_uid, give_up_at, datetime.now(UTC), destinations=names)
+    number = orders.retry(settings, opened(settings), study_uid, resend=resend)
     terminal.console().print(
         f"{number} {'job' if number == 1 else 'jobs'} will be tried again.", highlight=False
     )
 
 
 app.command(epilog=RECONCILE_EXAMPLES)(reconcile)
+app.command(epilog=VERDICT_EXAMPLES)(verdict)
+app.command("open", epilog=OPEN_EXAMPLES)(open_page)
+app.add_typer(users, name="user")
+app.add_typer(tokens, name="token")
 
 
 @app.command(epilog="Example:\n\npacs-node abandon OLD_PACS")
@@ -322,14 +225,10 @@ def abandon(
     config: ConfigOption = None,
 ) -> None:
     """Give up reports that wait for a destination that no longer exists. `retry` cannot bring them back."""
-    from db import status as asked  # noqa: PLC0415
-    from pacs_node.errors import UserError  # noqa: PLC0415
+    from pacs_node import orders  # noqa: PLC0415
 
     settings = configured(config)
-    if destination in {one.name for one in settings.destinations}:
-        raise UserError(f"{destination} is still in [[destinations]]; remove it and restart the node.")
-    with opened(settings).write() as session:
-        number = asked.abandon(session, destination, datetime.now(UTC))
+    number = orders.abandon(settings, opened(settings), destination)
     terminal.console().print(f"{number} {'report' if number == 1 else 'reports'} abandoned.", highlight=False)
 
 
@@ -339,12 +238,9 @@ def dismiss(
     config: ConfigOption = None,
 ) -> None:
     """Let a study be without report whose images name different patients, until another image of it comes."""
-    from db import status as asked  # noqa: PLC0415
-    from pacs_node.errors import UserError  # noqa: PLC0415
+    from pacs_node import orders  # noqa: PLC0415
 
-    with opened(configured(config)).write() as session:
-        if not asked.dismiss(session, study_uid, datetime.now(UTC)):
-            raise UserError(f"Nothing prevents a report of study {study_uid}; see `pacs-node status`.")
+    orders.dismiss(opened(configured(config)), study_uid)
     terminal.console().print("The study stays without report.", highlight=False)
 
 
@@ -366,14 +262,3 @@ def main() -> None:
     except (UserError, DatabaseError) as error:
         terminal.console(stderr=True, soft_wrap=True).print(f"pacs-node: {error}", style="red", markup=False)
         sys.exit(USER_ERROR)
-
-
-def _write_rows(
-    rows: Iterable[dict[str, Any]], columns: Sequence[str], output: OutputFormat, *, bom: bool
-) -> None:
-    from pacs_node.terminal import tables  # noqa: PLC0415
-
-    if output is OutputFormat.CSV:
-        tables.write_csv(rows, columns, sys.stdout, bom=bom)
-    else:
-        tables.write_json_rows(rows, sys.stdout)

@@ -30,6 +30,7 @@ from db.queue import LONGEST_WAIT_SECONDS
 from pacs_node.config_access import TlsSettings
 from pacs_node.config_messages import sentence
 from pacs_node.config_types import AETitle, Port, PortOrNone, Section
+from pacs_node.config_web import VerdictSettings, WebSettings
 from pacs_node.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "PACS_NODE_"
@@ -172,13 +173,6 @@ class MetricsSettings(Section):
     port: PortOrNone = 0
 
 
-class WebSettings(Section):
-    """The reading list, for people."""
-
-    host: Literal["127.0.0.1", "::1", "localhost"] = "127.0.0.1"
-    port: Port = 8080
-
-
 def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
@@ -197,7 +191,7 @@ class Destination(Section):
     ae_title: AETitle
     host: Annotated[str, Field(min_length=1)]
     port: Port
-    send: tuple[Literal["report", "pdf"], ...] = ("report",)
+    send: tuple[Literal["report", "pdf", "heatmap"], ...] = ("report",)
     commitment: Literal["auto", "off"] = "auto"
 
     @model_validator(mode="before")
@@ -236,6 +230,7 @@ class Settings(BaseSettings):
     deliver: DeliverSettings = DeliverSettings()
     metrics: MetricsSettings = MetricsSettings()
     web: WebSettings = WebSettings()
+    verdicts: VerdictSettings = VerdictSettings()
     log: LogSettings = LogSettings()
     destinations: tuple[Destination, ...] = ()
     modalities: tuple[Modality, ...] = ()
@@ -359,6 +354,10 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
         "spool": {"path": state / settings.spool.path.expanduser()},
         "classifier": {"model": folder / model.expanduser() if model else None},
         "database": {"url": _anchored_url(settings.database.url, state)},
+        "web": {
+            name: folder / file.expanduser() if file else None
+            for name, file in (("certificate", settings.web.certificate), ("key", settings.web.key))
+        },
     }
     sections = {name: getattr(settings, name).model_copy(update=new) for name, new in changes.items()}
     return settings.model_copy(update=sections)

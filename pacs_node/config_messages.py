@@ -10,7 +10,9 @@ _FORMS = {
     "ae_title": "an AE title has 1 to 16 characters, without backslash and accents",
     "calling_ae_titles": "an AE title has 1 to 16 characters, without backslash and accents",
     "station_name": "it has 1 to 64 ASCII characters, without backslash",
+    "issuer": "write the address by which the provider names itself; it begins with https://",
     "name": "it has 1 to 32 ASCII characters",
+    "address": 'write what browsers open, such as "https://reading.hospital.example", without a path',
     "device": 'write "auto", "cpu", "cuda" or "cuda:1"',
 }
 """What a text must look like, by the key."""
@@ -32,7 +34,7 @@ def sentence(error: Error) -> str:
     if not where:  # of several sections at once
         return str(error.get("ctx", {}).get("error", error["msg"]))
     said = f"{where} {_said(error)}"
-    is_secret = error["loc"][:1] == ("database",)
+    is_secret = error["loc"][:1] == ("database",) or error["loc"][-1:] == ("client_secret",)
     is_absent = error["type"] in ("missing", "value_error")
     return said if is_secret or is_absent else f"{said}, not {error['input']!r}"
 

@@ -19,6 +19,7 @@
     │   └── DestinationRefused   the peer will not take any report class, or says the object is wrong
     ├── NotAssociated        no association came about; the caller says what that means to it
     │   └── TakesNothing         the peer accepts none of the presentation contexts
+    ├── SignInFailed         a provider of log-ins did not say who somebody is, or who may not look
     ├── Refused              a received SOP instance is refused, with the DIMSE status to answer
     ├── UnreadableHeader     an object does not parse
     ├── ProtocolError        a peer sent what breaks PS3.7 or PS3.8: the association is aborted
@@ -106,6 +107,10 @@ class NotAssociated(PacsNodeError):
 
 class TakesNothing(NotAssociated):
     """The peer accepts none of the presentation contexts."""
+
+
+class SignInFailed(PacsNodeError):
+    """Somebody cannot be signed in by the provider of log-ins."""
 
 
 class Refused(PacsNodeError):

@@ -21,7 +21,7 @@ from pacs_node.config import LogSettings
 Log = structlog.stdlib.BoundLogger
 
 _TRACES = ("exception", "traceback", "stack")
-_QUIET = ("pynetdicom", "pydicom", "alembic", "sqlalchemy", "PIL", "monai", "matplotlib")
+_QUIET = ("pynetdicom", "pydicom", "alembic", "sqlalchemy", "PIL", "monai", "matplotlib", "uvicorn")
 
 
 def get(name: str) -> Log:
@@ -65,13 +65,13 @@ def configure(settings: LogSettings) -> None:
     for name in _QUIET:
         # What these libraries have to say is said in our own words, or is noise
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    sys.excepthook = _on_crash
-    threading.excepthook = lambda crash: _on_crash(
+    sys.excepthook = crashed
+    threading.excepthook = lambda crash: crashed(
         crash.exc_type, crash.exc_value or crash.exc_type(), crash.exc_traceback
     )
 
 
-def _on_crash(kind: type[BaseException], _error: BaseException, where: types.TracebackType | None) -> None:
+def crashed(kind: type[BaseException], _error: BaseException, where: types.TracebackType | None) -> None:
     """Log an exception that nobody expected, without its message, which may hold patient data."""
     frames = "".join(traceback.format_tb(where))
     get(__name__).critical("crashed", exception=kind.__name__, traceback=frames)

@@ -106,6 +106,8 @@ class Worker:
         How often to look for work when there is none.
     lease_seconds
         How long other workers wait before they consider this worker dead.
+    idle_stage
+        What to do as long as `stage` has nothing to do.
     hung_seconds
         A time without progress after which the worker is considered hung; longer than any group of outcomes
         may take.
@@ -123,10 +125,13 @@ class Worker:
         poll_seconds: float,
         lease_seconds: float,
         hung_seconds: float = _HUNG_SECONDS,
+        *,
+        idle_stage: Stage | None = None,
     ) -> None:
         self.progress = Progress(hung_seconds)
         self._database = database
-        self._stage = stage
+        self._stages = (stage,) if idle_stage is None else (stage, idle_stage)
+        self._stage = stage  # the one at work
         self._poll = poll_seconds
         self._lease = lease_seconds
         self._stopped = threading.Event()
@@ -156,14 +161,17 @@ class Worker:
         self._stopped.wait(min(_MOST_BACK_OFF, 0.1 * 2**failures) * random.uniform(0.5, 1))
 
     def work_once(self) -> bool:
-        """Claim and do jobs once; tell whether there were any.
+        """Claim and do jobs once, of the first stage that has any; tell whether there were any.
 
         Raises
         ------
         DatabaseError
             If the database is unavailable; the jobs can be claimed again when their lease ends.
         """
-        stage = self._stage
+        return any(map(self._work_once, self._stages))
+
+    def _work_once(self, stage: Stage) -> bool:
+        self._stage = stage
         with self._database.ask() as connection:
             if not queue.is_any_due(connection, stage.kind, stage.lane):  # nearly always
                 return False

@@ -157,8 +157,8 @@ SLIPS = [
     ('[[destinations]]\nae_title = "A"\nport = 104', "[[destinations]] 1, host is missing."),
     (DESTINATION.replace("4242", "0"), "[[destinations]] 1, port must be at least 1, not 0."),
     (
-        DESTINATION + 'send = ["heatmap"]',
-        '[[destinations]] 1, send must be "report" or "pdf", not \'heatmap\'.',
+        DESTINATION + 'send = ["film"]',
+        '[[destinations]] 1, send must be "report", "pdf" or "heatmap", not \'film\'.',
     ),
     (DESTINATION + DESTINATION, "destinations cannot be used: two destinations have the same name."),
     (DESTINATION + 'name = ""', "[[destinations]] 1, name cannot be '': it has 1 to 32 ASCII characters."),

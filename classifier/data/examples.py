@@ -5,34 +5,22 @@ Each patient is in only one split; otherwise a model would be measured on people
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import random
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Literal
 
-from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
-
+from classifier.data.example import CLASSES, SPLITS, Classes, Example, Rule, Split
 from classifier.data.files import PICTURES, candidates, is_dicom, printable
-from classifier.decoding.tags import quiet, text
+from classifier.data.manifest import read_manifest, write_manifest
+from classifier.data.patients import known_of, patient_of
 from classifier.errors import DataError
-from classifier.untrusted import cell, unquoted
 
-Split = Literal["train", "val", "test", ""]
-
-CLASSES = {
-    **dict.fromkeys(("normal", "negative", "0", "clear"), 0),
-    **dict.fromkeys(("pneumonia", "positive", "1", "opacity"), 1),
-}
-"""Names of class folders and labels of a manifest, in lower case."""
-
-Rule = Literal["manifest", "DICOM", "folder", "known name", "file name"]
+__all__ = ["CLASSES", "Classes", "Example", "Split", "patient_of", "write_manifest"]
 
 _RULES: dict[Rule, str] = {
     "manifest": "by the manifest",
@@ -41,45 +29,22 @@ _RULES: dict[Rule, str] = {
     "known name": "by file names of a public set, such as person12_virus_3",
     "file name": "each file name a patient of its own",
 }
-_SPLITS: dict[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "": "",
-}
-# Kermany et al. name files person<ID>_<bacteria|virus>_<n> and [NORMAL2-]IM-<ID>-<n>; Wang et al. (NIH
-# ChestX-ray14) <ID>_<n>, both with leading zeros.
-_PATIENT = re.compile(r"^(person\d+|(?:NORMAL2-)?IM-\d+|\d{8}(?=_\d{3}\.))[_-]")
-_IN_MANIFEST: Rule = "manifest"
-_COLUMNS = ("path", "label", "patient", "split")
+_DEEPEST = 3  # folders below a wrong one, among which the right one is looked for
+_MOST_FOLDERS = 1000
 
 
-@dataclass(frozen=True)
-class Example:
-    """One image with its label, 1 for pneumonia; `split` is empty if it is not fixed. `rule` tells how its
-    patient was found.
-    """
-
-    path: Path
-    label: int
-    patient: str
-    split: Split = ""
-    rule: Rule = field(default="manifest", compare=False)
-
-
-def load(data: Path) -> list[Example]:
+def load(data: Path, classes: Classes = CLASSES) -> list[Example]:
     """List labelled images.
 
     Parameters
     ----------
     data
         A folder of two class folders, such as ``NORMAL`` and ``PNEUMONIA``, possibly below ``train``, ``val``
-        and ``test``; or a CSV manifest with the columns path, label and, if known, patient and split. Its
-        paths are relative to its folder. A folder below a class folder belongs to one patient, whatever the
-        names of its files.
+        and ``test``; or a CSV manifest with the columns path, label and, if known, patient, split and others.
+        Its paths are relative to its folder. A folder below a class folder belongs to one patient, whatever
+        the names of its files.
+    classes
+        Names of the classes in lower case, 1 for pneumonia.
 
     Raises
     ------
@@ -87,25 +52,57 @@ def load(data: Path) -> list[Example]:
         If there is no image, a class is missing or unknown, a patient is in two splits, or a file occurs more
         than once with different labels, patients or splits.
     """
-    if data.is_dir():
-        examples = list(_from_folder(data))
-    elif data.is_file():
-        examples = _from_manifest(data)
-    else:
-        raise DataError(f"There is no folder or manifest {data}; check the path.")
+    return load_all([data], classes=classes)
+
+
+def load_all(
+    sources: Sequence[Path], weights: Sequence[float] = (), classes: Classes = CLASSES
+) -> list[Example]:
+    """List the images of several sets as one; see `load`.
+
+    Parameters
+    ----------
+    weights
+        How much each image of a set counts, one number for each set; none for 1.
+    """
+    named = " and ".join(map(str, sources))
+    if weights and len(weights) != len(sources):
+        raise DataError(f"There are {len(weights)} weights for {len(sources)} sets; give one for each set.")
+    examples = [
+        replace(example, weight=example.weight * weight)
+        for source, weight in zip(sources, weights or [1.0] * len(sources), strict=True)
+        for example in _listed(source, classes)
+    ]
     _require_names(examples)
-    _require_classes(examples, data)
+    _require_classes(examples, named, sources)
     _require_distinct(examples)
-    _require_disjoint(examples, data)
-    return sorted(examples, key=lambda example: example.path.as_posix())
+    _require_disjoint(examples, named)
+    return sorted(examples, key=lambda example: example.path.absolute().as_posix())
 
 
-def write_manifest(path: Path, examples: Iterable[Example]) -> None:
-    """Write a manifest that `load` reads, with absolute paths."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        writer.writerows((e.path.absolute(), e.label, cell(e.patient), e.split) for e in examples)
+def class_names(text: str) -> Classes:
+    """Return the names of classes with two more, written as ``healthy,sick``: the class without comes first.
+
+    Raises
+    ------
+    DataError
+        If it is not two names.
+    """
+    names = [name.strip().lower() for name in text.split(",")]
+    if len(set(names)) != 2 or not all(names):
+        raise DataError(
+            f"The classes {text!r} are not two names; write the one without pneumonia first, such as"
+            " healthy,sick."
+        )
+    return {**CLASSES, names[0]: 0, names[1]: 1}
+
+
+def _listed(data: Path, classes: Classes) -> list[Example]:
+    if data.is_dir():
+        return list(_from_folder(data, classes))
+    if data.is_file():
+        return read_manifest(data, classes)
+    raise DataError(f"There is no folder or manifest {data}; check the path.")
 
 
 def told_apart(examples: Iterable[Example]) -> str:
@@ -161,9 +158,14 @@ def digest(examples: Iterable[Example]) -> str:
     seen.
     """
     sha = hashlib.sha256()
-    for line in sorted(f"{e.path.name}\t{e.label}\t{e.patient}\t{e.split}\n" for e in examples):
+    for line in sorted(map(_line, examples)):
         sha.update(line.encode())
     return sha.hexdigest()
+
+
+def _line(e: Example) -> str:
+    weight = "" if e.weight == 1 else f"\t{e.weight}"
+    return f"{e.path.name}\t{e.label}\t{e.patient}\t{e.split}{weight}\n"
 
 
 def _choose(patients: dict[str, list[Example]], share: float, seed: int) -> set[str]:
@@ -183,81 +185,58 @@ def _choose(patients: dict[str, list[Example]], share: float, seed: int) -> set[
     return chosen
 
 
-def _from_folder(data: Path) -> Iterator[Example]:
-    folders = sorted(path for path in data.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if folders and all(folder.name.lower() in _SPLITS for folder in folders):
+def _from_folder(data: Path, classes: Classes) -> Iterator[Example]:
+    folders = _folders(data)
+    if folders and all(folder.name.lower() in SPLITS for folder in folders):
         for folder in folders:
             # Only a test set is kept apart; the rest is split again, by patient
-            fixed: Split = "test" if _SPLITS[folder.name.lower()] == "test" else ""
-            for example in _from_folder(folder):
+            fixed: Split = "test" if SPLITS[folder.name.lower()] == "test" else ""
+            for example in _from_folder(folder, classes):
                 # A folder "test" is trusted: its patients differ from patients with the same names elsewhere
                 patient = f"test/{example.patient}" if fixed else example.patient
                 yield replace(example, split=fixed, patient=patient)
         return
     for folder in folders:
-        label = CLASSES.get(folder.name.lower())
+        label = classes.get(folder.name.lower())
         if label is None:
-            raise DataError(f"The folder {folder} is not a class; name the classes NORMAL and PNEUMONIA.")
+            raise DataError(f"The folder {folder} is not a class; {_advice(data, folders, classes)}.")
         for path in candidates(folder):
             if path.suffix.lower() in PICTURES or is_dicom(path):
-                patient, rule = _told(path, folder)
-                yield Example(path, label, patient, rule=rule)
+                known = known_of(path, folder)
+                yield Example(path, label, known.patient, rule=known.rule, columns=known.columns)
 
 
-def _from_manifest(path: Path) -> list[Example]:
+def _folders(data: Path) -> list[Path]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = {"path", "label"} - set(reader.fieldnames or ())
-            if missing:
-                raise DataError(f"{path} has no column {min(missing)!r}; it needs path and label.")
-            return [_row(row, path, number) for number, row in enumerate(reader, 2)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not CSV in UTF-8; save it as that.") from error
+        return sorted(path for path in data.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except PermissionError:
+        return []
 
 
-def _row(row: dict[str, str | None], manifest: Path, number: int) -> Example:
-    place = manifest.parent / (row["path"] or "")
-    label = CLASSES.get((row["label"] or "").strip().lower())
-    fixed = _SPLITS.get((row.get("split") or "").strip().lower())
-    if label is None or fixed is None or not place.is_file():
-        what = "label" if label is None else "split" if fixed is None else "path"
-        raise DataError(
-            f"Line {number} of {manifest} has the {what} {row[what]!r}, which is none; correct it."
-        )
-    named = unquoted((row.get("patient") or "").strip())
-    patient, rule = (named, _IN_MANIFEST) if named else _told(place)
-    return Example(place, label, patient, fixed, rule)
+def _advice(data: Path, folders: Sequence[Path], classes: Classes) -> str:
+    """Say what to do about a folder whose subfolders are no classes."""
+    right = next(islice(_below(data, classes), 1), None)
+    if right is not None:
+        return f"name {right}, which holds both classes"
+    if len(folders) == 2:
+        names = ",".join(folder.name for folder in folders)
+        return f"name the classes NORMAL and PNEUMONIA, or add --classes {names} (without pneumonia first)"
+    return "name the classes NORMAL and PNEUMONIA"
 
 
-def patient_of(path: Path, class_folder: Path | None = None) -> str:
-    """Return the patient of a file.
-
-    This is its Patient ID in DICOM, else its folder below the class folder, else the patient in its name in
-    the known public sets, else its name.
-    """
-    return _told(path, class_folder)[0]
-
-
-def _told(path: Path, class_folder: Path | None = None) -> tuple[str, Rule]:
-    """Return the patient of a file, and the rule that found it."""
-    if path.suffix.lower() not in PICTURES and (known := _patient_id(path)):
-        return known, "DICOM"
-    below = () if class_folder is None else path.relative_to(class_folder).parts[:-1]
-    if below:
-        return below[0], "folder"
-    # IM-<n> is a patient in one public set, and a series in the exports of OsiriX and Horos
-    named = _PATIENT.match(path.name)
-    return (named[1].removeprefix("NORMAL2-"), "known name") if named else (path.stem, "file name")
-
-
-def _patient_id(path: Path) -> str | None:
-    try:
-        with quiet():
-            header = dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
-        return text(header, "PatientID")
-    except (InvalidDicomError, OSError, ValueError, KeyError, EOFError):
-        return None
+def _below(data: Path, classes: Classes) -> Iterator[Path]:
+    """Yield the folders at or below one that hold both classes, or hold such under the names of splits."""
+    level, seen = [data], 0
+    for _ in range(_DEEPEST + 1):
+        for folder in level:
+            inside = _folders(folder)
+            names = [path.name.lower() for path in inside]
+            if {classes[name] for name in names if name in classes} == {0, 1}:
+                yield folder.parent if folder.name.lower() in SPLITS and folder != data else folder
+        level = [path for folder in level for path in _folders(folder)]
+        seen += len(level)
+        if seen > _MOST_FOLDERS:
+            return
 
 
 def _require_names(examples: Sequence[Example]) -> None:
@@ -268,13 +247,25 @@ def _require_names(examples: Sequence[Example]) -> None:
             raise DataError(f"The name of {name} is not in UTF-8; rename the file or folder.")
 
 
-def _require_classes(examples: Sequence[Example], data: Path) -> None:
+def _require_classes(examples: Sequence[Example], named: str, sources: Sequence[Path]) -> None:
     if not examples:
-        raise DataError(f"There is no JPEG, PNG or DICOM file in {data}; name another folder.")
+        raise DataError(f"There is no JPEG, PNG or DICOM file in {named}; name {_other_folder(sources)}.")
     counts = Counter(example.label for example in examples)
     if len(counts) < 2:
         have = "PNEUMONIA" if 1 in counts else "NORMAL"
-        raise DataError(f"{data} holds {have} only; training and evaluation need both classes.")
+        raise DataError(f"{named} holds {have} only; training and evaluation need both classes.")
+
+
+def _other_folder(sources: Sequence[Path]) -> str:
+    """Return the folder above or below that holds both classes, if there is one."""
+    for source in sources:
+        if source.is_dir():
+            resolved = source.resolve()
+            for place in (resolved.parent, resolved):
+                right = next(islice(_below(place, CLASSES), 1), None)
+                if right is not None and place in {resolved, right}:
+                    return f"{right}, which holds both classes"
+    return "another folder"
 
 
 def _require_distinct(examples: Sequence[Example]) -> None:
@@ -287,7 +278,7 @@ def _require_distinct(examples: Sequence[Example]) -> None:
                 raise DataError(f"{example.path} occurs twice, with a different {what}; keep one of them.")
 
 
-def _require_disjoint(examples: Sequence[Example], data: Path) -> None:
+def _require_disjoint(examples: Sequence[Example], named: str) -> None:
     splits: dict[str, set[str]] = defaultdict(set)
     for example in examples:
         if example.split:
@@ -295,4 +286,4 @@ def _require_disjoint(examples: Sequence[Example], data: Path) -> None:
     for patient, found in sorted(splits.items()):
         if len(found) > 1:
             names = " and ".join(sorted(found))
-            raise DataError(f"Patient {patient} is in the splits {names} of {data}; keep one of them.")
+            raise DataError(f"Patient {patient} is in the splits {names} of {named}; keep one of them.")

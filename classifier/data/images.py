@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, TypeVar
@@ -17,11 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from classifier.data.examples import Example
-from classifier.decoding.decode import decode
-from classifier.errors import DataError, NotScorable
+from classifier.decoding.decode import Radiograph
+from classifier.decoding.decoders import Decoders, Outcome, Request
+from classifier.errors import DataError
 
 _CHUNK = 16
-_Outcome: TypeAlias = NDArray[np.uint8] | str  # (1, size, size), or the reason why it cannot be decoded
+_AHEAD = 4  # images for each process that are decoded before they are asked for
+_Image: TypeAlias = NDArray[np.uint8] | str  # (1, size, size), or the reason why it cannot be decoded
 _Result = TypeVar("_Result")
 
 
@@ -51,7 +53,9 @@ def decode_all(
     skip_bad: bool = False,
     progress: Callable[[int], None] = lambda _number: None,
 ) -> Decoded:
-    """Decode images and resize them to squares.
+    """Decode images and resize them to squares, in processes that are watched as those of the node.
+
+    A file that crashes them, hangs, or wants all memory is one that cannot be decoded; the others go on.
 
     Parameters
     ----------
@@ -69,20 +73,19 @@ def decode_all(
     Raises
     ------
     DataError
-        Names the images that cannot be decoded, or says that a process was killed.
+        Names the images that cannot be decoded.
     """
     images = np.empty((len(examples), 1, size, size), np.uint8)
     bad: dict[Path, str] = {}
     good: list[int] = []
     paths = [example.path for example in examples]
-    with in_processes(partial(_decode, size=size), paths, workers) as decoded:
-        for index, outcome in enumerate(decoded):
-            progress(1)
-            if isinstance(outcome, str):
-                bad[examples[index].path] = outcome
-            else:
-                images[index] = outcome
-                good.append(index)
+    for index, image in enumerate(_decoded(paths, size, workers or _processors())):
+        progress(1)
+        if isinstance(image, str):
+            bad[examples[index].path] = image
+        else:
+            images[index] = image
+            good.append(index)
     if not skip_bad:
         require_none(bad)
     whole = images if len(good) == len(images) else images[good]
@@ -132,12 +135,22 @@ def _processors() -> int:
     return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _decode(path: Path, size: int) -> _Outcome:
-    try:
-        plane = decode(path, size=size)  # (1, size, size) float32 in 0..1
-    except (NotScorable, OSError) as error:
-        return str(error)
-    return (plane * 255).round().astype(np.uint8)
+def _decoded(paths: Iterable[Path], size: int, processes: int) -> Iterator[_Image]:
+    """Yield the images of files in their order."""
+    decoders = Decoders.shared(processes)
+    waiting: deque[Future[Outcome]] = deque()
+    for path in paths:
+        waiting.append(decoders.submit(Request(path, size=size)))
+        if len(waiting) > _AHEAD * processes:
+            yield _image(waiting.popleft().result())
+    while waiting:
+        yield _image(waiting.popleft().result())
+
+
+def _image(outcome: Outcome) -> _Image:
+    if not isinstance(outcome, Radiograph):
+        return str(outcome)
+    return (outcome.pixels * 255).round().astype(np.uint8)
 
 
 def _listed(names: Sequence[str]) -> str:

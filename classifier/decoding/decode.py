@@ -30,6 +30,7 @@ from classifier.decoding.refusal import too_large, translated, unreadable
 from classifier.decoding.resample import WHOLE, Grey, resample
 from classifier.decoding.tags import quiet
 from classifier.errors import NotScorable
+from classifier.reasons import Reason
 
 __all__ = ["PROJECTION_RADIOGRAPHS", "Eligibility", "Radiograph", "check", "decode", "read"]
 
@@ -46,6 +47,7 @@ _EXIF_TURNS = {
     7: Turn(transposed=True, mirrored=True, upside_down=True),
     8: Turn(transposed=True, upside_down=True),
 }
+_APPENDED = 1024  # bytes behind the end of a picture that some programs write
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
@@ -193,10 +195,17 @@ def _read_picture(data: bytes, limit: int, size: int | None) -> Radiograph:
     except NotScorable as refusal:
         if isinstance(refusal.__cause__, Image.DecompressionBombError):
             raise too_large("The picture is larger than Pillow allows") from refusal
+        if refusal.reason is Reason.UNREADABLE and _is_cut(data):
+            raise unreadable("The picture is truncated: its file ends before the image does") from refusal
         raise
     if size is not None:
         grey = np.clip(resample(grey, size, whole[::-1] if found.transposed else whole, sampling), 0, 1)
     return Radiograph(np.ascontiguousarray(grey)[np.newaxis], view=None, turn=found)
+
+
+def _is_cut(data: bytes) -> bool:
+    """Whether a JPEG or PNG file lacks its end: EOI, or the chunk IEND, but for what programs append."""
+    return (b"\xff\xd9" if data.startswith(_JPEG) else b"IEND") not in data[-_APPENDED:]
 
 
 def _picture_grey(image: Image.Image) -> Grey:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,22 +15,38 @@ from numpy.typing import NDArray
 from sklearn.metrics import classification_report
 
 from classifier.data import examples as data
-from classifier.data.examples import Example
+from classifier.data.examples import CLASSES, Classes, Example
 from classifier.data.images import require_none
 from classifier.decoding.decode import decode
 from classifier.errors import DataError
 from classifier.measuring import page, plots
+from classifier.measuring.as_node import Answer, answer, measure_answers
+from classifier.measuring.baselines import baselines
+from classifier.measuring.comparison import Comparison, compare
+from classifier.measuring.fragility import fragility
 from classifier.measuring.metrics import Measures, measure
+from classifier.measuring.rows import as_node_rows, baseline_rows, fragility_rows, group_rows
+from classifier.measuring.subgroups import subgroups
 from classifier.model.card import ModelCard
 from classifier.model.transforms import Resize
-from classifier.outcome import Prediction
+from classifier.outcome import Decision, Prediction
 from classifier.scoring.predict import Predictor
+from classifier.untrusted import cell
 
 Numbers = NDArray[np.float64]
 
 _BATCH = 32
 _MOST_MISTAKES = 16
 _THUMBNAIL = 256  # pixels
+_AS_NODE = (
+    "Undetermined images are no answers: this table counts them apart, the other measures of this page by"
+    " their probability. Pictures have no tags; the age in a manifest counts as theirs."
+)
+_CHANGES = "Decisions that turn to the opposite when the image is changed a little; fewer than 1 % is good."
+_BASELINES = (
+    "AUROC of simple classifiers that see the border of the images alone, or the shares of their grey values,"
+    " on patients held out. A model should be far better."
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,29 @@ class Evaluation:
     probability: Numbers
     measures: Measures
     predictions: Sequence[Prediction]
+    further: Further
+
+
+@dataclass(frozen=True)
+class Further:
+    """What stands beside the measures.
+
+    Attributes
+    ----------
+    answers, as_node
+        What the node would answer for each image, and for all; see `measure_answers`.
+    subgroups, baselines, fragility
+        By column and group; of classifiers that see no lung; by change, if that was asked for.
+    beside
+        Comparison with a second model, by its name.
+    """
+
+    answers: Sequence[Answer]
+    as_node: dict[str, Any]
+    subgroups: dict[str, dict[str, dict[str, Any]]]
+    baselines: dict[str, dict[str, Any]]
+    fragility: dict[str, dict[str, Any]]
+    beside: dict[str, Comparison]
 
 
 def evaluate(
@@ -47,7 +88,10 @@ def evaluate(
     source: Path,
     out: Path,
     *,
+    classes: Classes = CLASSES,
     split: str = "",
+    beside: Predictor | None = None,
+    changed: bool = False,
     skip_bad: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Evaluation:
@@ -56,11 +100,17 @@ def evaluate(
     Parameters
     ----------
     predictor
-        The model.
+        The model; one that is cautious answers as the node does.
     source
-        Folder of classes or manifest; see `classifier.data.load`.
+        Folder of classes or manifest; see `classifier.data.examples.load`.
+    classes
+        Names of the classes, in lower case.
     split
         Only the images of this split; empty for all.
+    beside
+        A second model, to be compared on the same images.
+    changed
+        Whether to measure how decisions change by what carries no meaning; takes eight times as long.
     skip_bad
         Leave out images that cannot be decoded; otherwise they are an error.
     progress
@@ -72,7 +122,8 @@ def evaluate(
         If there is nothing to measure, or an image cannot be decoded.
     """
     out.mkdir(parents=True, exist_ok=True)
-    examples = [example for example in data.load(source) if not split or example.split == split]
+    listed = data.load(source, classes)
+    examples = [example for example in listed if not split or example.split == split]
     _require_both(examples, f"The split {split!r} of {source}" if split else str(source))
     scored = list(_score(predictor, examples, progress))
     bad = {e.path: p.detail for e, p in scored if p.probability is None}
@@ -84,9 +135,44 @@ def evaluate(
     labels = np.array([example.label for example in examples], np.float64)
     probability = np.array([prediction.probability for prediction in predictions], np.float64)
     measures = measure(labels, probability, [e.patient for e in examples], predictor.card.threshold)
-    evaluation = Evaluation(examples, labels, probability, measures, predictions)
-    _write(evaluation, predictor.card, source, out)
+    further = _further(examples, predictions, probability, predictor.card)
+    if beside is not None:
+        further.beside[_named(beside.card)] = _compared(examples, labels, probability, beside)
+    if changed:
+        further.fragility.update(fragility(predictor, examples, progress))
+    evaluation = Evaluation(examples, labels, probability, measures, predictions, further)
+    _write(evaluation, predictor.card, source.name, out)
     return evaluation
+
+
+def _further(
+    examples: Sequence[Example], predictions: Sequence[Prediction], probability: Numbers, card: ModelCard
+) -> Further:
+    answers = [answer(e, p, card) for e, p in zip(examples, predictions, strict=True)]
+    decided = [found.decision in (Decision.POSITIVE, Decision.NEGATIVE) for found in answers]
+    return Further(
+        answers,
+        measure_answers(examples, answers),
+        subgroups(examples, probability, decided, card.threshold),
+        baselines(examples),
+        {},
+        {},
+    )
+
+
+def _compared(
+    examples: Sequence[Example], labels: Numbers, probability: Numbers, other: Predictor
+) -> Comparison:
+    """Compare with another model on the images that it scores, too."""
+    scored = list(_score(other, examples, lambda _done, _total: None))
+    both = np.array([prediction.probability is not None for _, prediction in scored])
+    others = np.array([p.probability for _, p in scored if p.probability is not None], np.float64)
+    patients = [example.patient for example, is_there in zip(examples, both, strict=True) if is_there]
+    return compare(labels[both], probability[both], others, patients)
+
+
+def _named(card: ModelCard) -> str:
+    return f"{card.name} {card.version}"
 
 
 def _require_both(examples: Sequence[Example], what: str) -> None:
@@ -103,11 +189,25 @@ def _score(
         progress(start + len(batch), len(examples))
 
 
-def _write(evaluation: Evaluation, card: ModelCard, source: Path, out: Path) -> None:
-    _write_metrics(evaluation, out / "metrics.json")
+def _write_predictions(evaluation: Evaluation, path: Path) -> None:
+    """Write a line for each image: what the model says, and what the node would answer."""
+    columns = ("path", "label", "patient", "probability", "novelty", "decision", "reason")
+    further = evaluation.further
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for e, p, found in zip(evaluation.examples, evaluation.predictions, further.answers, strict=True):
+            values = (e.label, cell(e.patient), p.probability, p.novelty, found.decision, found.reason)
+            writer.writerow((cell(str(e.path)), *values))
+
+
+def _write(evaluation: Evaluation, card: ModelCard, source: str, out: Path) -> None:
+    _write_metrics(evaluation, card, out / "metrics.json")
+    _write_predictions(evaluation, out / "predictions.csv")
     report = _report(evaluation)
     (out / "report.txt").write_text(report, encoding="utf-8")
     labels, probability, measures = evaluation.labels, evaluation.probability, evaluation.measures
+    further = evaluation.further
     figures = {
         "roc": plots.roc(labels, probability, measures),
         "precision_recall": plots.precision_recall(labels, probability, measures),
@@ -122,19 +222,31 @@ def _write(evaluation: Evaluation, card: ModelCard, source: Path, out: Path) -> 
     paths = [out / f"{name}.png" for name in figures]
     page.write(
         out / "index.html",
-        f"{card.name} {card.version} on {source.name}",
+        f"{_named(card)} on {source}",
         f"{measures.n} images, SHA-256 of the model {card.sha256}. Research use only.",
         [
             page.Section("Measures", rows=_rows(measures), figures=paths[:4]),
+            page.Section("As the node would answer", _AS_NODE, rows=as_node_rows(further.as_node)),
             page.Section("By class", preformatted=report),
+            *(page.Section(f"By {name}", rows=group_rows(of)) for name, of in further.subgroups.items()),
+            page.Section("Without a lung", _BASELINES, rows=baseline_rows(further.baselines)),
+            *_changes(further),
+            *(page.Section(f"Beside {name}", found.text) for name, found in further.beside.items()),
             page.Section("Known and unknown", rows=_doubts(evaluation, card), figures=paths[5:]),
             page.Section("Worst mistakes", "Wrong answers, the most certain first.", figures=paths[4:5]),
         ],
     )
 
 
-def _write_metrics(evaluation: Evaluation, path: Path) -> None:
+def _changes(further: Further) -> list[page.Section]:
+    rows = fragility_rows(further.fragility)
+    return [page.Section("Changes without a meaning", _CHANGES, rows=rows)] if rows else []
+
+
+def _write_metrics(evaluation: Evaluation, card: ModelCard, path: Path) -> None:
     content = evaluation.measures.as_dict()
+    content["model"] = {"name": card.name, "version": card.version, "sha256": card.sha256}
+    content |= {name: value for name, value in asdict(evaluation.further).items() if name != "answers"}
     content["per_file"] = [
         {"path": str(example.path), "label": example.label, "probability": probability}
         for example, probability in zip(evaluation.examples, evaluation.probability.tolist(), strict=True)

@@ -25,7 +25,6 @@ from classifier.measuring.plots import save
 from classifier.outcome import Decision, Prediction
 from classifier.untrusted import printable
 
-_LEAST_SCALE = 5.0  # units of the logit: weak maps look weak
 _MOST_OPAQUE = 0.65
 
 
@@ -69,7 +68,7 @@ def write_heat_map(picture: NDArray[np.float32], heat_map: HeatMap, title: str, 
     figure = Figure(figsize=(11, 0.6 + 4.6 * min(1.6, max(0.5, rows / columns))), layout="constrained")
     plain, covered = figure.subplots(1, 2)
     values = heat_map.cells.astype(float)
-    reach = max(_LEAST_SCALE, float(np.abs(values).max()))
+    reach = heat_map.reach
     for axes in (plain, covered):
         axes.imshow(picture[0], cmap="gray", vmin=0, vmax=1, extent=(0, columns, rows, 0))
         axes.set_axis_off()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +16,7 @@ Numbers = NDArray[np.float64]
 
 BINS = 10
 _RESAMPLES = 1000
+_Z = 1.959964  # of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,21 @@ def interval(
             found.append(float(score(labels[drawn], probability[drawn])))
     low, high = np.percentile(found, [2.5, 97.5]) if found else (float("nan"), float("nan"))
     return float(low), float(high)
+
+
+def share_interval(share: float, number: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of `number` independent ones (Wilson 1927); 0 to 1 for none."""
+    if number == 0:
+        return 0.0, 1.0
+    spread = _Z**2 / number
+    centre = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def needed(share: float, half_width: float) -> int:
+    """Return how many are needed to know a share to within `half_width`: 73 for 0.95 +- 0.05."""
+    return math.ceil(_Z**2 * share * (1 - share) / half_width**2)
 
 
 def calibration_error(labels: Numbers, probability: Numbers) -> float:

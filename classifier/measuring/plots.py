@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
@@ -17,6 +18,7 @@ from classifier.measuring.metrics import BINS, Measures, bins
 mpl.use("Agg")
 
 Numbers = NDArray[np.float64]
+_FEW_EPOCHS = 10
 _BLUE, _RED, _GREY = "#2166ac", "#b2182b", "#888888"
 
 
@@ -100,16 +102,22 @@ def curves(history: Sequence[Any], best: int) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = [epoch.epoch for epoch in history]
-    left.plot(epochs, [epoch.train_loss for epoch in history], color=_GREY, label="training, augmented")
-    left.plot(epochs, [epoch.val_loss for epoch in history], color=_BLUE, label="validation")
+    mark = "o" if len(history) < _FEW_EPOCHS else None  # a line through one point is invisible
+    for axes, name, colour, label in (
+        (left, "train_loss", _GREY, "training, augmented"),
+        (left, "val_loss", _BLUE, "validation"),
+        (right, "val_auroc", _BLUE, "AUROC, validation"),
+        (right, "val_accuracy", _GREY, "accuracy at 0.5"),
+    ):
+        values = [getattr(epoch, name) for epoch in history]
+        axes.plot(epochs, values, marker=mark, color=colour, label=label)
     left.set(xlabel="Epoch", ylabel="Cross-entropy")
-    right.plot(epochs, [epoch.val_auroc for epoch in history], color=_BLUE, label="AUROC, validation")
-    right.plot(epochs, [epoch.val_accuracy for epoch in history], color=_GREY, label="accuracy at 0.5")
     right.set(xlabel="Epoch")
     for axes in (left, right):
         axes.axvline(best, color=_RED, linewidth=0.8, linestyle=":", label=f"kept: epoch {best}")
         axes.legend()
         axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

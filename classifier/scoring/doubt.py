@@ -71,7 +71,7 @@ class Doubts:
                 f"Its distance from the training images is {novelty:g} times the limit",
             )
         if looks_like == "adult" and self.card.ages is not None:
-            told = self._age_doubt(age, self.card.ages)
+            told = age_doubt(age, self.card.ages)
             if told is Reason.OTHER_AGE:
                 return self._of_age(age)
             if told is None:
@@ -80,7 +80,7 @@ class Doubts:
 
     def _of_age(self, age: Age) -> Doubt | None:
         trained = self.card.ages
-        reason = None if trained is None else self._age_doubt(age, trained)
+        reason = None if trained is None else age_doubt(age, trained)
         if trained is None or reason is None or (reason is Reason.UNKNOWN_AGE and self._may_be_unknown):
             return None
         detail = f"The model was trained on patients of {trained[0]} to {trained[1]} years"
@@ -94,14 +94,20 @@ class Doubts:
     def _knows_adults(self) -> bool:
         return self.card.gate is not None and "adult" in self.card.gate.kinds
 
-    @staticmethod
-    def _age_doubt(age: Age, trained: tuple[int, int]) -> Reason | None:
-        """Return what stands against the age as the tags tell it, or nothing."""
-        youngest, oldest = trained
-        if age.doubt:
-            return Reason.DOUBTFUL_AGE
-        completed = age.completed()
-        if completed is not None and (completed[1] < youngest or completed[0] > oldest):
-            return Reason.OTHER_AGE
-        is_known = completed is not None and youngest <= completed[0] and completed[1] <= oldest
-        return None if is_known else Reason.UNKNOWN_AGE
+
+def age_doubt(age: Age, trained: tuple[int, int]) -> Reason | None:
+    """Return what stands against an age, or nothing.
+
+    Parameters
+    ----------
+    trained
+        Youngest and oldest patient of the training images, in completed years.
+    """
+    youngest, oldest = trained
+    if age.doubt:
+        return Reason.DOUBTFUL_AGE
+    completed = age.completed()
+    if completed is not None and (completed[1] < youngest or completed[0] > oldest):
+        return Reason.OTHER_AGE
+    is_known = completed is not None and youngest <= completed[0] and completed[1] <= oldest
+    return None if is_known else Reason.UNKNOWN_AGE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,17 +28,25 @@ class Batch:
         (B, 1, S, S) float32 in 0..1, changed at random.
     targets
         (B,) float32 in 0..1.
+    weights
+        (B,) float32, how much each image counts.
     size
         Size of the whole batch.
     """
 
     images: Tensor
     targets: Tensor
+    weights: Tensor
     size: int
 
 
 class Batches:
     """The training images in batches, drawn again for each epoch.
+
+    Parameters
+    ----------
+    weights
+        (N,) float32, how much each image counts.
 
     Attributes
     ----------
@@ -51,9 +59,9 @@ class Batches:
         If a batch has too few images for the processes.
     """
 
-    def __init__(self, recipe: Recipe, images: DecodedSet, group: Group, seed: int) -> None:
+    def __init__(self, recipe: Recipe, images: DecodedSet, weights: Tensor, group: Group, seed: int) -> None:
         self._recipe, self._group, self._seed = recipe, group, seed
-        self._cached, self._labels = images.train, images.labels[0]
+        self._cached, self._labels, self._weights = images.train, images.labels[0], weights
         self.images = len(images.train)
         self.steps = math.ceil(self.images / recipe.batch_size)
         smallest = self.images // self.steps
@@ -78,9 +86,10 @@ class Batches:
             images = augment(_shrunk(images, with_margin(side)), generator, len(whole), part)
             targets = self._labels[mine].to(self._group.device)
             targets = targets * (1 - 2 * self._recipe.smoothing) + self._recipe.smoothing
+            weights = self._weights[mine].to(self._group.device)
             if self._recipe.mixup:
-                images, targets = _mixed(images, targets, self._recipe.mixup, generator)
-            yield Batch(images, targets, len(whole))
+                images, targets, weights = _mixed((images, targets, weights), self._recipe.mixup, generator)
+            yield Batch(images, targets, weights, len(whole))
 
     def _augmentation(self, side: int) -> Augmentation:
         strength = self._recipe.augment
@@ -93,14 +102,15 @@ def _shrunk(images: Tensor, side: int) -> Tensor:
     return interpolate(images, (side, side), mode="bilinear", antialias=True)
 
 
-def _mixed(
-    images: Tensor, targets: Tensor, alpha: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Blend each image, and its target, with its neighbour in the shuffled batch (Zhang et al. 2018)."""
+def _mixed(parts: Sequence[Tensor], alpha: float, generator: torch.Generator) -> list[Tensor]:
+    """Blend each image, its target and its weight with those of its neighbour in the shuffled batch (Zhang et
+    al. 2018).
+    """
     # Beta(alpha, alpha) from two gamma variates, which accept no generator: a number drawn from it is the
     # seed
     seed = int(torch.randint(2**31, (1,), generator=generator))
     share = float(np.random.default_rng(seed).beta(alpha, alpha))
     # Pairs, so that no image needs an image of another process
-    other = (torch.arange(len(images)) ^ 1).clamp_max(len(images) - 1).to(images.device)
-    return share * images + (1 - share) * images[other], share * targets + (1 - share) * targets[other]
+    number = len(parts[0])
+    other = (torch.arange(number) ^ 1).clamp_max(number - 1).to(parts[0].device)
+    return [share * part + (1 - share) * part[other] for part in parts]

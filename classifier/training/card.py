@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from classifier.data import examples as data
 from classifier.data.examples import Example
-from classifier.measuring.metrics import auroc, calibration_error, interval
+from classifier.measuring.metrics import auroc, calibration_error, interval, needed, share_interval
 from classifier.model.card import Metric, ModelCard
 from classifier.training.calibrate import Calibration, choose_threshold, fit, probabilities
 from classifier.training.optim import ARCHITECTURE
@@ -19,7 +19,10 @@ from classifier.training.recipes import Recipe
 Numbers = NDArray[np.float64]
 
 _DECIMALS = 4
+_CLASS_OF = {"sensitivity": 1, "specificity": 0}
 _ADULT = 18  # years
+FEW_PATIENTS = "The threshold was chosen on few patients"
+_WELL_KNOWN, _WITHIN = 0.95, 0.05  # a share, and how well it should be known
 LIMITS = (
     "Research use only: not a medical device, not for diagnosis.",
     "Known from its training population only; other sites, scanners and ages are untested.",
@@ -38,6 +41,8 @@ class About:
     ----------
     ages
         Youngest and oldest age of the training population in completed years, if known.
+    ages_source
+        How they are known.
     """
 
     name: str = "densenet121"
@@ -46,6 +51,7 @@ class About:
     licence: str = "Not stated."
     description: str = ""
     ages: tuple[int, int] | None = None
+    ages_source: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,7 @@ def card(
     calibration = fit(logits, truth, _weights(truth, balanced=recipe.balanced))
     threshold = choose_threshold(probabilities(logits, calibration), truth, wanted.sensitivity)
     limit, beyond = _limit(found.distances, wanted.unlike_share)
+    operating = Operating.of(found.logits, calibration, held_out, threshold)
     seen = len(examples) - len(held_out)
     weighing = ", both classes weighing the same" if recipe.balanced else ""
     return ModelCard(
@@ -114,7 +121,8 @@ def card(
         preprocessing=tuple(recipe.preprocessing),
         recipe=recipe.text,
         threshold=threshold,
-        threshold_source=f"The largest with sensitivity {wanted.sensitivity:g} on {where}.",
+        threshold_source=f"The largest with sensitivity {wanted.sensitivity:g} on {where}."
+        f" On these, unchanged: {operating.shares}.",
         temperature=calibration.temperature,
         offset=calibration.offset,
         temperature_source=f"Smallest log loss{weighing}, on {where}.",
@@ -130,16 +138,81 @@ def card(
         population=about.population,
         licence=about.licence,
         metrics=tuple(_measured(found, calibration, held_out, threshold)),
-        limits=tuple(_limits(about, is_finished=found.distances is not None)),
+        limits=tuple(_limits(about, operating, is_finished=found.distances is not None)),
     )
 
 
-def _limits(about: About, *, is_finished: bool) -> Iterator[str]:
+@dataclass(frozen=True)
+class Operating:
+    """How well a threshold works on the images that it was chosen on, and how sure that is.
+
+    Attributes
+    ----------
+    sensitivity, specificity
+        Shares; images of one patient are not independent, so the intervals count patients.
+    images, patients
+        Numbers without and with pneumonia.
+    """
+
+    sensitivity: float
+    specificity: float
+    images: tuple[int, int]
+    patients: tuple[int, int]
+
+    @classmethod
+    def of(
+        cls, logits: Numbers, calibration: Calibration, examples: Sequence[Example], threshold: float
+    ) -> Operating:
+        """Measure a threshold on the logits (N,) of examples."""
+        positive = probabilities(logits, calibration) >= threshold
+        labels = np.array([example.label for example in examples])
+        classes = [[e for e in examples if e.label == label] for label in (0, 1)]
+        return cls(
+            float(positive[labels == 1].mean()),
+            float((~positive[labels == 0]).mean()),
+            (len(classes[0]), len(classes[1])),
+            (len({e.patient for e in classes[0]}), len({e.patient for e in classes[1]})),
+        )
+
+    @property
+    def shares(self) -> str:
+        """Both shares with their intervals and numbers."""
+        return ", ".join(
+            f"{what} {share:.4f} (95 % interval {low:.2f} to {high:.2f}; {number})"
+            for what, share, (low, high), number in self._told()
+        )
+
+    @property
+    def warning(self) -> str:
+        """What to know if the threshold was chosen on few patients, else an empty text."""
+        enough = needed(_WELL_KNOWN, _WITHIN)
+        if min(self.patients) >= enough:
+            return ""
+        known = " and ".join(
+            f"{what} of {low:.2f} to {high:.2f} ({number})" for what, _, (low, high), number in self._told()
+        )
+        return (
+            f"{FEW_PATIENTS}, and may have a {known}. To know"
+            f" {_WELL_KNOWN:g} to within {_WITHIN:g} takes {enough} patients of each class."
+        )
+
+    def _told(self) -> Iterator[tuple[str, float, tuple[float, float], str]]:
+        named = (("specificity", self.specificity), ("sensitivity", self.sensitivity))
+        for label in (1, 0):
+            what, share = named[label]
+            number = f"{self.images[label]} images of {self.patients[label]} patients"
+            yield what, share, share_interval(share, self.patients[label]), number
+
+
+def _limits(about: About, operating: Operating, *, is_finished: bool) -> Iterator[str]:
     yield from LIMITS
+    if operating.warning:
+        yield operating.warning
     if about.ages is not None:
         youngest, oldest = about.ages
         above_all = ", above all not for adults" if oldest < _ADULT else ""
-        yield f"Trained on patients of {youngest} to {oldest} years: not for others{above_all}."
+        source = f" {about.ages_source}" if about.ages_source else ""
+        yield f"Trained on patients of {youngest} to {oldest} years: not for others{above_all}.{source}"
     if not is_finished:
         yield _UNFINISHED
 
@@ -173,12 +246,15 @@ def _measured(
         times = len(probability) // len(labels)
         truth, people = np.tile(labels, times), patients * times
         for name, score in _measures(threshold).items():
-            low, high = (
-                (None, None) if found.distances is None else interval(truth, probability, people, score)
-            )
+            value = score(truth, probability)
+            low, high = None, None
+            if found.distances is not None:
+                low, high = _patients_interval(name, value, truth, people) or interval(
+                    truth, probability, people, score
+                )
             yield Metric(
                 name=name,
-                value=round(score(truth, probability), _DECIMALS),
+                value=round(value, _DECIMALS),
                 low=None if low is None else round(low, _DECIMALS),
                 high=None if high is None else round(high, _DECIMALS),
                 images=len(held_out),
@@ -186,6 +262,17 @@ def _measured(
                 data=what,
                 measured_by="classifier train",
             )
+
+
+def _patients_interval(
+    name: str, value: float, truth: Numbers, people: Sequence[str]
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of a share of one class; resamples of a share of 1 would all be 1."""
+    label = _CLASS_OF.get(name)
+    if label is None:
+        return None
+    of_class = {person for person, true in zip(people, truth.tolist(), strict=True) if true == label}
+    return share_interval(value, len(of_class))
 
 
 def _measures(threshold: float) -> dict[str, Callable[[Numbers, Numbers], float]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from classifier.data import examples as data
 from classifier.data.examples import Example
 from classifier.data.images import decode_all, require_none
-from classifier.training.options import Options, Watcher, counted
+from classifier.training.options import Options, Source, Watcher, counted
 from classifier.training.recipes import Recipe
 
 _CACHE_MARGIN = 7 / 6  # images are kept this much larger than the network sees them, for turns and zooms
@@ -46,14 +46,15 @@ class DecodedSet:
     skipped: Mapping[Path, str] = field(default_factory=dict)
 
     @classmethod
-    def decoded(cls, source: Path, recipe: Recipe, options: Options, watcher: Watcher) -> DecodedSet:
+    def decoded(cls, source: Source, recipe: Recipe, options: Options, watcher: Watcher) -> DecodedSet:
         """Split the images by patient, and decode them.
 
         Raises
         ------
         DataError
         """
-        found = data.split(data.load(source), options.val_share, options.seed)
+        listed = data.load(source) if isinstance(source, Path) else source
+        found = data.split(listed, options.val_share, options.seed)
         examples = [example for example in found if example.split != "test"]
         decode = partial(
             decode_all,

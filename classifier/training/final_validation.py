@@ -15,12 +15,13 @@ from classifier.model.checkpoint import load, save
 from classifier.model.network import Network
 from classifier.model.novelty import fit
 from classifier.training.augment import Augment
+from classifier.training.calibrate import Calibration, probabilities
 from classifier.training.card import Validation, card
 from classifier.training.decoded_set import DecodedSet, with_margin
 from classifier.training.feed import Feed
 from classifier.training.options import Options, Watcher, counted
 from classifier.training.recipes import Recipe
-from classifier.training.run_folder import MODEL_FILE
+from classifier.training.run_folder import MODEL_FILE, write_validation
 
 Numbers = NDArray[np.float64]
 
@@ -42,6 +43,9 @@ def measure(
     found = Validation(logits, changed, novelty(features).double().numpy())
     made = card(recipe, images.examples, found, options.wanted, options.about)
     save(out / MODEL_FILE, best.state_dict(), made, novelty)
+    stated = probabilities(logits, Calibration(made.temperature, made.offset))
+    held_out = [example for example in images.examples if example.split == "val"]
+    write_validation(out, held_out, logits.tolist(), stated.tolist())
 
 
 class _Measuring:

@@ -5,20 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 
 from classifier.data.examples import Example
 from classifier.training.card import About, OperatingTarget
 
+Source: TypeAlias = Path | Sequence[Example]
+"""A folder of classes, a manifest, or the images themselves; see `classifier.data.examples.load`."""
+
 
 @dataclass(frozen=True)
 class Options:
-    """What a run needs in addition to its recipe. Attributes ---------- val_share
+    """What a run needs in addition to its recipe.
+
+    Attributes
+    ----------
+    val_share
         Share of the images whose patients are kept for validation.
     precision
         ``auto`` is bfloat16 autocast on a device that computes in bfloat16, and float32 on any other.
+    balance
+        Columns of the images that shall not tell the class; see `classifier.training.weights`.
     wanted, about
         For the card.
     """
@@ -30,6 +39,7 @@ class Options:
     workers: int = 0
     resume: bool = False
     skip_bad: bool = False
+    balance: tuple[str, ...] = ()
     wanted: OperatingTarget = field(default_factory=OperatingTarget)
     about: About = field(default_factory=About)
 

@@ -27,7 +27,8 @@ from classifier.training.feed import Feed
 from classifier.training.optim import averaged, freeze_statistics, network, optimizer, schedule
 from classifier.training.options import Epoch, Options, Watcher
 from classifier.training.recipes import Recipe
-from classifier.training.run_folder import MODEL_FILE, read_state, write_history, write_state
+from classifier.training.run_folder import MODEL_FILE, Origin, read_state, write_history, write_state
+from classifier.training.weights import image_weights
 
 Numbers = NDArray[np.float64]
 
@@ -64,13 +65,21 @@ class Run:
         self._device = group.device
         self._images, self._feed = images, Feed(recipe, group.device)
         self._labels, self._val_labels = images.labels
-        self._batches = Batches(recipe, images, group, options.seed)
+        self._set_weights()
+        self._batches = Batches(recipe, images, self._image_weights, group, options.seed)
         self._model = network(recipe).to(self._device, memory_format=torch.channels_last)
         self._average = averaged(self._model, recipe.average) if recipe.average else None
         self._trained = group.wrapped(share_statistics(self._model, group))
         self._optimizer = optimizer(recipe, self._model)
         self._schedule = schedule(recipe, self._optimizer, self._batches.steps)
         self._best = math.inf
+
+    def _set_weights(self) -> None:
+        examples, number = self._images.examples, len(self._labels)
+        self._image_weights = image_weights(examples[:number], self._options.balance)
+        self._val_weights = image_weights(examples[number:], self._options.balance)
+        self._are_weighted = any(bool((w != 1).any()) for w in (self._image_weights, self._val_weights))
+        self._share = float((self._labels * self._image_weights).mean())  # of the sick
 
     @property
     def best_epoch(self) -> int:
@@ -140,7 +149,9 @@ class Run:
         """Take a step; return the mean loss of this process's part of the batch."""
         with self._autocast():
             logits = self._trained(self._feed(batch.images)).float().flatten()
-        loss = binary_cross_entropy_with_logits(logits, batch.targets, weight=self._weights(batch.targets))
+        loss = binary_cross_entropy_with_logits(
+            logits, batch.targets, weight=self._weights(batch.targets, batch.weights)
+        )
         if not torch.isfinite(loss):
             raise TrainingError(_NOT_FINITE)
         self._optimizer.zero_grad(set_to_none=True)
@@ -154,12 +165,15 @@ class Run:
             self._average.update_parameters(self._model)
         return float(loss.detach())
 
-    def _weights(self, targets: Tensor) -> Tensor | None:
-        """Return weights that make both classes count the same; their mean over the training set is 1."""
+    def _weights(self, targets: Tensor, own: Tensor) -> Tensor | None:
+        """Return the weights of images in the loss, their mean over the training set being 1.
+
+        In a balanced recipe both classes count the same; `own` are the weights of the images themselves.
+        """
         if not self._recipe.balanced:
-            return None
-        share = float(self._labels.mean())
-        return targets * (0.5 / share) + (1 - targets) * (0.5 / (1 - share))
+            return own if self._are_weighted else None
+        by_class = targets * (0.5 / self._share) + (1 - targets) * (0.5 / (1 - self._share))
+        return by_class * own if self._are_weighted else by_class
 
     @torch.inference_mode()
     def _validate(self) -> Numbers:
@@ -174,7 +188,7 @@ class Run:
 
     def _validation_loss(self, logits: Numbers) -> float:
         targets = self._val_labels
-        weights = self._weights(targets)
+        weights = self._weights(targets, self._val_weights)
         found = torch.from_numpy(logits)
         return float(binary_cross_entropy_with_logits(found, targets.double(), weight=weights))
 
@@ -188,6 +202,10 @@ class Run:
         half = self._options.is_half(self._device)
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=half)
 
+    @property
+    def _origin(self) -> Origin:
+        return Origin(self._recipe, self._options, self._images.examples)
+
     def _save_model(self, found: Validation) -> None:
         made = card(self._recipe, self._images.examples, found, self._options.wanted, self._options.about)
         save(self._out / MODEL_FILE, self._evaluated.state_dict(), made)
@@ -200,7 +218,7 @@ class Run:
             "schedule": self._schedule.state_dict(),
             "best": self._best,
         }
-        write_state(self._out, self._recipe, self._images.examples, self.history, parts)
+        write_state(self._out, self._origin, self.history, parts)
 
     def resume(self) -> None:
         """Continue after the last complete epoch.
@@ -210,7 +228,7 @@ class Run:
         TrainingError
             If there is none, or it does not belong to this run.
         """
-        self.history, parts = read_state(self._out, self._recipe, self._images.examples)
+        self.history, parts = read_state(self._out, self._origin)
         self._model.load_state_dict(parts["model"])
         if self._average is not None:
             self._average.load_state_dict(parts["average"])

@@ -18,7 +18,7 @@ from classifier.errors import TrainingError
 from classifier.training.decoded_set import DecodedSet
 from classifier.training.distributed import joined
 from classifier.training.final_validation import measure
-from classifier.training.options import Options, Watcher
+from classifier.training.options import Options, Source, Watcher
 from classifier.training.recipes import Recipe
 from classifier.training.run import Run
 from classifier.training.run_folder import LAST_FILE, MODEL_FILE, write_settings
@@ -26,13 +26,13 @@ from classifier.training.run_folder import LAST_FILE, MODEL_FILE, write_settings
 _NOBODY = Watcher()
 
 
-def train(source: Path, out: Path, recipe: Recipe, options: Options, watcher: Watcher = _NOBODY) -> Path:
+def train(source: Source, out: Path, recipe: Recipe, options: Options, watcher: Watcher = _NOBODY) -> Path:
     """Train a model.
 
     Parameters
     ----------
     source
-        Folder of classes or manifest; see `classifier.data.load`.
+        Folder of classes, manifest, or images; see `classifier.data.examples.load`.
     out
         Folder of the run.
     recipe, options

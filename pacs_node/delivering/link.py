@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, SecondaryCaptureImageStorage
 from pynetdicom.association import Association
 
 from pacs_node.commitment.messages import COMMITMENT
@@ -33,13 +33,15 @@ from pacs_node.reporting.report import REPORT_CLASSES, EncodedReport, as_class
 
 _DUPLICATE_SOP_INSTANCE = 0x0111  # PS3.7 C.5.7: the destination already has the object
 _CLASS_NOT_SUPPORTED = 0x0122
+_SECONDARY_CAPTURE = str(SecondaryCaptureImageStorage)  # its own module would load what draws
 
-RESULT_CLASSES = {"report": REPORT_CLASSES, "pdf": (ENCAPSULATED_PDF,)}
+RESULT_CLASSES = {"report": REPORT_CLASSES, "pdf": (ENCAPSULATED_PDF,), "heatmap": (_SECONDARY_CAPTURE,)}
 """The SOP classes of each result class, the preferred one first."""
 
 _LACKING = {
     "report": "accepts no class of structured report; enable one there.",
     "pdf": "accepts no Encapsulated PDF; enable it there.",
+    "heatmap": "accepts no Secondary Capture Image; enable it there.",
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -42,6 +43,7 @@ from pacs_node.terminal import tables
 _QUIET_SECONDS = 2
 _PATIENCE_SECONDS = 180  # without any progress
 _CALLING = "DEMO_XRAY"
+_ROLES = "receive,score,deliver,web"
 
 _CONFIG = """\
 # The settings of this demonstration run; every other key has its default.
@@ -64,6 +66,9 @@ unknown_age = "{unknown_age}"
 
 [log]
 format = "json"
+
+[web]
+port = {web_port}
 
 [[destinations]]
 name = "PACS"
@@ -97,7 +102,7 @@ class _Outcome:
         return arrived[0] - self.last_sent[study] if arrived else None
 
 
-def run(images: Path | None, into: Path) -> int:
+def run(images: Path | None, into: Path, *, keeps_page: bool = False) -> int:
     """Run the demonstration.
 
     Parameters
@@ -106,6 +111,8 @@ def run(images: Path | None, into: Path) -> int:
         A folder with DICOM, JPEG or PNG files; ``None`` draws the studies.
     into
         Where to create the folder of this run; existing files are left alone.
+    keeps_page
+        Whether the reading list stays open on the results, until Ctrl-C.
 
     Returns
     -------
@@ -120,29 +127,44 @@ def run(images: Path | None, into: Path) -> int:
     console = terminal.console(highlight=False)
     folder = _new_folder(into)
     samples = _samples(images, folder, console)
-    node_port, pacs_port = free_port(), free_port()
+    node_port, pacs_port, web_port = free_port(), free_port(), free_port()
     config = folder / "config.toml"
     config.write_text(
         _CONFIG.format(
             node_port=node_port,
             pacs_port=pacs_port,
+            web_port=web_port,
             quiet=_QUIET_SECONDS,
             unknown_age="undetermined" if images is None else "decide",
         )
     )
     peer = Peer("PACS_NODE", "127.0.0.1", node_port)
     _introduce(console, samples, peer, pacs_port, drawn=images is None)
-    with DemoPacs(folder / "pacs", pacs_port) as pacs, _progress(console) as progress:
-        task = progress.add_task("Starting the node, loading the model", total=None)
-        with NodeProcess(config, folder / "node.log") as node:
+    address = f"http://127.0.0.1:{web_port}/"
+    with (
+        DemoPacs(folder / "pacs", pacs_port) as pacs,
+        NodeProcess(config, folder / "node.log", roles=_ROLES) as node,
+    ):
+        with _progress(console) as progress:
+            task = progress.add_task("Starting the node, loading the model", total=None)
             node.wait_until_ready()
             progress.remove_task(task)
             outcome = _play(
                 samples, peer, Database(f"sqlite:///{folder / 'pacs_node.sqlite'}"), pacs, progress
             )
-    checks = _checks(outcome, drawn=images is None, refused=pacs.refused)
-    _tell(console, outcome, checks, folder)
+        checks = _checks(outcome, drawn=images is None, refused=pacs.refused)
+        _tell(console, outcome, checks, folder, address)
+        if keeps_page:
+            _keep(console, node, address)
     return 1 if any(check.holds is False for check in checks) else 0
+
+
+def _keep(console: Console, node: NodeProcess, address: str) -> None:
+    """Wait until a person has seen enough."""
+    console.print(f"\n  Open      {address}   Ctrl-C ends it.", soft_wrap=True)
+    with suppress(KeyboardInterrupt):
+        while node.exit_code is None:
+            time.sleep(0.2)
 
 
 def _new_folder(into: Path) -> Path:
@@ -274,7 +296,7 @@ def _came_out(row: dict[str, Any] | None) -> str | None:
     return str(row["reason"] or row["decision"])
 
 
-def _tell(console: Console, outcome: _Outcome, checks: Sequence[Check], folder: Path) -> None:
+def _tell(console: Console, outcome: _Outcome, checks: Sequence[Check], folder: Path, address: str) -> None:
     console.print(_table(outcome))
     for check in checks:
         mark = "    " if check.holds is None else "[green]ok  [/]" if check.holds else "[bold red]FAIL[/]"
@@ -284,7 +306,10 @@ def _tell(console: Console, outcome: _Outcome, checks: Sequence[Check], folder: 
     console.print(f"  Reports   {folder / 'pacs'}", soft_wrap=True)
     console.print(f"  Node log  {log}", soft_wrap=True)
     program = Path(sys.argv[0]) if Path(sys.argv[0]).name == "pacs-node" else Path("pacs-node")
-    console.print(f"  Next      {program} results --config {folder / 'config.toml'}", soft_wrap=True)
+    config = folder / "config.toml"
+    console.print(f"  Next      {program} results --config {config}", soft_wrap=True)
+    console.print(f"  Pages     {program} serve --roles web --config {config}", soft_wrap=True)
+    console.print(f"            and then {address}", soft_wrap=True)
 
 
 def _table(outcome: _Outcome) -> Table:

@@ -67,6 +67,8 @@ VERTICAL_SPACING = _dcm("111066", "Vertical Pixel Spacing")
 # Measurement group: TID 1501 and TID 4019
 FINDING = _dcm("121071", "Finding")
 PNEUMONIA = _sct("233604007", "Pneumonia")
+VISUAL_EXPLANATION = _dcm("130401", "Visual explanation")
+SOURCE_OF_PROCESSING = _dcm("121322", "Source of Image Processing Operation")
 LUNG = _sct("39607008", "Lung")
 ARTIFICIAL_INTELLIGENCE = _dcm("123110", "Artificial Intelligence")
 CERTAINTY = _dcm("111012", "Certainty of Finding")

@@ -6,7 +6,7 @@ once and stand in many trees; nothing may change them after that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -35,6 +35,7 @@ from highdicom.sr import (
 )
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
+from pydicom.uid import SecondaryCaptureImageStorage
 
 from pacs_node.reporting import codes
 from pacs_node.reporting.conclusion import comment, conclusion, study_decision
@@ -53,7 +54,11 @@ _STAND_IN = "1.2.3"  # highdicom validates UIDs; `_refer` then puts the source's
 
 
 def content(
-    images: Sequence[ImageResult], sources: Sequence[Source], node: ObserverDevice, about: Source
+    images: Sequence[ImageResult],
+    sources: Sequence[Source],
+    node: ObserverDevice,
+    about: Source,
+    heat_maps: Mapping[int, str],
 ) -> Dataset:
     """Return the root content item.
 
@@ -67,12 +72,14 @@ def content(
         The device observer.
     about
         That of `sources` which says what procedure it was.
+    heat_maps
+        SOP Instance UID of the heat map, by position in `images`, of those that have one.
     """
     distinct = list({uid_of(source, "SOPInstanceUID"): source for source in reversed(sources)}.values())[::-1]
     report = MeasurementReport(
         observation_context=ObservationContext(observer_device_context=_observer(node, images[-1].algorithm)),
         procedure_reported=codes.CHEST_X_RAY,
-        imaging_measurements=_groups(images, sources, node),
+        imaging_measurements=_groups(images, sources, node, heat_maps),
         language_of_content_item_and_descendants=LanguageOfContentItemAndDescendants(codes.ENGLISH),
     )
     root: Dataset = report[0]
@@ -225,7 +232,12 @@ def _exactly(item: Any, value: str) -> Any:
 # Measurement groups, TID 1501
 
 
-def _groups(images: Sequence[ImageResult], sources: Sequence[Source], node: ObserverDevice) -> list[Any]:
+def _groups(
+    images: Sequence[ImageResult],
+    sources: Sequence[Source],
+    node: ObserverDevice,
+    heat_maps: Mapping[int, str],
+) -> list[Any]:
     uids = [uid_of(source, "SOPInstanceUID") for source in sources]
     groups = []
     for i, image in enumerate(images):
@@ -235,6 +247,8 @@ def _groups(images: Sequence[ImageResult], sources: Sequence[Source], node: Obse
             label += f", another object received under the SOP Instance UID of image {earlier + 1}"
         tracking = uid("tracking", uids[i], uids[:i].count(uids[i]), image.algorithm.name)
         groups.append(_group(image, sources[earlier], TrackingIdentifier(tracking, label), node))
+        if i in heat_maps:
+            groups[-1][0].ContentSequence.append(_explanation(heat_maps[i]))
     return groups
 
 
@@ -249,6 +263,13 @@ def _group(image: ImageResult, source: Source, tracking: Any, node: ObserverDevi
         measurements=_measurements(image),
         qualitative_evaluations=_evaluations(image),
         source_images=[_refer(SourceImageForMeasurementGroup(_STAND_IN, _STAND_IN), source)],
+    )
+
+
+def _explanation(heat_map: str) -> Any:
+    """TID 1501 row 9d."""
+    return ImageContentItem(
+        codes.VISUAL_EXPLANATION, SecondaryCaptureImageStorage, heat_map, relationship_type=_CONTAINS
     )
 
 

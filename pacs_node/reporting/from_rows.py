@@ -30,6 +30,8 @@ _FAILED = NotScoredReason(
 )
 
 
+_SHOWN = (Decision.POSITIVE, Decision.UNDETERMINED)
+
 _STUDY_LEVEL = (
     *("SpecificCharacterSet", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
     *("StudyDescription", "StudyInstanceUID", "StudyID", "TimezoneOffsetFromUTC"),
@@ -57,12 +59,35 @@ def is_reportable(image: StoredInstance) -> bool:
     return image.sop_class_uid in PROJECTION_RADIOGRAPHS and reason not in RESULTS
 
 
-def image_result(image: StoredInstance, header: Dataset, newest: StoredModel | None) -> ImageResult:
+def has_heat_map(image: StoredInstance) -> bool:
+    """Tell whether a heat map may be shown: of a negative image it would draw the eye to nothing."""
+    score = image.score
+    return score is not None and bool(score.heat_map) and score.decision in _SHOWN
+
+
+def image_result(
+    image: StoredInstance, header: Dataset, newest: StoredModel | None, *, shows_heat_map: bool = False
+) -> ImageResult:
+    """Return an image with its answer.
+
+    Parameters
+    ----------
+    newest
+        The model in use, which would have scored it.
+    shows_heat_map
+        Whether reports refer to heat maps.
+
+    Raises
+    ------
+    InvalidReport
+        When something of it cannot stand in a report.
+    """
     score = image.score
     if score is not None:
         reason = None if score.reason is None else _reason(score.reason)
         by = algorithm(score.model, score.threshold)
-        return ImageResult(header, score.decision, score.probability, reason, by)
+        shown = shows_heat_map and has_heat_map(image)
+        return ImageResult(header, score.decision, score.probability, reason, by, shown)
     if newest is None:
         raise InvalidReport("no model was ever in use here")
     return ImageResult(header, Decision.NOT_SCORED.value, None, _FAILED, algorithm(newest))

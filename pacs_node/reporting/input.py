@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -23,6 +24,23 @@ _OFFSET = re.compile(r"[+-](0[0-9]|1[0-4])[0-5][0-9]")
 def uid(*parts: object) -> str:
     """Return the name-based UID of `parts`: 2.25.<UUIDv5> (PS3.5 B.2); the same parts, the same UID."""
     return f"2.25.{uuid.uuid5(_NAMESPACE, repr(tuple(map(str, parts)))).int}"
+
+
+def heat_map_uids(series: str, report: str, images: Sequence[ImageResult]) -> dict[int, tuple[str, str]]:
+    """Return the UIDs of the heat maps that a report refers to.
+
+    Parameters
+    ----------
+    series, report
+        Series and SOP Instance UID of the report, in its preferred class.
+
+    Returns
+    -------
+    dict
+        By position in `images`: Series and SOP Instance UID.
+    """
+    shown = (at for at, image in enumerate(images) if image.has_heat_map)
+    return {at: (uid("heat map series", series), uid("heat map", report, at + 1)) for at in shown}
 
 
 def _check(name: str, value: str, most: int) -> None:
@@ -198,6 +216,8 @@ class ImageResult:
         Needed for an image that was not scored, possible for one that is undetermined.
     algorithm
         The model that answered, or that would have.
+    has_heat_map
+        Whether the report refers to a picture of its heat map, which is made after the report.
 
     Raises
     ------
@@ -210,6 +230,7 @@ class ImageResult:
     probability: float | None
     reason: NotScoredReason | None
     algorithm: Algorithm
+    has_heat_map: bool = False
 
     def __post_init__(self) -> None:
         if self.decision not in ("positive", "negative", "undetermined", "not_scored"):

@@ -5,13 +5,11 @@ It says what the structured report says, for viewers that show no structured rep
 
 from __future__ import annotations
 
-import importlib.util
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
-from pathlib import Path
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
@@ -25,6 +23,8 @@ from reportlab.pdfbase import pdfmetrics
 from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Paragraph
+
+from pacs_node.reporting.fonts import BOLD, PLAIN, font_file
 
 MOST_SHOWN = 6
 """Images that have a place on the page."""
@@ -123,13 +123,8 @@ def _is_shown(letter: str, known: dict[int, int]) -> bool:
 
 @cache
 def _register_fonts() -> None:
-    """Take the fonts that come with matplotlib, without loading it."""
-    found = importlib.util.find_spec("matplotlib")
-    assert found is not None
-    assert found.submodule_search_locations
-    folder = Path(next(iter(found.submodule_search_locations))) / "mpl-data" / "fonts" / "ttf"
-    for name, file in ((_PLAIN, "DejaVuSans.ttf"), (_BOLD, "DejaVuSans-Bold.ttf")):
-        pdfmetrics.registerFont(TTFont(name, folder / file))
+    for name, file in ((_PLAIN, PLAIN), (_BOLD, BOLD)):
+        pdfmetrics.registerFont(TTFont(name, font_file(file)))
 
 
 def _style(size: float, *, font: str = _PLAIN, colour: Any = _BLACK, **more: Any) -> Any:

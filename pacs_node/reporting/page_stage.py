@@ -1,123 +1,64 @@
-"""Make the page of each report, for destinations that want it; `delivering` sends it.
-
-The report is made and sent without waiting for it: a page that cannot be made fails alone.
-"""
+"""Make the page of each report, for destinations that want it; `delivering` sends it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
-from functools import partial
+from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
 from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from sqlalchemy.orm import Session
 
-from classifier.config import DecodeLimits
-from classifier.decoding.decode import Radiograph
-from classifier.decoding.decoders import Decoders, Request
-from db import deliveries, queries
-from db.queue import Claimed, Kind
-from db.rows import NewResult, ReportToDraw, StoredInstance, StoredModel
-from db.session import Database
-from pacs_node import log
-from pacs_node.config import Settings
+from classifier.decoding.resample import Grey
+from classifier.heat_map import HeatMap
+from db.queue import Kind
+from db.rows import ReportToDraw, StoredInstance, StoredModel
 from pacs_node.dicom.header import Identity, identity
 from pacs_node.errors import InvalidReport
 from pacs_node.reporting import codes
+from pacs_node.reporting.beside_stage import BesideStage
 from pacs_node.reporting.conclusion import answer_of, warning_of, why_not
 from pacs_node.reporting.encapsulated_pdf import encapsulate
-from pacs_node.reporting.from_rows import image_result
+from pacs_node.reporting.from_rows import has_heat_map, image_result
+from pacs_node.reporting.heat_map_picture import overlaid
 from pacs_node.reporting.input import ImageResult
 from pacs_node.reporting.page import MOST_SHOWN, Page, PageImage, draw, drawable
+from pacs_node.reporting.report import EncodedReport
 from pacs_node.reporting.study_state import newest_copies
-from pacs_node.storage.spool import Spool
-from pacs_node.worker import Done, GivenUp, Outcome, Settled
-
-PDF = "pdf"
-"""The result class, as `[[destinations]] send` names it."""
-
-_log = log.get(__name__)
 
 _LARGEST_SIDE = 400  # pixels of an image on the page
 
 
-class PageStage:
+class PageStage(BesideStage):
     """Show reports on pages."""
 
     kind = Kind.PAGE
-    lane = ""
-    batch_size = 1
+    result = "pdf"
+    called = "page"
 
-    def __init__(self, database: Database, spool: Spool, settings: Settings) -> None:
-        self._database = database
-        self._spool = spool
-        self._destinations = [one.name for one in settings.destinations if PDF in one.send]
-        self._give_up_after = timedelta(hours=settings.deliver.give_up_hours)
-        wanted = settings.classifier
-        self._decoders = Decoders.shared(1)
-        self._limits = DecodeLimits(wanted.decode_seconds, wanted.decode_mebibytes)
-
-    def run(self, jobs: Sequence[Claimed], may_go_on: Callable[[], bool]) -> Iterator[Settled]:  # noqa: ARG002
-        """Make the pages of the jobs."""
-        for job in jobs:
-            yield [(job, self._page(job.ref))]
-
-    def give_up(self, session: Session, ref: int) -> None:
-        """Nothing more to record: the job says it all."""
-
-    def _page(self, report_id: int) -> Outcome:
-        with self._database.read() as session:
-            report = queries.report_to_draw(session, report_id)
-            model = queries.newest_model(session)
-        try:
-            new = self._made(report_id, report, model)
-        except InvalidReport as error:
-            _log.error("page failed", study=report.study_instance_uid, cause=str(error))
-            return GivenUp(f"No page can be made: {error}")
-        _log.info("page made", study=report.study_instance_uid, revision=report.revision)
-        now = datetime.now(UTC)
-        return Done(
-            partial(
-                deliveries.add_results,
-                results=[new],
-                destinations=self._destinations,
-                give_up_at=now + self._give_up_after,
-                at=now,
-            )
-        )
-
-    def _made(self, report_id: int, report: ReportToDraw, model: StoredModel | None) -> NewResult:
+    def make(self, report: ReportToDraw, newest: StoredModel | None) -> list[EncodedReport]:
+        """Return the one page of a report."""
         images = newest_copies(report.images)
-        results = [image_result(one, Dataset(), model) for one in images]
-        pictures = self._pictures(images[:MOST_SHOWN])
+        results = [image_result(one, Dataset(), newest) for one in images]
+        shown = images[:MOST_SHOWN]
+        pictures = [_pictures(*pair) for pair in zip(self.decoded(shown), shown, strict=True)]
         pdf = draw(_page_of(report, results, pictures))
-        made = encapsulate(report.content, pdf, [(one.sop_class_uid, one.sop_instance_uid) for one in images])
-        return NewResult(
-            report_id=report_id,
-            result=PDF,
-            sop_class_uid=made.sop_class_uid,
-            sop_instance_uid=made.sop_instance_uid,
-            series_instance_uid=made.series_instance_uid,
-            content=made.content,
-        )
-
-    def _pictures(self, images: Sequence[StoredInstance]) -> list[list[Image.Image]]:
-        """Return the small pictures of each image; none where it cannot be decoded, or its file is gone."""
-        if not images:
-            return []
-        requests = [Request(self._spool.path(one.digest), limits=self._limits) for one in images]
-        found = self._decoders.decode(requests)
-        return [[_small(one)] if isinstance(one, Radiograph) else [] for one in found]
+        about = [(one.sop_class_uid, one.sop_instance_uid) for one in images]
+        return [encapsulate(report.content, pdf, about)]
 
 
-def _small(radiograph: Radiograph) -> Image.Image:
-    grey = Image.fromarray(np.uint8(np.rint(radiograph.pixels[0].clip(0, 1) * 255)))
-    grey.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.BOX)
-    return grey
+def _pictures(grey: Grey | None, image: StoredInstance) -> list[Image.Image]:
+    """Return the image small, and beside it the same under its heat map where that may be shown."""
+    if grey is None:
+        return []
+    small = Image.fromarray(np.uint8(np.rint(grey.clip(0, 1) * 255)))
+    small.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.BOX)
+    if not has_heat_map(image):
+        return [small]
+    assert image.score is not None
+    heat_map = HeatMap.from_bytes(image.score.heat_map or b"")
+    return [small, overlaid(grey, heat_map, _LARGEST_SIDE)]
 
 
 def _page_of(

@@ -15,12 +15,17 @@ generator, a locale or a configuration.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 
 from pydicom.dataset import Dataset
-from pydicom.uid import Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    ComprehensiveSRStorage,
+    EnhancedSRStorage,
+    SecondaryCaptureImageStorage,
+)
 
 from pacs_node.errors import InvalidReport
 from pacs_node.reporting import codes
@@ -35,6 +40,7 @@ from pacs_node.reporting.input import (
     NotScoredReason,
     ObserverDevice,
     Predecessor,
+    heat_map_uids,
     uid,
 )
 from pacs_node.reporting.patient_study import (
@@ -147,14 +153,15 @@ def build(
     _add_series_and_equipment(report, images, node, when)
     _add_document(report, when, revision)
     report.ContentQualification = node.purpose
-    report.CurrentRequestedProcedureEvidenceSequence = [_evidence(study, sources)]
+    heat_maps = heat_map_uids(series, report.SOPInstanceUID, images)
+    report.CurrentRequestedProcedureEvidenceSequence = [_evidence(study, sources, heat_maps.values())]
     if requested := requests(about):
         report.ReferencedRequestSequence = requested
     if predecessor is not None:
         report.PredecessorDocumentsSequence = [_predecessor_item(predecessor, study)]
     if uses_private_codes(images):
         report.CodingSchemeIdentificationSequence = [_private_scheme(node)]
-    report.update(content_tree(images, sources, node, about))
+    report.update(content_tree(images, sources, node, about, {at: one for at, (_, one) in heat_maps.items()}))
     return _finished(report)
 
 
@@ -315,8 +322,8 @@ def _date_and_time(when: datetime) -> tuple[str, str]:
     return when.strftime("%Y%m%d"), when.strftime("%H%M%S")
 
 
-def _evidence(study: str, sources: Sequence[Source]) -> Dataset:
-    """Return the hierarchical references to each image, once (PS3.3 C.17.2.1)."""
+def _evidence(study: str, sources: Sequence[Source], heat_maps: Iterable[tuple[str, str]]) -> Dataset:
+    """Return the hierarchical references to each image and each heat map, once (PS3.3 C.17.2.1)."""
     series: dict[str, dict[str, str]] = {}
     seen: set[str] = set()
     for source in sources:
@@ -325,6 +332,8 @@ def _evidence(study: str, sources: Sequence[Source]) -> Dataset:
             seen.add(instance)
             instances = series.setdefault(uid_of(source, "SeriesInstanceUID"), {})
             instances[instance] = uid_of(source, "SOPClassUID")
+    for of_series, instance in heat_maps:
+        series.setdefault(of_series, {})[instance] = SecondaryCaptureImageStorage
     return _references(study, series)
 
 

@@ -27,7 +27,7 @@ from pacs_node.dicom.patient import Patient, is_same
 from pacs_node.errors import InvalidReport, UnreadableHeader
 from pacs_node.reporting.conclusion import study_decision
 from pacs_node.reporting.from_rows import image_result, settle_raw_images, stand_in_header
-from pacs_node.reporting.report import ObserverDevice, build, says_the_same
+from pacs_node.reporting.report import ImageResult, ObserverDevice, build, says_the_same
 from pacs_node.reporting.study_state import StudyState, newest_header
 from pacs_node.storage.spool import Spool
 from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled, retry_unreadable
@@ -36,6 +36,8 @@ _log = log.get(__name__)
 
 PATIENTS_DIFFER = "PATIENTS_DIFFER"
 """The images of a study name different patients, so that no report may go out under either name."""
+
+_BESIDE = {"pdf": Kind.PAGE, "heatmap": Kind.HEAT_MAP}  # by result class
 
 _LONGEST_PATIENCE = 60.0  # a report that waits for scores is woken by them; this is for when that went wrong
 
@@ -58,7 +60,8 @@ class ReportStage:
         self._spool = spool
         self._node = node
         self._destinations = [d.name for d in settings.destinations if "report" in d.send]
-        self._has_page = any("pdf" in d.send for d in settings.destinations)
+        wanted = {result for d in settings.destinations for result in d.send}
+        self._beside = [kind for result, kind in _BESIDE.items() if result in wanted]
         self._names_answer = settings.report.answer_in_series_description
         self._give_up_after = timedelta(hours=settings.deliver.give_up_hours)
 
@@ -136,7 +139,11 @@ class ReportStage:
         newest = newest_header(study.images, [*found])
         patient_and_study = found[study.images[newest].id]
         headers = (found.get(one.id) or stand_in_header(one, patient_and_study) for one in study.images)
-        images = [image_result(*pair, study.model) for pair in zip(study.images, headers, strict=True)]
+        shows = Kind.HEAT_MAP in self._beside
+        images = [
+            image_result(image, header, study.model, shows_heat_map=shows)
+            for image, header in zip(study.images, headers, strict=True)
+        ]
         taken = study.last.earlier_uids if study.last else ()
         settled = settle_raw_images(images)
         report = build(
@@ -161,7 +168,7 @@ class ReportStage:
             images=study.stated,
             destinations=self._destinations,
             give_up_at=made_at + self._give_up_after,
-            has_page=self._has_page,
+            beside=_needed(self._beside, settled),
         )
 
     def _found(self, images: Sequence[StoredInstance]) -> dict[int, Dataset]:
@@ -173,6 +180,12 @@ class ReportStage:
         if not found:
             raise InvalidReport("all files of the study are missing from the spool")
         return found
+
+
+def _needed(wanted: Sequence[Kind], images: Sequence[ImageResult]) -> list[Kind]:
+    """Return what is to be made beside a report: no heat maps where it refers to none."""
+    has_any = any(image.has_heat_map for image in images)
+    return [kind for kind in wanted if kind is not Kind.HEAT_MAP or has_any]
 
 
 def patient(named: StoredInstance | Identity) -> Patient:

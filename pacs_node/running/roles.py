@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Protocol
 
 from db import queries
@@ -24,7 +25,9 @@ from pacs_node.receiving.receiver import Receiver
 from pacs_node.reporting.earlier_decisions import DecisionReader
 from pacs_node.reporting.report import ObserverDevice
 from pacs_node.reporting.stage import ReportStage
+from pacs_node.running.status import Snapshot, snapshot
 from pacs_node.scoring.load import load_model
+from pacs_node.scoring.rescore import RescoreStage
 from pacs_node.scoring.stage import ScoreStage
 from pacs_node.storage.housekeeper import Housekeeper
 from pacs_node.storage.spool import Spool
@@ -84,7 +87,8 @@ def score(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
     scorer, model = load_model(settings, database)
     stage = ScoreStage(database, spool, scorer, model, settings.classifier.batch_size)
     _spare_collector()
-    _work(stopped, ready, _workers(settings, database, [stage]))
+    again = RescoreStage(database, spool, scorer, model, settings.classifier.batch_size)
+    _work(stopped, ready, _workers(settings, database, [stage], again))
 
 
 def deliver(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
@@ -103,10 +107,15 @@ def deliver(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
         ReportStage(database, spool, node, settings),
         ConfirmStage(database, spool, settings),
     ]
-    if any("pdf" in destination.send for destination in settings.destinations):
-        from pacs_node.reporting.page_stage import PageStage  # noqa: PLC0415 - fonts and decoders, for it alone
+    wanted = {result for destination in settings.destinations for result in destination.send}
+    if "pdf" in wanted:  # these load fonts and start decoders
+        from pacs_node.reporting.page_stage import PageStage  # noqa: PLC0415
 
         stages.append(PageStage(database, spool, settings))
+    if "heatmap" in wanted:
+        from pacs_node.reporting.heat_map_stage import HeatMapStage  # noqa: PLC0415
+
+        stages.append(HeatMapStage(database, spool, settings))
     for destination in settings.destinations:
         for stage in (DeliverStage, CommitStage):
             stages.append(stage(database, destination, settings.node.ae_title, settings.deliver))
@@ -121,7 +130,11 @@ def web(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
     from pacs_node.web.serving import serve  # noqa: PLC0415 - the other roles need no web framework
 
     database, spool = _open(settings)
-    serve(settings, database, spool, stopped, lambda: ready([]))
+
+    def look() -> Snapshot:
+        return snapshot(settings, database, datetime.now(UTC))
+
+    serve(settings, database, spool, stopped, lambda: ready([]), look=look)
 
 
 def _spare_collector() -> None:
@@ -157,11 +170,13 @@ def open_spool(settings: Settings, database: Database, number: int = 0) -> Spool
     return spool
 
 
-def _workers(settings: Settings, database: Database, stages: Sequence[Stage]) -> list[Runs]:
-    """Return a worker for each stage."""
+def _workers(
+    settings: Settings, database: Database, stages: Sequence[Stage], idle_stage: Stage | None = None
+) -> list[Runs]:
+    """Return a worker for each stage, which does what `idle_stage` has when it has nothing else to do."""
     poll, lease = settings.work.poll_seconds, settings.work.lease_seconds
     hung = _HUNG_SECONDS + settings.deliver.connect_seconds + settings.deliver.answer_seconds
-    return [Worker(database, stage, poll, lease, hung) for stage in stages]
+    return [Worker(database, stage, poll, lease, hung, idle_stage=idle_stage) for stage in stages]
 
 
 def _work(stopped: threading.Event, ready: Ready, workers: Sequence[Runs]) -> None:

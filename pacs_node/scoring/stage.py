@@ -18,7 +18,7 @@ from db.session import Database
 from pacs_node import log
 from pacs_node.scoring.copies import CopyResult, Fingerprinter, judge
 from pacs_node.storage.spool import Spool
-from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled, retry_unreadable
+from pacs_node.worker import Done, GivenUp, Later, Outcome, Settled, Write, retry_unreadable
 
 _log = log.get(__name__)
 
@@ -43,6 +43,7 @@ class ScoreStage:
 
     kind = Kind.SCORE
     lane = ""
+    logged = "instance scored"
 
     def __init__(
         self,
@@ -71,6 +72,10 @@ class ScoreStage:
         """Let the report say that scoring failed."""
         queries.wake_report(session, ref)
 
+    def _recording(self, score: NewScore, copy: CopyResult) -> Write:
+        """Return what records a score."""
+        return partial(_record, score=score, image_id=copy.image_id)
+
     def _judge(
         self, instance: StoredInstance, earlier: Sequence[StoredInstance]
     ) -> CopyResult | OSError | StillDecoding:
@@ -95,7 +100,7 @@ class ScoreStage:
         if isinstance(prediction, FileNotFoundError) and self._spool.is_there:
             _log.error("file missing from spool", sop_instance_uid=uid, digest=instance.digest)
             why = f"The file {instance.digest}.dcm is missing from the spool"
-            return GivenUp(why, partial(queries.wake_report, instance_id=instance.id))
+            return GivenUp(why, partial(self.give_up, ref=instance.id))
         if isinstance(prediction, OSError):
             _log.warning("file not read", sop_instance_uid=uid, cause=str(prediction.strerror))
             return retry_unreadable(job, prediction)
@@ -103,7 +108,7 @@ class ScoreStage:
             return Later(_AGAIN_SECONDS, "Its decoding takes long")
         score = self._score(instance, copy, prediction)
         _log.info(
-            "instance scored",
+            self.logged,
             sop_instance_uid=uid,
             decision=prediction.decision.value,
             probability=prediction.probability,
@@ -111,7 +116,7 @@ class ScoreStage:
             novelty=prediction.novelty,
             copy=instance.copy,
         )
-        return Done(partial(_record, score=score, image_id=copy.image_id))
+        return Done(self._recording(score, copy))
 
     def _score(self, instance: StoredInstance, copy: CopyResult, prediction: Prediction) -> NewScore:
         reason = prediction.reason if copy.reason is None else copy.reason.code

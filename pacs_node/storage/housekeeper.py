@@ -16,12 +16,13 @@ from db.errors import DatabaseError
 from db.session import Database
 from pacs_node import log
 from pacs_node.config import Settings
-from pacs_node.dicom.header import Identity, identity, read_header
+from pacs_node.dicom.header import identity, read_header
 from pacs_node.dicom.part10 import read_file_meta
 from pacs_node.errors import Refused, UnreadableHeader
 from pacs_node.progress import Progress
 from pacs_node.storage.arriving import digest
 from pacs_node.storage.intake import described, record
+from pacs_node.storage.rereading import reread
 from pacs_node.storage.spool import Spool
 from pacs_node.storage.stock import take_stock
 
@@ -30,11 +31,7 @@ _log = log.get(__name__)
 _EVERY_SECONDS = 3600.0
 _HUNG_SECONDS = 3600.0  # longer than taking stock of all there is may take
 _STUDIES_AT_ONCE = 100
-_READ_AT_ONCE, _READ_AT_MOST = 50, 10_000  # files, each time
-_READ = (
-    *("patient_id", "issuer_of_patient_id", "patient_name", "patient_birth_date"),
-    *("accession_number", "study_date"),
-)
+_READ_AT_MOST = 10_000  # files, each time
 
 
 class Housekeeper:
@@ -90,7 +87,7 @@ class Housekeeper:
             self._adopt(name)
             self.progress.step()
         self._remove(stock.leftovers)
-        self._read_identities()
+        self._reread()
         self._retain()
 
     def _adopt(self, name: str) -> None:
@@ -114,31 +111,19 @@ class Housekeeper:
             uid = new.sop_instance_uid
             _log.warning("orphan taken in", digest=name, sop_instance_uid=uid, outcome=outcome.value)
 
-    def _read_identities(self) -> None:
+    def _reread(self) -> None:
         """Read from their files what an earlier version did not record of objects."""
-        last, number = None, 0
-        for _ in range(_READ_AT_MOST // _READ_AT_ONCE):
-            with self._database.read() as session:
-                some = stock_rows.unread(session, last, _READ_AT_ONCE)
-            known = [(one, self._identity(one.digest)) for one in some if not self._stopped.is_set()]
-            with self._database.write() as session:
-                for one, found in known:
-                    if found is not None:
-                        values = {name: getattr(found, name) for name in _READ}
-                        stock_rows.record_read(session, one, **values, **vars(found.acquisition))
-                        number += 1
-            self.progress.step()
-            if len(some) < _READ_AT_ONCE or self._stopped.is_set():
-                break
-            last = some[-1].id
+        number = reread(
+            self._database,
+            self._spool,
+            most=_READ_AT_MOST,
+            step=lambda _: self.progress.step(),
+            is_stopped=self._stopped.is_set,
+        )
         if number:
-            _log.info("files of an earlier version read", files=number)
-
-    def _identity(self, digest: str) -> Identity | None:
-        try:
-            return identity(read_header(self._spool.path(digest)))
-        except (UnreadableHeader, OSError):
-            return None  # taking stock says what is missing
+            with self._database.read() as session:
+                left = stock_rows.how_many_unread(session)
+            _log.info("files of an earlier version read", files=number, left=left)
 
     def _retain(self) -> None:
         days = self._settings.retention.days

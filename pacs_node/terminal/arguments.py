@@ -21,6 +21,24 @@ class OutputFormat(StrEnum):
     JSON = "json"
 
 
+class RowFormat(StrEnum):
+    """How rows of a view are printed or written."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+    PARQUET = "parquet"
+
+
+class StudyDecision(StrEnum):
+    """The decision on a study, as reported."""
+
+    POSITIVE = "positive"
+    NEGATIVE = "negative"
+    UNDETERMINED = "undetermined"
+    WAITING = "waiting"
+
+
 class DecisionFilter(StrEnum):
     """The decision on an image."""
 
@@ -68,7 +86,24 @@ BomOption = Annotated[
 ]
 LimitOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Most rows; by default 100 in a table for people, all in CSV and JSON."),
+    typer.Option(min=1, help="Most rows; by default 100 in a table for people, else all."),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="Write a file, which is whole or not there.")
+]
+DeidentifyOption = Annotated[
+    bool,
+    typer.Option(
+        "--deidentify", help="Without what tells who the patients are: pseudonyms, shifted dates, no names."
+    ),
+]
+KeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--key",
+        metavar="FILE",
+        help="Secret key of --deidentify, by which pseudonyms stay the same; made where there is none.",
+    ),
 ]
 CallingOption = Annotated[str, typer.Option("--from", metavar="AE", help="Own AE title.")]
 

@@ -17,6 +17,8 @@ from rich.markup import escape as without_markup
 from rich.table import Column, Table
 
 from classifier.untrusted import cell, json_text, printable
+from db.tokens import ListedToken
+from db.users import ListedUser
 from pacs_node.reconciling.findings import IMAGE_LEVEL, Finding, Missing, Reconciliation
 from pacs_node.running.status import Snapshot
 from pacs_node.storage.stock import Stock
@@ -32,13 +34,16 @@ _DELIVERY_STYLES = {
 _STATES = ("ready", "done", "failed")
 _WORK = {
     "score": "Scoring",
+    "rescore": "Scoring again",
     "report": "Reporting",
     "page": "Drawing pages",
+    "heatmap": "Drawing heat maps",
     "deliver": "Delivering",
     "commit": "Asking to commit",
     "confirm": "Committing",
 }
 _WIDE = 160  # columns of a terminal that has room for whole UIDs beside the rest
+_COUNTED = ("scored", "not_scored", "waiting")
 _ALWAYS = {"score", "report", "deliver"}
 
 Row = Mapping[str, Any]
@@ -66,14 +71,71 @@ def print_results(rows: Sequence[Row], console: Console) -> None:
     console.print(table if rows else "No image matches.")
 
 
+def print_studies(rows: Sequence[Row], console: Console) -> None:
+    """Print rows of the view `studies`, with the columns that fit a terminal."""
+    table = Table(
+        Column("Last image", no_wrap=True),
+        Column("Patient", overflow="fold"),
+        Column("Accession", overflow="fold"),
+        Column("Images", no_wrap=True),
+        Column("Answer", overflow="fold"),
+        Column("Report", overflow="fold"),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for row in rows:
+        table.add_row(*_study_cells(row))
+    console.print(table if rows else "No study matches.")
+
+
+def _study_cells(row: Row) -> Iterator[str]:
+    yield f"{row['last_received_at'].astimezone():%Y-%m-%d %H:%M}"
+    yield escape(" ".join(filter(None, (row["patient_id"], row["patient_name"]))))
+    yield escape(row["accession_number"] or "")
+    scored, images = row["images_scored"], sum(row[f"images_{what}"] for what in _COUNTED)
+    yield f"{scored} of {images} scored" if images else "none"
+    highest = "" if row["highest_probability"] is None else f"{row['highest_probability']:.4f} "
+    reasons = f" [dim]{row['reasons']}[/]" if row["reasons"] else ""
+    yield f"{highest}{decision(row['decision'] or 'waiting')}{reasons}"
+    yield _report(row)
+
+
+def print_scores(rows: Sequence[Row], console: Console) -> None:
+    """Print rows of the view `scores`, with the columns that fit a terminal."""
+    table = Table(
+        Column("Scored", no_wrap=True),
+        Column("Patient", overflow="fold"),
+        Column("Image", overflow="fold"),
+        Column("Answer", overflow="fold"),
+        Column("Model", overflow="fold"),
+        Column("", no_wrap=True),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for row in rows:
+        table.add_row(
+            f"{row['scored_at'].astimezone():%Y-%m-%d %H:%M}",
+            escape(" ".join(filter(None, (row["patient_id"], row["patient_name"])))),
+            escape(row["sop_instance_uid"]),
+            answer(row),
+            escape(f"{row['model_name']} {row['model_version']} {row['model_sha256'][:8]}"),
+            "again" if row["is_rescore"] else "",
+        )
+    console.print(table if rows else "No score matches.")
+
+
 def _cells(row: Row) -> Iterator[str]:
     yield f"{row['received_at'].astimezone():%Y-%m-%d %H:%M}"
     yield escape(" ".join(filter(None, (row["patient_id"], row["patient_name"]))))
     yield escape(row["accession_number"])
     yield escape(" ".join(filter(None, (row["modality"], row["view"]))))
     yield answer(row)
+    yield _report(row)
+
+
+def _report(row: Row) -> str:
     problem = f"[bold red]{row['study_problem']}[/] " if row["study_problem"] else ""
-    yield problem + escape(row["deliveries"] or ("no destination" if row["report_uid"] else ""))
+    return problem + escape(row["deliveries"] or ("no destination" if row["report_uid"] else ""))
 
 
 def answer(row: Row) -> str:
@@ -347,3 +409,22 @@ def _waiting(found: Snapshot) -> str:
 
 def _size(number: int) -> str:
     return f"{number / 2**30:.1f} GiB"
+
+
+def print_users(found: Sequence[ListedUser], console: Console) -> None:
+    """Print the users of the reading list."""
+    table = Table("Name", "Role", "Signs in", "Last sign-in", "Sessions", box=box.SIMPLE_HEAD)
+    for one in found:
+        way = "no more" if one.is_disabled else "at the provider" if one.is_of_provider else "by password"
+        last = f"{one.signed_in_at.astimezone():%Y-%m-%d %H:%M}" if one.signed_in_at else "never"
+        table.add_row(escape(one.name), one.role, way, last, str(one.sessions))
+    console.print(table if found else "There are no users: the page answers this machine alone.")
+
+
+def print_tokens(found: Sequence[ListedToken], console: Console) -> None:
+    """Print the tokens of programs."""
+    table = Table("Name", "Made", "Revoked", box=box.SIMPLE_HEAD)
+    for one in found:
+        revoked = f"{one.revoked_at.astimezone():%Y-%m-%d %H:%M}" if one.revoked_at else ""
+        table.add_row(escape(one.name), f"{one.created_at.astimezone():%Y-%m-%d %H:%M}", revoked)
+    console.print(table if found else "There are no tokens.")

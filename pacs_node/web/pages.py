@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-import secrets
+import time
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
-from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Form, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse
-from fastapi.templating import Jinja2Templates
-from sqlalchemy.orm import Session
 
 from classifier.errors import NotScorable
-from classifier.reasons import Reason
-from db import reading_list, verdicts
-from db.reading_list import ListedImage, ListedStudy, Wanted
+from db import changes, reading_list, verdicts
+from db.reading_list import SAMPLED, ListedImage, ListedStudy, Wanted
 from db.session import Database
 from pacs_node.config import Settings
 from pacs_node.storage.spool import Spool
-from pacs_node.web import report_tree, wording
+from pacs_node.web import report_tree, timeline, viewers, wording
 from pacs_node.web.pictures import Pictures
+from pacs_node.web.show import Show
+from pacs_node.web.visitor import FOLLOWS, record, visitor
 
-_PERSON = "local"  # whoever is at this machine
 _LONGEST_COMMENT = 4000  # characters
-_LABELS = {
+_FOLLOWED_SECONDS = 300.0
+LABELS = {
     "agree": "agrees",
     "pneumonia": "pneumonia",
     "no_pneumonia": "no pneumonia",
     "unreadable": "cannot be read",
+}
+_COLUMNS = {
+    "received": "Received",
+    "study": "Study",
+    "why": "Why",
+    "age": "Age",
+    "likeness": "Likeness",
+    "model": "Model",
+    "report": "Report",
+    "verdict": "Verdict",
 }
 _FILTERS = ("text", "decision", "sender", "reason", "delivery", "first", "last", "order")
 
@@ -39,15 +47,15 @@ class Pages:
     """All pages and what they are made of."""
 
     def __init__(
-        self, settings: Settings, database: Database, spool: Spool, pictures: Pictures, token: str
+        self, settings: Settings, database: Database, spool: Spool, pictures: Pictures, show: Show
     ) -> None:
         self._settings, self._database, self._spool = settings, database, spool
-        self._pictures, self._token = pictures, token
-        self._templates = Jinja2Templates(Path(__file__).parent / "templates")
-        self._templates.env.globals.update(w=wording, labels=_LABELS, reasons=[*Reason])
-        self.router = APIRouter()
+        self._pictures, self._show = pictures, show
+        self._followed: dict[tuple[str, str], float] = {}
+        self.router = APIRouter(include_in_schema=False)
         for path, endpoint in (
             ("/", self.studies),
+            ("/blind", self.blind),
             ("/studies/{uid}", self.study),
             ("/studies/{uid}/images/{image}", self.image),
             ("/studies/{uid}/report", self.report),
@@ -64,6 +72,8 @@ class Pages:
             page = reading_list.page(session, wanted)
             given = verdicts.of_studies(session, [study.id for study in page.studies])
             senders = reading_list.senders(session)
+            mark = changes.mark(session)
+        self._record_list(request, urlencode(_filled(asked)))
         following = None
         if page.next:
             following = urlencode({**_filled(asked), "after": f"{page.next[0]!r},{page.next[1]}"})
@@ -77,25 +87,46 @@ class Pages:
             "senders": senders,
             "asked": asked,
             "following": following,
+            "mark": mark,
+            "columns": _COLUMNS,
         }
         return self._show(request, "list.html", **shown, links=links)
 
+    def blind(self, request: Request) -> Response:
+        """Show the blind sample, without answers."""
+        negatives = self._settings.verdicts.blind_negatives
+        wanted = Wanted(unjudged_by=visitor(request).name, negatives=negatives)
+        with self._database.read() as session:
+            page = reading_list.page(session, wanted)
+        return self._show(request, "blind.html", page=page, negatives=negatives, sampled=SAMPLED)
+
     def study(self, request: Request, uid: str) -> Response:
-        """Show one study."""
+        """Show one study; blind, without anything that tells the answer."""
+        is_blind = request.query_params.get("blind") == "1"
         with self._database.read() as session:
             one = _known(reading_list.study(session, uid))
             priors = reading_list.priors(session, one)
             given = verdicts.of_studies(session, [one.id]).get(one.id, [])
-        self._record(request, "study viewed", one)
+            revisions = reading_list.revisions(session, one.id)
+        self._record(request, "study viewed blind" if is_blind else "study viewed", one)
         images = [image for image in one.images if not image.is_removed]
-        shown: dict[str, Any] = {"study": one, "priors": priors, "given": given, "token": self._token}
-        first = wording.telling(images) or next(iter(images), None)
-        return self._show(request, "study.html", **shown, first=first)
+        shown: dict[str, Any] = {
+            "study": one,
+            "priors": priors,
+            "given": given,
+            "blind": is_blind,
+            "first": (None if is_blind else wording.telling(images)) or next(iter(images), None),
+            "events": timeline.events(one, revisions, with_answers=not is_blind),
+            "viewer": viewers.address(self._settings.web.viewer_url, one),
+        }
+        return self._show(request, "study.html", **shown)
 
-    def image(self, uid: str, image: int) -> Response:
+    def image(self, request: Request, uid: str, image: int) -> Response:
         """Send the pixels of one image."""
         with self._database.read() as session:
-            one = _image_of(_known(reading_list.study(session, uid)), image)
+            whole = _known(reading_list.study(session, uid))
+        one = _image_of(whole, image)
+        self._record(request, "image viewed", whole, one.sop_instance_uid)
         try:
             content = self._pictures.grey16(self._spool.path(one.digest))
         except NotScorable as refusal:
@@ -126,28 +157,30 @@ class Pages:
         *,
         image: Annotated[int, Form()],
         label: Annotated[str, Form()],
-        token: Annotated[str, Form()],
         comment: Annotated[str, Form(max_length=_LONGEST_COMMENT)] = "",
+        blind: Annotated[bool, Form()] = False,
     ) -> Response:
         """Record what a person says of an image."""
-        if not secrets.compare_digest(token.encode(), self._token.encode()):
-            raise HTTPException(403, "The page is older than the node's last start: load it again.")
         with self._database.read() as session:
             one = _known(reading_list.study(session, uid))
         judged = _image_of(one, image)
-        if label not in _LABELS or (label == "agree" and judged.decision not in ("positive", "negative")):
+        if not verdicts.fits(label, judged.decision) or (blind and label == "agree"):
             raise HTTPException(422, "There is no answer to agree with: say what the image shows.")
-        now = datetime.now(UTC)
+        person = visitor(request).name
         with self._database.write() as session:
-            verdicts.give(session, judged.id, label, comment.strip(), person=_PERSON, at=now)
-            self._write_down(session, request, "verdict given", one, now)
-        return RedirectResponse(f"/studies/{one.study_instance_uid}#verdict", 303)
-
-    def trouble(self, request: Request, status: int, title: str, detail: str) -> Response:
-        """Say in words what is wrong."""
-        return self._show(
-            request, "trouble.html", status=status, title=title, detail=detail, retry=status == 503
-        )
+            visible = not blind or verdicts.has_seen(session, one.id, person)
+            verdicts.give(
+                session,
+                judged.id,
+                label,
+                comment.strip(),
+                person=person,
+                at=datetime.now(UTC),
+                score_was_visible=visible,
+            )
+            record(session, request, "verdict given", study_id=one.id, detail=label)
+        after = "?judged=blind" if blind else ""
+        return RedirectResponse(f"/studies/{one.study_instance_uid}{after}#verdict", 303)
 
     def _report(self, uid: str) -> tuple[ListedStudy, bytes]:
         with self._database.read() as session:
@@ -156,18 +189,19 @@ class Pages:
                 raise HTTPException(404, "There is no report of this study yet.")
             return one, reading_list.report_content(session, one.report.id)
 
-    def _record(self, request: Request, action: str, one: ListedStudy) -> None:
+    def _record_list(self, request: Request, asked: str) -> None:
+        """Record who looks at the list; of a page that follows changes by itself, now and then."""
+        if FOLLOWS in request.headers:
+            now, key = time.monotonic(), (visitor(request).name, asked)
+            if now < self._followed.get(key, -_FOLLOWED_SECONDS) + _FOLLOWED_SECONDS:
+                return
+            self._followed = {one: at for one, at in self._followed.items() if now < at + _FOLLOWED_SECONDS}
+            self._followed[key] = now
+        self._record(request, "list viewed", None, asked)
+
+    def _record(self, request: Request, action: str, one: ListedStudy | None, detail: str = "") -> None:
         with self._database.write() as session:
-            self._write_down(session, request, action, one, datetime.now(UTC))
-
-    @staticmethod
-    def _write_down(session: Session, request: Request, action: str, one: ListedStudy, at: datetime) -> None:
-        address = _address(request)
-        verdicts.record(session, action, person=_PERSON, address=address, study_id=one.id, at=at)
-
-    def _show(self, request: Request, name: str, /, *, status: int = 200, **shown: Any) -> Response:
-        shown["is_research"] = self._settings.node.purpose == "RESEARCH"
-        return self._templates.TemplateResponse(request, name, shown, status_code=status)
+            record(session, request, action, study_id=one.id if one else None, detail=detail)
 
 
 def _known(study: ListedStudy | None) -> ListedStudy:
@@ -181,10 +215,6 @@ def _image_of(study: ListedStudy, image_id: int) -> ListedImage:
         if image.id == image_id:
             return image
     raise HTTPException(404, "The study has no such image.")
-
-
-def _address(request: Request) -> str:
-    return request.client.host[:64] if request.client else ""
 
 
 def _filled(asked: Mapping[str, str]) -> dict[str, str]:

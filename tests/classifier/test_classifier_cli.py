@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,6 +146,32 @@ def test_files_of_all_kinds_are_scored_in_one_process(study: Path, tmp_path: Pat
         assert (row["probability"] is None) == (row["decision"] == "not_scored")
         assert bool(row["detail"]) == (row["decision"] in ("not_scored", "undetermined"))
         assert row["decision"] in set(Decision)
+
+
+def test_csv_has_patient_age_novelty_and_decision(classifier: Classifier, tmp_path: Path) -> None:
+    child = save(radiograph(PatientID="=1+1", PatientAge="003Y"), tmp_path / "child.dcm")
+    unknown, public = picture(tmp_path / "chest.png"), picture(tmp_path / "person12_virus_3.png")
+    files = (child, unknown, public)
+    answer = classifier("predict", "default", *files, "--format", "csv", "--unlike-training", "decide")
+    rows = list(csv.DictReader(StringIO(answer.out)))
+    assert list(rows[0]) == [
+        *("file", "patient", "age", "view", "probability", "novelty", "decision", "reason", "detail")
+    ]
+    assert [row["file"] for row in rows] == [str(file) for file in files]
+    assert [row["patient"] for row in rows] == ["'=1+1", "", "person12"]  # the first is no formula
+    assert [row["age"] for row in rows] == ["3.0", "", ""]
+    same = json.loads(
+        classifier("predict", "default", *files, "--format", "json", "--unlike-training", "decide").out
+    )
+    for row, other in zip(rows, same, strict=True):
+        assert float(row["probability"]) == other["probability"]
+        assert float(row["novelty"]) == other["novelty"]
+        assert row["decision"] == other["decision"]
+    refused = classifier(
+        "predict", "default", save(radiograph(view="LL"), tmp_path / "l.dcm"), "--format", "csv"
+    )
+    (row,) = csv.DictReader(StringIO(refused.out))
+    assert (row["probability"], row["decision"], row["reason"]) == ("", "not_scored", "NOT_FRONTAL")
 
 
 def test_the_table_tells_the_same_on_wide_and_narrow_terminals(

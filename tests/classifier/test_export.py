@@ -90,6 +90,12 @@ def test_the_onnx_graph_gives_the_same_figures_in_onnx_runtime(
     assert card == json.loads(load(model).card.model_dump_json())
 
 
+def test_the_axes_of_the_onnx_graph_have_names(session: Any) -> None:
+    (image,) = session.get_inputs()
+    assert image.shape == ["batch", 1, "height", "width"]
+    assert all(output.shape == ["batch"] for output in session.get_outputs())
+
+
 def test_the_onnx_graph_takes_batches(files: list[Path], session: Any) -> None:
     one = decode(files[3])[None]
     alone = session.run(None, {"image": one})[1]

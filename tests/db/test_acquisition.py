@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import update
 
 from db import stock
@@ -12,7 +13,9 @@ from db.models import Instance
 from db.results import Filter, results
 from db.session import Database
 from pacs_node.storage.housekeeper import Housekeeper
+from pacs_node.storage.rereading import reread
 from tests.conftest import radiograph
+from tests.helpers.commands import command, configure
 from tests.helpers.workbench import Bench
 
 UNREAD = dict.fromkeys(
@@ -56,3 +59,45 @@ def test_what_an_earlier_version_did_not_record_is_read_from_the_file_once(
     assert asked(database) == before
     with database.read() as session:
         assert stock.unread(session, None, 10) == []
+
+
+def test_the_command_upgrade_reads_them_all_and_says_what_it_could_not_read(
+    database: Database, database_url: str, tmp_path: Path
+) -> None:
+    configure(tmp_path, database_url, 104, spool=f'[spool]\npath = "{tmp_path / "spool"}"')
+    bench = Bench(database, tmp_path)
+    for number in range(60):  # more than one batch
+        content = bench.receive(radiograph(number=number))
+    before = asked(database)
+    bench.spool.path(content).unlink()
+    with database.write() as session:
+        session.execute(update(Instance).values(**UNREAD))
+    done = command("upgrade", "--config", tmp_path / "config.toml")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "The database is of this version. 0 decisions were read from reports, 59 objects from their files.",
+        "1 could not be read; `pacs-node status` says which files are missing.",
+    ]
+    lost = before[0]["sop_instance_uid"]
+    now = {row["sop_instance_uid"]: row for row in asked(database)}
+    assert now.pop(lost)["manufacturer"] is None
+    assert list(now.values()) == before[1:]
+
+
+def test_what_was_read_stays_when_the_reading_is_interrupted(database: Database, tmp_path: Path) -> None:
+    bench = Bench(database, tmp_path)
+    for number in range(120):
+        bench.receive(radiograph(number=number))
+    with database.write() as session:
+        session.execute(update(Instance).values(**UNREAD))
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reread(database, bench.spool, step=interrupt)
+    steps: list[int] = []
+    assert reread(database, bench.spool, step=steps.append) == 70
+    assert steps == [50, 20]
+    with database.read() as session:
+        assert stock.how_many_unread(session) == 0

@@ -18,7 +18,7 @@ from sqlalchemy import create_engine, event, select, text, update
 from sqlalchemy.orm import Session
 
 import db
-from db import commitments, deliveries, inventory, queries, queue, results, status, stock
+from db import commitments, deliveries, inventory, listings, queries, queue, rescores, results, status, stock
 from db.models import Base, Instance, Job, Study
 from db.prepared import Prepared
 from db.queue import Kind
@@ -217,6 +217,11 @@ ASKED: dict[str, Callable[[Session], object]] = {
     "copies": lambda session: queries.earlier_copies(session, queries.instances(session, [7])[0]),
     "same image": lambda session: queries.record_same_image(session, 8, 7),
     "page": lambda session: queries.report_to_draw(session, 7),
+    "rescore": lambda session: rescores.order(session, rescores.Wanted(), "5e" * 32, (7, 8)),
+    "cancel": rescores.cancel,
+    "newest scores": lambda session: [*listings.rows(session, listings.SCORES, Filter(limit=2))],
+    "scores of a study": lambda session: [*listings.rows(session, listings.SCORES, Filter(study="1.2"))],
+    "one study": lambda session: [*listings.rows(session, listings.STUDIES, Filter(study="1.2"))],
     "withdraw": lambda session: deliveries.withdraw_reports(session, 7, 2, NOW, ""),
     "committed": lambda session: commitments.record_committed(session, "PACS", ["1.2"], NOW),
     "kept": lambda session: commitments.kept(session, ["1.2"]),
@@ -346,10 +351,14 @@ def test_a_database_of_the_version_before_keeps_its_rows(empty_url: str) -> None
         database.upgrade()
         with database.read() as session:
             after = session.execute(text("SELECT * FROM results ORDER BY sop_instance_uid")).all()
-            # Since 0006 there is no detail where there is no reason, which was an empty text before
+            # Since 0006 there is no detail where there is no reason, which was an empty text before; since
+            # 0011 no threshold where there is no probability
             expected = [
                 tuple(
-                    None if (name, value) == ("detail", "") else value for name, value in row._mapping.items()
+                    None
+                    if (name, value) == ("detail", "") or (name == "threshold" and row.probability is None)
+                    else value
+                    for name, value in row._mapping.items()
                 )
                 for row in before
             ]

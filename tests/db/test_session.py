@@ -20,6 +20,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, func, inspect, select, text
 from sqlalchemy.exc import StatementError
 
+from db import accounts  # noqa: F401 - its tables belong to the metadata
 from db.errors import DatabaseDown, DatabaseError, SchemaMismatch, WriteConflict
 from db.models import Base, Model
 from db.session import _POSTGRESQL, Database, journal_mode, sqlite
@@ -133,7 +134,7 @@ def test_a_database_without_tables_is_not_taken_for_a_current_one(empty_url: str
     with opened(empty_url) as database:
         if database.file is not None:
             database.file.touch()
-        with pytest.raises(SchemaMismatch, match="older schema; `pacs-node serve` brings it up to date"):
+        with pytest.raises(SchemaMismatch, match="has no tables yet; `pacs-node serve` makes them"):
             database.require_current()
 
 

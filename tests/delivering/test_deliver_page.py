@@ -1,11 +1,15 @@
-"""The page of a report on its way: beside the report, never instead of it, and never before it."""
+"""Pages and heat maps on their way: beside the report, never instead of it, and never before it."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from pydicom import dcmread
 from pydicom.uid import EncapsulatedPDFStorage, ImplicitVRLittleEndian
 from sqlalchemy import select
 
@@ -39,6 +43,7 @@ def bench_for(database: Database, folder: Path, to: Destination) -> Bench:
     bench.score()
     bench.report()
     bench.draw_pages()
+    bench.draw_heat_maps()
     return bench
 
 
@@ -123,3 +128,31 @@ def test_orthanc_keeps_both_in_the_study_unchanged(database: Database, tmp_path:
         ]
         assert only(pdf).startswith(b"%PDF-")
     assert states(bench)[1] in (("pdf", "delivered"), ("pdf", "committed"))
+
+
+@one_database
+def test_a_heat_map_arrives_in_orthanc_which_shows_it(database: Database, tmp_path: Path) -> None:
+    with orthanc(tmp_path / "orthanc") as pacs:
+        to = Destination(ae_title="ORTHANC", host="127.0.0.1", port=pacs.port, send=("report", "heatmap"))
+        bench = bench_for(database, tmp_path, to)
+        deliver(bench, to)
+        with bench.database.read() as session:
+            stored = session.scalars(select(ResultObject).where(ResultObject.result == "heatmap")).one()
+        assert data_set(stored.content) in [data_set(file) for file in pacs.files()]
+        shown = [
+            np.asarray(Image.open(BytesIO(pacs.get(f"/instances/{name}/preview"))))
+            for name in pacs.instances()
+            if pacs.json(f"/instances/{name}/simplified-tags")["Modality"] == "OT"
+        ]
+        assert (only(shown) == dcmread(BytesIO(stored.content)).pixel_array).all()
+    assert [result for result, _ in states(bench)] == ["report", "heatmap"]
+
+
+@one_database
+def test_a_pacs_that_takes_no_heat_map_says_so(database: Database, tmp_path: Path) -> None:
+    with peer() as other:
+        to = other.destination.model_copy(update={"send": ("report", "heatmap")})
+        bench = bench_for(database, tmp_path, to)
+        deliver(bench, to)
+    assert states(bench) == [("report", "delivered"), ("heatmap", "failed")]
+    assert bench.deliveries()[1].error == "PACS accepts no Secondary Capture Image; enable it there."

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import httpx
 import numpy as np
 from PIL import Image
 
@@ -23,6 +27,22 @@ def test_the_drawn_studies_come_out_as_their_truth_asks_for(tmp_path: Path) -> N
     assert (folder / "pacs_node.sqlite").is_file()
     assert len(list((folder / "pacs").glob("*.dcm"))) == 8
     assert str(folder / "pacs_node.sqlite") in done.stdout
+    assert re.search(r"serve --roles web .*\n *and then http://127\.0\.0\.1:\d+/$", done.stdout.rstrip())
+
+
+def test_the_pages_stay_open_until_a_person_has_seen_enough(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.fromarray(pixels(bits=8).astype(np.uint8)).save(images / "one.png")
+    arguments = ["demo", "--web", "--images", images, "--into", tmp_path / "runs"]
+    program = [sys.executable, "-m", "pacs_node", *map(str, arguments)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, bufsize=1) as demo:
+        assert demo.stdout is not None
+        address = next(line.split()[1] for line in demo.stdout if line.strip().startswith("Open "))
+        assert "1 study" in httpx.get(address, timeout=120).text
+        demo.send_signal(signal.SIGINT)
+        demo.stdout.read()
+    assert demo.returncode == 0
 
 
 def test_images_of_ones_own_are_scored_and_what_is_none_is_named(tmp_path: Path) -> None:

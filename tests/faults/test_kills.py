@@ -8,11 +8,12 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
-from db.models import Instance, Job
-from tests.faults.judge import data_set, image_of
-from tests.faults.kills import DELIVERING, RECEIVING, REPORTING, SCORING, Point, kill_at
+from db import rescores
+from db.models import Instance, Job, Model, Rescore, Score
+from tests.faults.judge import data_set, image_of, judge, settled
+from tests.faults.kills import DELIVERING, RECEIVING, REPORTING, SCORING, Point, kill_at, node
 from tests.faults.senders import Dcmtk, Modality, studies
 from tests.faults.world import World, wait_for
 
@@ -71,3 +72,48 @@ def test_a_killed_worker_loses_and_doubles_nothing_on_a_server(database_url: str
     outcome = kill_at(points, tmp_path / "node", database_url)
     assert outcome.verdict.is_good, outcome.verdict
     assert outcome.verdict.studies == 3 * len(points)
+
+
+RESCORING = (
+    "worker: claimed, before work",
+    "score: decoded",
+    "score: after the network",
+    "rescore: row written, before commit",
+    "worker: settled",
+)
+
+
+def order(world: World, study: str) -> None:
+    """Let the images of a study be scored again by the model that the stand-in is."""
+    with world.database.write() as session:
+        for batch in rescores.batches(session):
+            assert rescores.order(session, rescores.Wanted(study=study), "1" * 64, batch).images == 1
+
+
+def test_killed_at_scoring_again_a_worker_doubles_nothing_and_changes_no_report(
+    database_url: str, tmp_path: Path
+) -> None:
+    with node(tmp_path / "node", database_url) as (world, pacs):
+        modality = Modality(world.port)
+        modality.send_all(studies(tmp_path / "sent", len(RESCORING)), 1)
+        assert settled(world, 90) == []
+        reports = sorted(pacs.reports())
+        world.roles["score"].stop()
+        with world.database.write() as session:  # what scored so far was another model
+            session.execute(update(Model).values(sha256="0" * 64))
+            scores = session.scalars(select(Score.id)).all()
+        world.start("score")
+        for point, (study, _) in zip(RESCORING, sorted(modality.acknowledged), strict=True):
+            victim = world.roles["score"]
+            victim.arm(f"{point}:1")
+            order(world, study)
+            wait_for(lambda: victim.popen.poll() is not None, point)  # noqa: B023 - called at once
+            assert victim.has_died
+            world.start("score")
+            assert settled(world, 90) == []
+        with world.database.read() as session:
+            assert sorted(session.scalars(select(Rescore.instance_id))) == list(range(1, len(RESCORING) + 1))
+            assert session.scalars(select(Score.id)).all() == scores
+        verdict = judge(world, modality.acknowledged, pacs.reports)
+        assert verdict.is_good, verdict
+        assert sorted(pacs.reports()) == reports

@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.data import get_charset_files
@@ -18,6 +19,7 @@ from sqlalchemy import select, update
 
 from classifier.decoding.copies import Fingerprint, fingerprint
 from classifier.errors import NotScorable
+from classifier.heat_map import HeatMap
 from classifier.outcome import Decision, Prediction, StillDecoding
 from classifier.reasons import Reason
 from db import queries
@@ -29,6 +31,7 @@ from db.session import Database
 from db.status import Failure, counts, failures, retry
 from pacs_node.config import Destination, Settings
 from pacs_node.dicom.header import identity, read_header
+from pacs_node.reporting.heat_map_stage import HeatMapStage
 from pacs_node.reporting.page_stage import PageStage
 from pacs_node.reporting.report import ObserverDevice
 from pacs_node.reporting.stage import ReportStage
@@ -45,6 +48,7 @@ PACS = Destination(ae_title="PACS", host="127.0.0.1", port=104)
 ARCHIVE = Destination(ae_title="ARCHIVE", host="127.0.0.1", port=105)
 NODE = ObserverDevice(software_version="0.1.0", station_name="CXRAI01")
 A_WHILE = 50.0  # seconds
+_CELLS = np.outer(np.linspace(-1, 3, 5), np.linspace(0, 4, 5)).astype(np.float32)
 
 
 class Viewer:
@@ -77,7 +81,8 @@ class Viewer:
             refused = Reason.NOT_FRONTAL
         if refused:
             return Prediction(None, Decision.NOT_SCORED, refused, f"It is {image.Modality}", None)
-        return Prediction(0.8731, Decision.POSITIVE, None, "", image.ViewPosition)
+        heat_map = HeatMap.of(_CELLS, bias=-0.5)
+        return Prediction(0.8731, Decision.POSITIVE, None, "", image.ViewPosition, heat_map=heat_map)
 
 
 def _fingerprint(source: Path) -> Fingerprint | NotScorable | OSError:
@@ -159,6 +164,9 @@ class Bench:
 
     def draw_pages(self) -> None:
         self.work(PageStage(self.database, self.spool, self.settings))
+
+    def draw_heat_maps(self) -> None:
+        self.work(HeatMapStage(self.database, self.spool, self.settings))
 
     def report_stage(self) -> ReportStage:
         return ReportStage(self.database, self.spool, NODE, self.settings)

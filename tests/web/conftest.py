@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from db import verdicts
 from db.models import Score
 from db.session import Database
-from pacs_node.config import DatabaseSettings, Settings, SpoolSettings, WebSettings
+from pacs_node.config import DatabaseSettings, Destination, Settings, SpoolSettings
+from pacs_node.config_web import WebSettings
 from pacs_node.demo.peers import free_port
+from pacs_node.running.status import Snapshot, snapshot
 from pacs_node.storage.spool import Spool
-from pacs_node.web.serving import serve
+from pacs_node.web.serving import address_of, serve
 from tests.conftest import radiograph, save
 from tests.helpers import rows
 
@@ -34,6 +38,8 @@ class Site:
     spool: Spool
     folder: Path
     address: str
+    port: int
+    settings: Settings
 
     def add(self, study: str = "1", number: int = 1, **values: Any) -> int:
         """Take in a radiograph and return its id."""
@@ -60,19 +66,36 @@ class Site:
 
 @pytest.fixture
 def site(database: Database, database_url: str, tmp_path: Path) -> Iterator[Site]:
-    port, stopped, ready = free_port(), threading.Event(), threading.Event()
+    with serving(database, database_url, tmp_path) as one:
+        yield one
+
+
+@contextmanager
+def serving(database: Database, url: str, folder: Path, **web: Any) -> Iterator[Site]:
+    """Serve the reading list with other keys of [web]."""
+    stopped, ready = threading.Event(), threading.Event()
     settings = Settings(
-        database=DatabaseSettings(url=database_url),
-        spool=SpoolSettings(path=tmp_path / "spool"),
-        web=WebSettings(port=port),
+        database=DatabaseSettings(url=url),
+        spool=SpoolSettings(path=folder / "spool"),
+        web=WebSettings(**{"port": free_port(), **web}),
+        destinations=tuple(
+            Destination(ae_title=name, host="127.0.0.1", port=1) for name in ("PACS", "ARCHIVE")
+        ),
     )
     spool = Spool(settings.spool.path)
     spool.prepare()
-    thread = threading.Thread(target=serve, args=(settings, database, spool, stopped, ready.set))
+    site = Site(database, spool, folder, address_of(settings.web).rstrip("/"), settings.web.port, settings)
+
+    def look() -> Snapshot:
+        return snapshot(settings, database, datetime.now(UTC))
+
+    thread = threading.Thread(
+        target=serve, args=(settings, database, spool, stopped, ready.set), kwargs={"look": look}
+    )
     thread.start()
     assert ready.wait(60)
     try:
-        yield Site(database, spool, tmp_path, f"http://127.0.0.1:{port}")
+        yield site
     finally:
         stopped.set()
         thread.join()

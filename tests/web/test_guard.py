@@ -14,6 +14,7 @@ from db.models import Audit
 from db.session import Database
 from tests.conftest import uid
 from tests.helpers import rows
+from tests.helpers.receiving import logged
 from tests.web.conftest import Site
 
 STUDY = f"/studies/{uid('1', 'study')}"
@@ -135,3 +136,23 @@ def test_hostile_text_is_text(site: Site, reader: Page, hostile: str) -> None:
         assert len(reader.content()) < 40_000
         wide = reader.evaluate("document.documentElement.scrollWidth")
         assert wide <= 1280
+
+
+def test_a_page_that_fails_says_so_and_the_log_has_no_message_of_the_error(
+    site: Site, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = "Moon^Ada"
+
+    def fail(*_: object) -> None:
+        raise RuntimeError(patient)
+
+    monkeypatch.setattr("db.reading_list.page", fail)
+    with logged() as said_by_node:
+        answer = client.get("/")
+    assert answer.status_code == 500
+    assert "The log of the node says why" in answer.text
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    said = said_by_node()
+    assert "reading_list.page" in said
+    assert "RuntimeError" in said
+    assert "Moon" not in said

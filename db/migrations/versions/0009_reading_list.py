@@ -38,6 +38,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_audit"),
         sa.ForeignKeyConstraint(["study_id"], ["study.id"], name="fk_audit_study_id"),
     )
+    op.create_index("ix_audit_study_id", "audit", ["study_id"])
     op.execute(_VERDICTS)
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from classifier.data import examples as data
+from classifier.data.groups import columns_of, group_of
 from classifier.data.images import decode_all, in_processes
 from classifier.errors import DataError
 from tests.conftest import radiograph, save
@@ -132,9 +138,9 @@ def test_a_manifest_that_was_written_is_read_back(tmp_path: Path) -> None:
     ("rows", "sentence"),
     [
         ("path,patient\na.png,1\n", "no column 'label'"),
-        ("path,label\na.png,maybe\nb.png,1\n", r"Line 2 of .* has the label 'maybe', which is none"),
-        ("path,label\nnone.png,0\n", "has the path 'none.png', which is none"),
-        ("path,label,split\na.png,0,later\n", "has the split 'later', which is none"),
+        ("path,label\na.png,maybe\nb.png,1\n", r"Line 2 of .* has the label 'maybe', which is not known"),
+        ("path,label\nnone.png,0\n", "has the path 'none.png', where there is no file"),
+        ("path,label,split\na.png,0,later\n", "has the split 'later', which is not known"),
         (
             "path,label,patient,split\na.png,0,P,train\nb.png,1,P,val\n",
             "Patient P is in the splits train and val",
@@ -206,3 +212,120 @@ def test_an_image_without_split_goes_where_its_patient_is(tmp_path: Path) -> Non
     made = data.split(data.load(tmp_path / "set.csv"), 0.3, 0)
     assert {e.split for e in made if int(e.patient[1:]) % 2 == 0} == {"val"}
     assert len({(e.patient, e.split) for e in made}) == len({e.patient for e in made}) == 12
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "encoding"),
+    [(",", "utf-8"), (";", "utf-8"), ("\t", "utf-8"), (";", "utf-8-sig"), ("\t", "utf-16")],
+)
+def test_manifests_of_spreadsheets_are_read(delimiter: str, encoding: str, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png")
+    rows = [("Path", "Label ", "PATIENT", "age", "Machine"), ("a.png", "normal", "Ä", "003Y", "A, B; C")]
+    rows.append(("b.png", "Pneumonia", "B", "", ""))
+    with (tmp_path / "set.csv").open("w", newline="", encoding=encoding) as file:
+        csv.writer(file, delimiter=delimiter).writerows(rows)
+    first, second = data.load(tmp_path / "set.csv")
+    assert (first.label, first.patient, second.label, second.patient) == (0, "Ä", 1, "B")
+    assert first.columns == {"age": "003Y", "machine": "A, B; C"}
+    assert first.age.completed() == (3, 3)
+    assert second.columns == {}
+    assert second.age.years is None
+    data.write_manifest(tmp_path / "again.csv", [replace(first, weight=0.5), second])
+    again = data.load(tmp_path / "again.csv")
+    assert [(e.columns, e.weight) for e in again] == [(first.columns, 0.5), ({}, 1.0)]
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "much"])
+def test_a_weight_that_is_none_is_refused(weight: str, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "set.csv").write_text(f"path,label,weight\na.png,0,{weight}\n")
+    with pytest.raises(DataError, match=f"Line 2 of .* has the weight '{weight}'; write a number above 0"):
+        data.load(tmp_path / "set.csv")
+
+
+def test_tags_tell_age_sex_view_and_machine(tmp_path: Path) -> None:
+    tags: dict[str, Any] = {"PatientAge": "004Y", "PatientSex": "F", "Manufacturer": "Acme"}
+    (tmp_path / "NORMAL").mkdir()
+    save(radiograph(PatientBirthDate="", ManufacturerModelName="One", **tags), tmp_path / "NORMAL" / "a.dcm")
+    (tmp_path / "NORMAL" / "broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 40)
+    picture(tmp_path / "PNEUMONIA" / "b.png")
+    columns = {e.path.name: e.columns for e in data.load(tmp_path)}
+    assert columns["a.dcm"] == {"age": "4.00", "sex": "F", "view": "PA", "machine": "ACME ONE"}
+    assert columns["broken.dcm"] == columns["b.png"] == {}
+
+
+def test_other_class_names_are_taken_by_option(tmp_path: Path) -> None:
+    for name in ("Healthy", "sick"):
+        picture(tmp_path / name / f"{name}.png")
+    with pytest.raises(DataError, match=r"Healthy is not a class; .* add --classes Healthy,sick \("):
+        data.load(tmp_path)
+    found = data.load(tmp_path, data.class_names("healthy,SICK"))
+    assert [(e.path.stem, e.label) for e in found] == [("Healthy", 0), ("sick", 1)]
+    for text in ("healthy", "a,a", "a,", "a,b,c"):
+        with pytest.raises(DataError, match="are not two names"):
+            data.class_names(text)
+
+
+def test_a_wrong_folder_suggests_the_right_one(tmp_path: Path) -> None:
+    right = tmp_path / "a" / "b" / "set"
+    for name in ("normal", "pneumonia"):
+        picture(right / "train" / name / f"{name}.png")
+    (tmp_path / "a" / "papers").mkdir()
+    (tmp_path / "a" / "b" / "more").mkdir()
+    for wrong in (tmp_path / "a" / "b", tmp_path / "a"):
+        with pytest.raises(DataError, match=f"is not a class; name {right}, which holds both classes"):
+            data.load(wrong)
+    with pytest.raises(DataError, match=f"name {right / 'train'}, which holds both classes"):
+        data.load(right / "train" / "normal")
+    assert len(data.load(right)) == 2
+
+
+def test_sets_are_joined_with_their_weights(tmp_path: Path) -> None:
+    one, two = folder(tmp_path / "one", patients=1), folder(tmp_path / "two", patients=1)
+    found = data.load_all([one, two], [1.0, 0.25])
+    assert Counter(example.weight for example in found) == {1.0: 4, 0.25: 4}
+    with pytest.raises(DataError, match="There are 1 weights for 2 sets"):
+        data.load_all([one, two], [1.0])
+
+
+def test_a_truncated_picture_is_called_so(tmp_path: Path) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90), np.uint8))
+    for name in ("a.jpeg", "a.png"):
+        noise.save(tmp_path / name)
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        example = data.Example(tmp_path / name, 0, "P")
+        with pytest.raises(DataError, match="The picture is truncated: its file ends before the image does"):
+            decode_all([example], 32, workers=1)
+        (tmp_path / name).write_bytes(whole + b"what a program appended")
+        assert len(decode_all([example], 32, workers=1).images) == 1
+
+
+def test_a_file_that_crashes_its_decoder_is_one_that_cannot_be_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "faults" / "sabotage"))
+    monkeypatch.setenv("DEADLY_IMAGES", "1")
+    comments = ["", "DEADLY: crash", ""]
+    paths = [
+        save(radiograph(number=n, ImageComments=what), tmp_path / f"{n}.dcm")
+        for n, what in enumerate(comments)
+    ]
+    examples = [data.Example(path, 0, path.stem) for path in paths]
+    kept, images, bad = decode_all(examples, 32, workers=3, skip_bad=True)
+    assert [example.patient for example in kept] == ["0", "2"]
+    assert len(images) == 2
+    assert "The decoder process crashed" in bad[paths[1]]
+
+
+def test_groups_by_a_column() -> None:
+    def example(**columns: str) -> data.Example:
+        return data.Example(Path("a.png"), 0, "P", columns=columns)
+
+    ages = {"0": "0 years", "1": "1 to 5 years", "005Y": "1 to 5 years", "6": "6 to 11 years"}
+    ages |= {"18M": "1 to 5 years", "64": "40 to 64 years", "99": "65 years and older", "old": "not known"}
+    assert {age: group_of(example(age=age), "age") for age in ages} == ages
+    images = [example(sex="F", site="A"), example(sex="M", site="A"), example(site="A")]
+    assert columns_of(images) == ["sex"]
+    assert [group_of(image, "sex") for image in images] == ["F", "M", "not known"]

@@ -120,7 +120,7 @@ def test_torchrun_starts_the_command_and_one_process_writes(images: Path, tmp_pa
     assert done.stderr.count("Epoch 1: loss") == 1
     assert {path.name for path in out.iterdir()} == {
         *("config.json", "curves.png", "environment.json", "history.csv", "last.pt", "model.safetensors"),
-        "split.csv",
+        *("index.html", "split.csv", "validation.csv"),
     }
     assert len(losses(out)) == 2
 

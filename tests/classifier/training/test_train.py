@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,9 @@ import torch
 from safetensors.torch import save_file
 from torchvision.transforms import v2
 
+from classifier.config import SHIPPED_MODEL
 from classifier.data.examples import load as load_data
+from classifier.data.examples import write_manifest
 from classifier.errors import DataError, TrainingError
 from classifier.measuring.evaluate import evaluate
 from classifier.measuring.explore import explore
@@ -35,7 +38,7 @@ from classifier.training.optim import network, optimizer, schedule
 from classifier.training.options import Epoch, Options, Watcher
 from classifier.training.recipes import DEFAULT, PUBLISHED, changed
 from classifier.training.run import Run
-from classifier.training.run_folder import read_state, write_state
+from classifier.training.run_folder import Origin, read_state, write_state
 from classifier.training.train import train
 from tests.helpers.datasets import folder, picture
 
@@ -102,17 +105,29 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(run: Path, images: 
     command += ["--device", "cpu", "--workers", "1", "--description", "Made-up pictures."]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
-    while not (out / "last.pt").exists() and time.monotonic() < deadline:
+    while not (out / "last.pt").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     done = len(history(out)) if (out / "history.csv").exists() else 0
     assert (out / "last.pt").exists()
-    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    alone = [sys.executable, "-m", "classifier", "train", "--resume", str(out)]
+    resumed = subprocess.run(alone, capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
     assert done <= 2
     assert history(out) == history(run)
     assert (out / "curves.png").is_file()
+    card = load(out / "model.safetensors").card
+    assert card.name == f"densenet121-{images.name}"
+    assert f"Model {card.name} {card.version}: {out / 'model.safetensors'}" in resumed.stderr
+    assert "may have a sensitivity of" in resumed.stderr
+    assert "The ages of the patients are not known" in resumed.stderr
+    assert resumed.stderr.rstrip().endswith(f"Page: {out / 'index.html'}")
+    assert card.sha256 in (out / "index.html").read_text()
+    told = subprocess.run(
+        [*alone, "--epochs", "5", "--seed", "1"], capture_output=True, text=True, check=False
+    )
+    assert "other data or settings: epochs was 2, now 5; seed was 0, now 1. Leave" in told.stderr
 
 
 def test_a_second_run_does_not_overwrite_the_first(run: Path, images: Path, tmp_path: Path) -> None:
@@ -124,6 +139,22 @@ def test_a_second_run_does_not_overwrite_the_first(run: Path, images: Path, tmp_
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     with pytest.raises(TrainingError, match="no run to resume"):
         train(images, tmp_path / "new", RECIPE, Options(**{**vars(OPTIONS), "resume": True}))
+
+
+def test_images_that_differ_from_those_of_a_run_are_named(run: Path, images: Path, tmp_path: Path) -> None:
+    examples = load_data(run / "split.csv")
+    changed_set = [replace(examples[0], label=1 - examples[0].label), *examples[2:]]
+    changed_set.append(replace(examples[1], path=picture(tmp_path / "new.png")))
+    options = replace(OPTIONS, resume=True)
+    with pytest.raises(TrainingError) as caught:
+        train(changed_set, run, RECIPE, options)
+    said = str(caught.value)
+    assert "1 images are new (new.png)" in said
+    assert f"1 images are gone ({examples[1].path.name})" in said
+    assert f"1 images have another label ({examples[0].path.name})" in said
+    heavier = [replace(examples[0], weight=2.0), *examples[1:]]
+    with pytest.raises(TrainingError, match=r"settings: the weights of the images\. Leave"):
+        train(heavier, run, RECIPE, options)
 
 
 def flipped(content: bytes) -> bytes:
@@ -146,7 +177,7 @@ def a_list(_: bytes) -> bytes:
 def test_a_damaged_state_is_told(damage: Callable[[bytes], bytes], run: Path, tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(damage((run / "last.pt").read_bytes()))
     with pytest.raises(TrainingError, match="is damaged; start again"):
-        read_state(tmp_path, RECIPE, load_data(run / "split.csv"))
+        read_state(tmp_path, Origin(RECIPE, OPTIONS, load_data(run / "split.csv")))
 
 
 def test_a_run_that_ended_before_its_history_was_written_gets_it_when_resumed(
@@ -253,8 +284,9 @@ def test_a_full_disk_leaves_the_earlier_state_whole(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
+    origin = Origin(recipe, OPTIONS, load_data(out / "split.csv"))
     with pytest.raises(TrainingError, match="make space, then --resume"):
-        write_state(out, recipe, load_data(out / "split.csv"), [Epoch(1, 0, 0, 0, 0, 0, 0, 0)], {})
+        write_state(out, origin, [Epoch(1, 0, 0, 0, 0, 0, 0, 0)], {})
     assert (out / "last.pt").read_bytes() == before
     assert not list(out.glob(".*.tmp"))
 
@@ -326,8 +358,19 @@ def test_an_evaluation_writes_exactly_the_promised_keys_and_one_page(
     assert list(content) == [
         *("n", "n_positive", "threshold", "accuracy", "balanced_accuracy", "sensitivity", "specificity"),
         *("precision", "npv", "f1", "auroc", "auroc_ci95", "average_precision", "brier", "ece"),
-        *("confusion_matrix", "per_file"),
+        *(
+            "confusion_matrix",
+            "model",
+            "as_node",
+            "subgroups",
+            "baselines",
+            "fragility",
+            "beside",
+            "per_file",
+        ),
     ]
+    card = predictor.card
+    assert content["model"] == {"name": card.name, "version": card.version, "sha256": card.sha256}
     assert content["n"] == len(content["per_file"]) == 64
     assert set(content["per_file"][0]) == {"path", "label", "probability"}
     (tn, fp), (fn, tp) = content["confusion_matrix"]
@@ -338,6 +381,35 @@ def test_an_evaluation_writes_exactly_the_promised_keys_and_one_page(
     assert "Unlike the training images" in html
     assert "://" not in html
     assert "pneumonia" in (tmp_path / "result" / "report.txt").read_text()
+    with (tmp_path / "result" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["probability"]) for row in rows] == found.probability.tolist()
+    assert {row["reason"] for row in rows} <= {"UNKNOWN_AGE", "UNLIKE_TRAINING"}  # pictures tell no age
+    assert content["as_node"]["undetermined"] == sum(row["decision"] == "undetermined" for row in rows) == 64
+
+
+def test_two_models_are_compared_by_the_command_and_ages_come_from_a_manifest(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    listed = [replace(e, columns={"age": "3" if at % 4 else "30"}) for at, e in enumerate(load_data(images))]
+    manifest, out = tmp_path / "set.csv", tmp_path / "result"
+    write_manifest(manifest, listed)
+    call = [sys.executable, "-m", "classifier", "evaluate", str(run / "model.safetensors"), str(manifest)]
+    options = ["--out", str(out), "--beside", "default", "--device", "cpu"]
+    done = subprocess.run([*call, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shipped = load(SHIPPED_MODEL).card
+    assert f"Beside {shipped.name} {shipped.version}: AUROC " in done.stdout
+    assert "Without a lung, by ring alone: AUROC " in done.stdout
+    assert " OTHER_AGE" in done.stdout
+    content = json.loads((out / "metrics.json").read_text())
+    assert 0 < content["as_node"]["decided"] <= 48
+    assert 0 < content["as_node"]["reasons"]["OTHER_AGE"] <= 16  # some are unlike the training images besides
+    assert set(content["subgroups"]["age"]) == {"1 to 5 years", "18 to 39 years"}
+    assert content["subgroups"]["age"]["18 to 39 years"]["decided_as_node"] == 0
+    html = (out / "index.html").read_text()
+    for heading in ("As the node would answer", "By age", "Without a lung", f"Beside {shipped.name}"):
+        assert heading in html
 
 
 def test_an_evaluation_needs_both_classes_after_bad_images_are_left_out(run: Path, tmp_path: Path) -> None:

@@ -215,6 +215,9 @@ def _queries(module: ModuleType) -> None:
     around(module, "add_instance", "receive: before the rows", "receive: rows written")
     around(module, "add_score", "score: before the row", "score: row written, before commit")
     around(module, "add_report", "report: before the row", "report: row written, before commit")
+
+
+def _deliveries(module: ModuleType) -> None:
     around(
         module, "record_delivered", "deliver: answered, before the row", "deliver: row written, before commit"
     )
@@ -270,6 +273,10 @@ def _dul(module: ModuleType) -> None:
     module.AssociationSocket.send = wrapped
 
 
+def _rescores(module: ModuleType) -> None:
+    around(module, "add", "rescore: before the row", "rescore: row written, before commit")
+
+
 def _commitments(module: ModuleType) -> None:
     around(module, "add_asked", "commit: before the row of the request", "commit: row of the request written")
     around(
@@ -295,6 +302,8 @@ _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "pacs_node.storage.spool": _spool,
     "db.queries": _queries,
     "db.commitments": _commitments,
+    "db.deliveries": _deliveries,
+    "db.rescores": _rescores,
     "db.stock": _stock,
     "pacs_node.commitment.stages": _commitment_stages,
     "pacs_node.storage.intake": _intake,
