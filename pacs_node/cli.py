@@ -31,7 +31,7 @@ from pacs_node.reconcile_command import EXAMPLES as RECONCILE_EXAMPLES
 from pacs_node.reconcile_command import reconcile
 from pacs_node.rescore_command import EXAMPLES as RESCORE_EXAMPLES
 from pacs_node.rescore_command import rescore
-from pacs_node.terminal.arguments import CallingOption, ConfigOption, StatusFormat
+from pacs_node.terminal.arguments import CallingOption, ConfigOption, StatusFormat, TlsOption
 from pacs_node.terminal.opening import configured, opened
 from pacs_node.token_command import tokens
 from pacs_node.upgrade_command import EXAMPLES as UPGRADE_EXAMPLES
@@ -119,6 +119,8 @@ def send(
     to: Annotated[str, typer.Option(metavar="AE@HOST:PORT", help="Where to send.")],
     *,
     calling: CallingOption = "PACS_NODE_SEND",
+    tls: TlsOption = False,
+    config: ConfigOption = None,
 ) -> None:
     """Send DICOM files unchanged by C-STORE. Exit code 1 if any file was not stored."""
     from rich.progress import track  # noqa: PLC0415
@@ -126,7 +128,7 @@ def send(
     from pacs_node.network import scu  # noqa: PLC0415
 
     files = scu.files_in(paths)
-    peer = Peer.parse(to)
+    peer = Peer.parse(to, configured(config).tls if tls else None)
     console = terminal.console(stderr=True)
     answers = []
     for answer in track(
@@ -146,11 +148,13 @@ def echo(
     peer: Annotated[str, typer.Argument(metavar="AE@HOST:PORT", help="Whom to ask.")],
     *,
     calling: CallingOption = "PACS_NODE_SEND",
+    tls: TlsOption = False,
+    config: ConfigOption = None,
 ) -> None:
     """Check by C-ECHO whether a DICOM peer answers."""
     from pacs_node.network import scu  # noqa: PLC0415
 
-    scu.echo(Peer.parse(peer), calling)
+    scu.echo(Peer.parse(peer, configured(config).tls if tls else None), calling)
     terminal.console().print(f"{peer} is there.", highlight=False)
 
 

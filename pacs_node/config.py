@@ -191,6 +191,7 @@ class Destination(Section):
     ae_title: AETitle
     host: Annotated[str, Field(min_length=1)]
     port: Port
+    tls: bool = False
     send: tuple[Literal["report", "pdf", "heatmap"], ...] = ("report",)
     commitment: Literal["auto", "off"] = "auto"
 
@@ -208,6 +209,7 @@ class Modality(Section):
     ae_title: AETitle
     host: Annotated[str, Field(min_length=1)]
     port: Port
+    tls: bool = False
 
 
 class Settings(BaseSettings):
@@ -240,6 +242,21 @@ class Settings(BaseSettings):
         if not (self.node.port or self.tls.port):
             raise ValueError("[node] port = 0 leaves no port to listen on; set it, or [tls] port")
         return self
+
+    @model_validator(mode="after")
+    def _peers_can_be_checked(self) -> Settings:
+        peers: tuple[Destination | Modality, ...] = (*self.destinations, *self.modalities)
+        over_tls = [peer.ae_title for peer in peers if peer.tls]
+        if over_tls and self.tls.authorities is None:
+            raise ValueError(
+                f"{over_tls[0]} has tls = true, but [tls] authorities names no certificates to check its own "
+                "with; name the file"
+            )
+        return self
+
+    def tls_of(self, peer: Destination | Modality) -> TlsSettings | None:
+        """Return with what to connect to a peer, if over TLS."""
+        return self.tls if peer.tls else None
 
     @field_validator("destinations")
     @classmethod

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from classifier import terminal
 from pacs_node.network.peer import Peer
-from pacs_node.terminal.arguments import ConfigOption, Fetching, OutputFormat
+from pacs_node.terminal.arguments import ConfigOption, Fetching, OutputFormat, TlsOption
 from pacs_node.terminal.opening import configured, moments, opened
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def reconcile(
     output: Annotated[OutputFormat, typer.Option("--format", help="For people, spreadsheets or scripts.")] = (
         OutputFormat.TABLE
     ),
+    tls: TlsOption = False,
     config: ConfigOption = None,
 ) -> None:
     """List chest radiographs of a PACS that were not received, scored or reported. Exit code 1 if there are
@@ -63,7 +64,7 @@ def reconcile(
     days = period(*moments(since, until), datetime.now(UTC))
     console = terminal.console(stderr=True)
     ours = calling or settings.node.ae_title
-    fetching, peer = by if fetch else None, Peer.parse(against)
+    fetching, peer = by if fetch else None, Peer.parse(against, settings.tls if tls else None)
     names = _names_of(peer, settings) if resend else []
     found = _reconciled(settings, peer, ours, days, fetching=fetching, console=console)
     if resend:

@@ -22,7 +22,8 @@ from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr
 
 from pacs_node.commitment import references
 from pacs_node.commitment.references import Reference, References, TooLarge
-from pacs_node.errors import Refused
+from pacs_node.config_access import TlsSettings
+from pacs_node.errors import NotAssociated, Refused, TlsUnusable
 from pacs_node.network.association import application_entity, associate, send_normalized
 from pacs_node.network.command_set import N_EVENT_REPORT_RQ
 from pacs_node.network.dimse import LARGEST_DATA_SET, Services
@@ -154,6 +155,7 @@ def open_for_commitment(
     answer_seconds: float,
     as_provider: bool = False,
     on_answer: Callable[[evt.Event], Any] | None = None,
+    tls: TlsSettings | None = None,
 ) -> Iterator[Association]:
     """Open an association for storage commitment alone, and release it at the end.
 
@@ -163,10 +165,13 @@ def open_for_commitment(
         In the role of the SCP, which reports to the SCU (PS3.4 J.3.3, PS3.7 D.3.3.4).
     on_answer
         What takes an N-EVENT-REPORT that comes over the very same association.
+    tls
+        With what to connect, if over TLS.
 
     Raises
     ------
     NotAssociated
+        Also when the files for TLS cannot be used.
     """
     ae = application_entity(calling_ae_title)
     ae.connection_timeout = ae.acse_timeout = connect_seconds
@@ -177,9 +182,13 @@ def open_for_commitment(
     traffic = Traffic()
     handlers += traffic.handlers()
     requests = {COMMITMENT: frozenset({N_EVENT_REPORT_RQ})} if on_answer is not None else {}
-    association = associate(
-        ae, host, port, called_ae_title, roles=roles, handlers=handlers, services=Services(requests)
-    )
+    services = Services(requests)
+    try:
+        association = associate(
+            ae, host, port, called_ae_title, roles=roles, handlers=handlers, services=services, tls=tls
+        )
+    except TlsUnusable as error:
+        raise NotAssociated(f"is not connected to: {error}") from error
     try:
         yield association
     finally:

@@ -79,6 +79,7 @@ class CommitStage(DestinationStage):
                 connect_seconds=settings.connect_seconds,
                 answer_seconds=settings.answer_seconds,
                 on_answer=self._on_answer,
+                tls=self._tls,
             ) as association:
                 status = ask(association, request)
                 if status == 0:
@@ -121,6 +122,7 @@ class ConfirmStage:
         self._spool = spool
         self._ae_title = settings.node.ae_title
         self._settings = settings.deliver
+        self._tls = settings.tls
         self._modalities = {modality.ae_title: modality for modality in settings.modalities}
 
     def run(self, jobs: Sequence[Claimed], may_go_on: Callable[[], bool]) -> Iterator[Settled]:  # noqa: ARG002
@@ -164,6 +166,7 @@ class ConfirmStage:
             connect_seconds=self._settings.connect_seconds,
             answer_seconds=self._settings.answer_seconds,
             as_provider=True,
+            tls=self._tls if modality.tls else None,
         )
 
     def _retry(self, wanted: ModalityRequest, why: str) -> Outcome:

@@ -18,6 +18,7 @@ from pynetdicom.association import Association
 
 from pacs_node.commitment.messages import COMMITMENT
 from pacs_node.config import DeliverSettings, Destination
+from pacs_node.config_access import TlsSettings
 from pacs_node.errors import (
     DestinationBusy,
     DestinationDown,
@@ -25,6 +26,7 @@ from pacs_node.errors import (
     NotAssociated,
     Retryable,
     TakesNothing,
+    TlsUnusable,
 )
 from pacs_node.network.association import application_entity, associate, store
 from pacs_node.reporting.encapsulated_pdf import ENCAPSULATED_PDF, as_stored
@@ -141,7 +143,9 @@ class Link:
 
 
 @contextmanager
-def open_link(destination: Destination, calling_ae_title: str, settings: DeliverSettings) -> Iterator[Link]:
+def open_link(
+    destination: Destination, calling_ae_title: str, settings: DeliverSettings, tls: TlsSettings | None = None
+) -> Iterator[Link]:
     """Open an association for what a destination gets, and release it at the end.
 
     Raises
@@ -151,7 +155,7 @@ def open_link(destination: Destination, calling_ae_title: str, settings: Deliver
     DestinationRefused
         If the association is accepted, but no class of what it is to get.
     """
-    association = _associate(destination, calling_ae_title, settings)
+    association = _associate(destination, calling_ae_title, settings, tls)
     try:
         yield Link(association, destination.name)
     finally:
@@ -159,7 +163,9 @@ def open_link(destination: Destination, calling_ae_title: str, settings: Deliver
             association.release()
 
 
-def _associate(destination: Destination, calling_ae_title: str, settings: DeliverSettings) -> Association:
+def _associate(
+    destination: Destination, calling_ae_title: str, settings: DeliverSettings, tls: TlsSettings | None
+) -> Association:
     ae = application_entity(calling_ae_title)
     ae.connection_timeout = ae.acse_timeout = settings.connect_seconds
     ae.dimse_timeout = ae.network_timeout = settings.answer_seconds
@@ -170,10 +176,12 @@ def _associate(destination: Destination, calling_ae_title: str, settings: Delive
         ae.add_requested_context(COMMITMENT)
     where = f"{destination.name} ({destination.ae_title}@{destination.host}:{destination.port})"
     try:
-        return associate(ae, destination.host, destination.port, destination.ae_title)
+        return associate(ae, destination.host, destination.port, destination.ae_title, tls=tls)
     except TakesNothing as error:
         raise DestinationRefused(
             f"{where} {' It '.join(_LACKING[one] for one in destination.send)}"
         ) from error
     except NotAssociated as error:
         raise DestinationDown(f"{where} {error}.") from error
+    except TlsUnusable as error:
+        raise DestinationDown(f"{where} is not connected to. {error}") from error

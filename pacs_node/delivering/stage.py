@@ -47,7 +47,7 @@ class DeliverStage(DestinationStage):
     ) -> Iterator[Settled]:
         left = list(work)
         try:
-            with open_link(self._destination, self._ae_title, self._settings) as link:
+            with open_link(self._destination, self._ae_title, self._settings, self._tls) as link:
                 while left and link.is_open:
                     job, delivery = left.pop(0)
                     yield [(job, self._send_one(delivery, link, may_go_on))]

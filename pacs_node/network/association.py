@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
@@ -15,17 +15,19 @@ from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 
+from pacs_node.config_access import TlsSettings
 from pacs_node.dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node.errors import NotAssociated, TakesNothing, UserError
 from pacs_node.network.bounds import bounded
 from pacs_node.network.dimse import Services
-from pacs_node.network.ends import noted_cause
+from pacs_node.network.ends import noted_cause, noted_tls_failure
 from pacs_node.network.pynetdicom_internals import (
     ApplicationEntity,
     paused,
     send_files_as_they_are,
     silence_details,
 )
+from pacs_node.network.tls import Connecting
 from pacs_node.network.upper_layer import tuned_requestor
 
 _LOOK_SECONDS = 0.05
@@ -59,6 +61,7 @@ def associate(
     roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
     handlers: Sequence[Any] = (),
     services: Services | None = None,
+    tls: TlsSettings | None = None,
 ) -> Association:
     """Open an association with the contexts and timeouts of `ae`.
 
@@ -70,6 +73,8 @@ def associate(
         For what the peer asks meanwhile, as pynetdicom takes them.
     services
         What may be asked meanwhile; nothing by default.
+    tls
+        With what to connect over TLS; ``None`` for a connection without.
 
     Raises
     ------
@@ -77,20 +82,27 @@ def associate(
         When the peer rejects each of the presentation contexts.
     NotAssociated
         When there is no connection, the peer rejects the association, or its answer cannot be read.
+    TlsUnusable
+        When the files for TLS are missing or wrong.
     """
     silence_details()
+    connecting = None if tls is None else Connecting(tls, host)
     try:
         association = ae.associate(
             host,
             port,
             ae_title=called_ae_title,
             ext_neg=list(roles),
+            tls_args=None if connecting is None else cast(Any, (connecting, host)),
             evt_handlers=[bounded(), tuned_requestor(services or Services()), *handlers],
         )
     except (OSError, UnicodeError) as error:  # what looking up the host's name raises
         raise NotAssociated(f"cannot be reached: {error}") from error
     if association.is_established:
         return association
+    unsafe = (connecting and connecting.failure) or noted_tls_failure(association)
+    if unsafe:
+        raise NotAssociated(f"cannot be reached over TLS: {unsafe}")
     # pynetdicom does not look at an answer after which the connection was closed before it could
     answer: Any = association.acceptor.primitive or association.dul.peek_next_pdu()
     if getattr(answer, "result", None) in _REJECTED:

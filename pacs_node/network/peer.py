@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from pacs_node.config_access import TlsSettings
 from pacs_node.errors import UserError
 
 
 @dataclass(frozen=True)
 class Peer:
-    """An application entity on the network."""
+    """An application entity on the network; `tls` is with what to connect, if over TLS."""
 
     ae_title: str
     host: str
     port: int
+    tls: TlsSettings | None = field(default=None, repr=False)
 
     @classmethod
-    def parse(cls, text: str) -> Peer:
+    def parse(cls, text: str, tls: TlsSettings | None = None) -> Peer:
         """Read ``AE@HOST:PORT``.
 
         Raises
@@ -30,7 +32,7 @@ class Peer:
             raise UserError(
                 f"{text!r} is no peer; write it as AE@HOST:PORT, such as PACS_NODE@127.0.0.1:11112."
             )
-        return cls(match[1].strip(), match[2].strip("[]"), int(match[3]))
+        return cls(match[1].strip(), match[2].strip("[]"), int(match[3]), tls)
 
     def __str__(self) -> str:
         return f"{self.ae_title}@{self.host}:{self.port}"

@@ -59,9 +59,10 @@ class ApplicationEntity(AE):
 
     def _create_socket(self, *arguments: Any) -> AssociationSocket:
         made = super()._create_socket(*arguments)
-        connection: Any = made.socket
+        plain: Any = made.socket
 
         def close() -> None:
+            connection: Any = made.socket or plain  # over TLS it is another one than at the beginning
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()

@@ -141,7 +141,7 @@ def _associate(peer: Peer, calling_ae_title: str, contexts: Sequence[tuple[str, 
     for sop_class, syntax in contexts:
         ae.add_requested_context(sop_class, syntax)
     try:
-        return associate(ae, peer.host, peer.port, peer.ae_title)
+        return associate(ae, peer.host, peer.port, peer.ae_title, tls=peer.tls)
     except TakesNothing as error:
         raise PeerError(
             f"{peer} takes none of the SOP classes and transfer syntaxes of these files."

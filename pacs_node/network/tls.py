@@ -42,8 +42,23 @@ class TlsSocket(ssl.SSLSocket):
 
     def send(self, data: Any, flags: int = 0) -> int:
         """Send."""
-        with self._as_asked(flags):
-            return super().send(data)
+        try:
+            with self._as_asked(flags):
+                return super().send(data)
+        except BlockingIOError:
+            raise
+        except OSError:
+            self._hear_why()
+            raise
+
+    def _hear_why(self) -> None:
+        """Keep the alert with which a peer closed, if it is here: by TLS 1.3 it may follow the handshake."""
+        try:
+            self.recv(1, socket.MSG_DONTWAIT)
+        except ssl.SSLError as error:
+            self.failure = self.failure or error
+        except OSError:
+            return
 
     def shutdown(self, how: int) -> None:
         """Say that nothing more is sent, without waiting for an answer, and end the connection below."""
@@ -65,6 +80,46 @@ class TlsSocket(ssl.SSLSocket):
         finally:
             if not may_wait and self.fileno() >= 0:
                 self.settimeout(seconds)
+
+    failure: OSError | None = None  # why the handshake of a client failed
+
+    def connect(self, addr: Any) -> None:
+        """Connect, and make the handshake; `failure` tells which of the two failed."""
+        super().connect(addr)
+        try:
+            self.do_handshake()
+        except OSError as error:
+            self.failure = error
+            raise
+
+
+class Connecting:
+    """What pynetdicom makes one connection with, in place of a context; it keeps why that failed.
+
+    Raises
+    ------
+    TlsUnusable
+    """
+
+    def __init__(self, settings: TlsSettings, host: str) -> None:
+        self._context, self._host = client_context(settings), host
+        self._connection: TlsSocket | None = None
+
+    @property
+    def failure(self) -> str:
+        """Half a sentence that says why the handshake failed; empty where it did not."""
+        error = self._connection.failure if self._connection else None
+        return failure(error, self._host) if error else ""
+
+    def wrap_socket(self, plain: socket.socket, *, server_side: bool, server_hostname: str) -> TlsSocket:
+        """Return a connection that is not yet made."""
+        assert not server_side
+        made = self._context.wrap_socket(
+            plain, server_hostname=server_hostname, do_handshake_on_connect=False
+        )
+        assert isinstance(made, TlsSocket)
+        self._connection = made
+        return made
 
 
 def is_decrypted(connection: socket.socket) -> bool:

@@ -302,7 +302,9 @@ def _associated(
         ae.add_requested_context(sop_class, syntax)
     roles = [build_role(sop_class, scp_role=True) for sop_class in classes]
     try:
-        association = associate(ae, peer.host, peer.port, peer.ae_title, roles=roles, services=services)
+        association = associate(
+            ae, peer.host, peer.port, peer.ae_title, roles=roles, services=services, tls=peer.tls
+        )
     except TakesNothing as error:
         raise PeerError(refusal) from error
     except NotAssociated as error:

@@ -118,7 +118,8 @@ def deliver(settings: Settings, stopped: threading.Event, ready: Ready) -> None:
         stages.append(HeatMapStage(database, spool, settings))
     for destination in settings.destinations:
         for stage in (DeliverStage, CommitStage):
-            stages.append(stage(database, destination, settings.node.ae_title, settings.deliver))
+            tls = settings.tls_of(destination)
+            stages.append(stage(database, destination, settings.node.ae_title, settings.deliver, tls))
     _spare_collector()
     keepers: list[Runs] = [Housekeeper(settings, database, spool), DecisionReader(database)]
     workers = [*_workers(settings, database, stages), *keepers]

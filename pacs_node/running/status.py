@@ -11,6 +11,7 @@ from db.rows import StoredModel
 from db.session import Database
 from db.status import Counts, Failure, Heartbeat, ProblemStudies, Undelivered, Waiting
 from pacs_node.config import Settings
+from pacs_node.running.certificates import Expiry, expiring
 from pacs_node.storage.spool import Spool
 from pacs_node.storage.stock import Stock, take_stock
 
@@ -37,6 +38,8 @@ class Snapshot:
         Those that get no report before a person has done something.
     stock
         Where database and spool do not agree; ``None`` if that was not looked at.
+    expiring
+        Certificates that must be renewed.
     """
 
     at: datetime
@@ -51,6 +54,7 @@ class Snapshot:
     unconfigured: list[str]
     problem_studies: list[ProblemStudies]
     stock: Stock | None
+    expiring: list[Expiry]
 
     @property
     def problems(self) -> list[str]:
@@ -89,6 +93,7 @@ class Snapshot:
                 f"{_files(self.stock.orphans)} in the spool without a row; `pacs-node serve` takes them in "
                 "within the hour, or says in its log why not."
             )
+        found += [one.told(self.at) for one in self.expiring]
         for name in self.unconfigured:
             found.append(
                 f"Reports wait for {name}, which is not among the [[destinations]]: add it, or give them up "
@@ -158,4 +163,5 @@ def snapshot(settings: Settings, database: Database, at: datetime, *, with_files
         unconfigured=sorted(pending - known),
         problem_studies=problem_studies,
         stock=stock,
+        expiring=expiring(settings, at),
     )

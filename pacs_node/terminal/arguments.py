@@ -105,6 +105,9 @@ KeyOption = Annotated[
         help="Secret key of --deidentify, by which pseudonyms stay the same; made where there is none.",
     ),
 ]
+TlsOption = Annotated[
+    bool, typer.Option("--tls", help="Connect over TLS, with the files of section [tls] of the settings.")
+]
 CallingOption = Annotated[str, typer.Option("--from", metavar="AE", help="Own AE title.")]
 
 

@@ -81,7 +81,7 @@ class Orthanc:
 
 @contextmanager
 def orthanc(
-    folder: Path, modalities: Mapping[str, int] | None = None, port: int | None = None
+    folder: Path, modalities: Mapping[str, int] | None = None, port: int | None = None, **keys: Any
 ) -> Iterator[Orthanc]:
     """Return a context in which Orthanc runs, with its storage under `folder`.
 
@@ -90,10 +90,12 @@ def orthanc(
     modalities
         AE titles that Orthanc knows, and their ports on this machine: where it sends, and answers to requests
         for storage commitment.
+    keys
+        Of its configuration, beside these.
     """
     folder.mkdir(exist_ok=True)
     for _ in range(_STARTS):  # another program may take a free port first
-        peer, process = _start(folder, modalities or {}, port or free_port(), free_port())
+        peer, process = _start(folder, modalities or {}, port or free_port(), free_port(), keys)
         try:
             if _is_there(peer, process):
                 yield peer
@@ -105,7 +107,7 @@ def orthanc(
 
 
 def _start(
-    folder: Path, modalities: Mapping[str, int], port: int, http_port: int
+    folder: Path, modalities: Mapping[str, int], port: int, http_port: int, keys: Mapping[str, Any]
 ) -> tuple[Orthanc, subprocess.Popen[bytes]]:
     config: dict[str, Any] = {
         "Name": "PACS",
@@ -119,6 +121,7 @@ def _start(
         "AuthenticationEnabled": False,
         "OverwriteInstances": False,
         "DicomModalities": {title: [title, "127.0.0.1", at] for title, at in modalities.items()},
+        **keys,
     }
     file = folder / "orthanc.json"
     file.write_text(json.dumps(config))
