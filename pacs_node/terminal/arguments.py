@@ -106,7 +106,8 @@ KeyOption = Annotated[
     ),
 ]
 TlsOption = Annotated[
-    bool, typer.Option("--tls", help="Connect over TLS, with the files of section [tls] of the settings.")
+    bool,
+    typer.Option("--tls", help="Connect over TLS, with the files that section tls of the settings names."),
 ]
 CallingOption = Annotated[str, typer.Option("--from", metavar="AE", help="Own AE title.")]
 
