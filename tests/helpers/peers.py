@@ -46,23 +46,28 @@ class Orthanc:
 
     def __init__(self, port: int, http_port: int) -> None:
         self.port = port
-        self._url = f"http://127.0.0.1:{http_port}"
+        self.url = f"http://127.0.0.1:{http_port}"
 
     def get(self, path: str) -> bytes:
         """Return what a resource of the REST API holds."""
-        with urllib.request.urlopen(self._url + path, timeout=120) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=120) as answer:
             content: bytes = answer.read()
         return content
 
     def post(self, path: str, content: Any) -> Any:
         """Post JSON to a resource of the REST API; return what it answers."""
-        request = urllib.request.Request(self._url + path, json.dumps(content).encode(), method="POST")
+        request = urllib.request.Request(self.url + path, json.dumps(content).encode(), method="POST")
         with urllib.request.urlopen(request, timeout=120) as answer:
             return json.loads(answer.read())
 
+    def post_file(self, file: Path) -> None:
+        """Put a DICOM file into it."""
+        request = urllib.request.Request(f"{self.url}/instances", file.read_bytes(), method="POST")
+        urllib.request.urlopen(request, timeout=120).close()
+
     def delete(self, path: str) -> None:
         """Delete a resource of the REST API."""
-        request = urllib.request.Request(self._url + path, method="DELETE")
+        request = urllib.request.Request(self.url + path, method="DELETE")
         urllib.request.urlopen(request, timeout=120).close()
 
     def json(self, path: str) -> Any:
