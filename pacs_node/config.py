@@ -29,7 +29,7 @@ from classifier.config import TrainSettings, UnknownAge
 from db.queue import LONGEST_WAIT_SECONDS
 from pacs_node.config_access import TlsSettings
 from pacs_node.config_messages import sentence
-from pacs_node.config_types import AETitle, Port, PortOrNone, Section
+from pacs_node.config_types import AETitle, Caller, NetworkText, Port, PortOrNone, Section
 from pacs_node.config_web import VerdictSettings, WebSettings
 from pacs_node.errors import ConfigError
 
@@ -73,7 +73,8 @@ class ReceiveSettings(Section):
     """Who may send what."""
 
     require_called_ae_title: bool = False
-    calling_ae_titles: tuple[AETitle, ...] = ()
+    calling_ae_titles: tuple[Caller, ...] = ()
+    addresses: tuple[NetworkText, ...] = ()
     processes: Annotated[int, Field(ge=0, le=64)] = 0
     max_associations: Annotated[int, Field(ge=1, le=10_000)] = 64
     max_pdu_bytes: Annotated[int, Field(ge=4096, le=2**26)] = 262_144

@@ -131,6 +131,14 @@ SLIPS = [
     ('[node]\npurpose = "CLINICAL"', 'node.purpose must be "RESEARCH" or "PRODUCT", not \'CLINICAL\'.'),
     ('[receive]\ncalling_ae_titles = ["A", ""]', f"receive.calling_ae_titles cannot be '': {AE_TITLE}."),
     (
+        '[receive]\ncalling_ae_titles = ["@10.0.0.0/8"]',
+        f"receive.calling_ae_titles cannot be '@10.0.0.0/8': {AE_TITLE}.",
+    ),
+    (
+        '[receive]\naddresses = ["10.0.0.1/24"]',
+        'receive.addresses cannot be used: write addresses or networks such as "10.0.0.7" or "10.0.0.0/24".',
+    ),
+    (
         '[receive]\ncalling_ae_titles = "A"',
         'receive.calling_ae_titles is a list: write ["A", "B"], not \'A\'.',
     ),

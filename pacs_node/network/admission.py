@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import struct
-import threading
-from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
 
+from pacs_node.config_types import Network
 from pacs_node.errors import ProtocolError
 from pacs_node.network.associate_pdu import APPLICATION_CONTEXT, AssociationRequest
 
@@ -49,8 +51,10 @@ class Rules:
     ----------
     ae_title
         The node's own, which counts if `require_called_ae_title`.
+    addresses
+        The networks from which peers may call; empty for any.
     calling_ae_titles
-        Those that may call; empty for any.
+        Those that may call, each with the networks from which it may, empty for any; empty for any title.
     most_associations, most_per_address
         At once, in this process.
     request_seconds
@@ -59,13 +63,14 @@ class Rules:
 
     ae_title: str
     require_called_ae_title: bool
-    calling_ae_titles: frozenset[str]
+    addresses: tuple[Network, ...]
+    calling_ae_titles: Mapping[str, tuple[Network, ...]]
     most_associations: int
     most_per_address: int
     request_seconds: float
 
-    def refusal(self, request: AssociationRequest) -> Refusal | None:
-        """Return why a request is rejected; ``None`` where it may have an association."""
+    def refusal(self, request: AssociationRequest, address: str) -> Refusal | None:
+        """Return why a request from an address is rejected; ``None`` where it may have an association."""
         if not request.protocol_version & 1:
             return Refusal.rejected(
                 _PERMANENT, _BY_ACSE, 2, f"protocol version {request.protocol_version} is not supported"
@@ -73,14 +78,24 @@ class Rules:
         if request.application_context != APPLICATION_CONTEXT:
             rule = "its Application Context Name is not that of DICOM"
             return Refusal.rejected(_PERMANENT, _BY_USER, 2, rule)
-        if self.require_called_ae_title and request.called_ae_title != self.ae_title:
-            rule = "it calls another AE title ([node] ae_title, [receive] require_called_ae_title)"
-            return Refusal.rejected(_PERMANENT, _BY_USER, 7, rule)
-        if self.calling_ae_titles and request.calling_ae_title not in self.calling_ae_titles:
-            rule = "its AE title is not listed ([receive] calling_ae_titles)"
-            return Refusal.rejected(_PERMANENT, _BY_USER, 3, rule)
+        stranger = self._stranger(request, address)
+        if stranger is not None:
+            reason, rule = stranger
+            return Refusal.rejected(_PERMANENT, _BY_USER, reason, rule)
         if not request.contexts:
             return Refusal.rejected(_PERMANENT, _BY_USER, 1, "it proposes no presentation context")
+        return None
+
+    def _stranger(self, request: AssociationRequest, address: str) -> tuple[int, str] | None:
+        """Return the reason and the rule by which nobody calls so from there; ``None`` for who may."""
+        if self.require_called_ae_title and request.called_ae_title != self.ae_title:
+            return 7, "it calls another AE title ([node] ae_title, [receive] require_called_ae_title)"
+        if not _is_in(address, self.addresses):
+            return 1, "its address is not listed ([receive] addresses)"
+        if self.calling_ae_titles and request.calling_ae_title not in self.calling_ae_titles:
+            return 3, "its AE title is not listed ([receive] calling_ae_titles)"
+        if not _is_in(address, self.calling_ae_titles.get(request.calling_ae_title, ())):
+            return 3, "its AE title has another address ([receive] calling_ae_titles)"
         return None
 
 
@@ -116,6 +131,15 @@ class Places:
             self._taken[address] -= 1
             if self._taken[address] <= 0:
                 del self._taken[address]
+
+
+def _is_in(address: str, networks: Collection[Network]) -> bool:
+    """Tell whether an address is in one of some networks; where there are none, it is."""
+    if not networks:
+        return True
+    one: Any = ip_address(address.partition("%")[0])
+    plain = getattr(one, "ipv4_mapped", None) or one  # IPv4 that came to a socket of IPv6
+    return any(plain in each for each in networks)
 
 
 def share(places: int, part: float) -> int:

@@ -175,7 +175,7 @@ class Server:
             request = read_request(body)
         except ProtocolError as error:
             return Refusal.aborted(error)
-        refusal = self._rules.refusal(request) or self._places.take(address[0])
+        refusal = self._rules.refusal(request, address[0]) or self._places.take(address[0])
         if refusal is not None:
             self._observer.on_rejected(
                 address[0], request.calling_ae_title, request.called_ae_title, refusal.rule

@@ -7,7 +7,9 @@ wrong before is answered with a failure status, an Error Comment that says why, 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from ipaddress import ip_network
 from typing import Any
 
 from pydicom.uid import (
@@ -39,6 +41,7 @@ from db.session import Database
 from pacs_node import log
 from pacs_node.commitment.scp import Provider
 from pacs_node.config import Settings
+from pacs_node.config_types import Network, caller
 from pacs_node.dicom.header import Identity, identity, read_header, scan
 from pacs_node.errors import Refused, UnreadableHeader
 from pacs_node.network.admission import Rules, share
@@ -219,11 +222,23 @@ def _rules(settings: Settings, receivers: int) -> Rules:
     return Rules(
         ae_title=settings.node.ae_title,
         require_called_ae_title=receive.require_called_ae_title,
-        calling_ae_titles=frozenset(receive.calling_ae_titles),
+        addresses=tuple(map(ip_network, receive.addresses)),
+        calling_ae_titles=_callers(receive.calling_ae_titles),
         most_associations=most,
         most_per_address=share(most, receive.address_share),
         request_seconds=receive.request_seconds,
     )
+
+
+def _callers(listed: Sequence[str]) -> dict[str, tuple[Network, ...]]:
+    """Return who may call by AE title, with the networks of each; a title without one may from anywhere."""
+    found: dict[str, list[Network | None]] = {}
+    for title, where in map(caller, listed):
+        found.setdefault(title, []).append(where)
+    return {
+        title: () if None in places else tuple(place for place in places if place is not None)
+        for title, places in found.items()
+    }
 
 
 def _application_entity(settings: Settings) -> AE:

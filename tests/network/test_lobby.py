@@ -168,6 +168,7 @@ def test_what_is_not_accepted_is_answered_at_once_and_has_a_line_that_says_why(
     ("section", "key"),
     [
         ({"calling_ae_titles": ["CR1"]}, "[receive] calling_ae_titles"),
+        ({"addresses": ["10.0.0.0/8"]}, "[receive] addresses"),
         ({"require_called_ae_title": True}, "[receive] require_called_ae_title"),
         ({"max_associations": 1}, "[receive] max_associations"),
     ],

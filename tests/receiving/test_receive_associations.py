@@ -142,6 +142,29 @@ def test_only_listed_ae_titles_may_call(listen: Listen) -> None:
         assert rejection(stranger) == (1, 1, 3)  # permanent, calling AE title not recognized
 
 
+def test_only_listed_addresses_may_call_and_titles_from_theirs(listen: Listen) -> None:
+    strict = listen(addresses=["10.0.0.0/8", "127.0.0.2"])
+    with associated(strict) as stranger:
+        assert rejection(stranger) == (1, 1, 1)  # permanent, no reason given
+    strict.stop()
+    titles = [
+        "HERE@127.0.0.0/8",
+        "THERE@10.0.0.0/8",
+        "BOTH@10.0.0.0/8",
+        "BOTH@127.0.0.1",
+        "A@B",
+        "ANY@::1",
+        "ANY",
+    ]
+    node = listen(calling_ae_titles=titles, addresses=["127.0.0.0/8"])
+    for title in ("HERE", "BOTH", "A@B", "ANY"):
+        with associated(node, calling=title) as known:
+            assert known.is_established, title
+    with receiving.logged() as lines, associated(node, calling="THERE") as elsewhere:
+        assert rejection(elsewhere) == (1, 1, 3)
+        wait_until(lambda: "has another address ([receive] calling_ae_titles)" in lines())
+
+
 def test_another_called_ae_title_is_rejected_where_the_right_one_is_required(listen: Listen) -> None:
     node = listen(require_called_ae_title=True)
     with associated(node, called="PACS_NODE") as right:

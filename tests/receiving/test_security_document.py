@@ -25,7 +25,8 @@ def test_a_trial_with_openssl_ends_with_an_echo_over_tls(tmp_path: Path) -> None
     program("openssl")
     making, asking = blocks("sh")
     subprocess.run(["bash", "-euc", making], cwd=tmp_path, check=True, capture_output=True)
-    (section,) = blocks("toml")
+    strict, section = blocks("toml")
+    assert strict.startswith("[receive]")
     port, config = free_port(), tmp_path / "config.toml"
     assert "2762" in section
     config.write_text(f'[node]\nhost = "127.0.0.1"\nport = 0\n{section.replace("2762", str(port))}')
