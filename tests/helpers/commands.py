@@ -1,4 +1,4 @@
-"""The commands of the node, as processes of their own."""
+"""The commands of the node, as a person runs them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,77 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+from db.session import Database
+from pacs_node.cli import main
 from pacs_node.demo.peers import free_port
 
 _PATIENCE = 240.0
+_OPEN = Database.__init__
 
 
 def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `pacs-node` as a person does."""
-    return subprocess.run(
-        [sys.executable, "-m", "pacs_node", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-    )
+    """Run `pacs-node` as a person does, but in this process: to start one takes a second or two.
+
+    What starts processes and waits for signals runs in one of its own.
+    """
+    asked = ["pacs-node", *map(str, arguments)]
+    if asked[1] in ("serve", "demo"):
+        call = [sys.executable, "-m", "pacs_node", *asked[1:]]
+        kept = {**os.environ, **environment}
+        return subprocess.run(call, capture_output=True, text=True, check=False, env=kept)
+    said, complained = _text(), _text()
+    with (
+        _databases_closed(),
+        patch.dict(os.environ, environment),
+        patch.object(sys, "argv", asked),
+        redirect_stdout(said),
+        redirect_stderr(complained),
+    ):
+        code = _exit_code()
+    return subprocess.CompletedProcess(asked, code, _said(said), _said(complained))
+
+
+@contextmanager
+def _databases_closed() -> Iterator[None]:
+    """Close what a command leaves open: the end of its process would."""
+    opened: list[Database] = []
+
+    def noted(self: Database, *given: Any, **named: Any) -> None:
+        _OPEN(self, *given, **named)
+        opened.append(self)
+
+    with patch.object(Database, "__init__", noted):
+        try:
+            yield
+        finally:
+            for database in opened:
+                database.close()
+
+
+def _exit_code() -> int:
+    try:
+        main()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def _text() -> TextIOWrapper:
+    return TextIOWrapper(BytesIO(), encoding="utf-8", newline="")
+
+
+def _said(text: TextIOWrapper) -> str:
+    text.flush()
+    content = text.buffer
+    assert isinstance(content, BytesIO)
+    return content.getvalue().decode().replace("\r\n", "\n")
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
