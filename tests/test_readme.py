@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
+import classifier.cli
+import pacs_node.cli
 from classifier.reasons import Reason
 from db.results import LEDGER_COLUMNS, RESULT_COLUMNS, SCORE_COLUMNS, STUDY_COLUMNS
 from db.session import Database
 from pacs_node.config import load
+from tests.helpers.commands import in_this_process
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 
 
+MAINS = {"pacs-node": pacs_node.cli.main, "classifier": classifier.cli.main}
 GROUPS = {"user", "token"}  # whose commands have a second word
 
 
@@ -44,9 +46,7 @@ def test_every_command_and_option_exists(program: str) -> None:
         asked.setdefault(whole, []).extend(word for word in arguments if word.startswith("--"))
     assert len(asked) >= 2
     for words, options in asked.items():
-        module = program.replace("-", "_")
-        call = [sys.executable, "-m", module, *words, "--help"]
-        done = subprocess.run(call, capture_output=True, text=True, check=False)
+        done = in_this_process(MAINS[program], program, *words, "--help")
         assert done.returncode == 0, words
         assert all(option in done.stdout for option in options), (words, options)
 

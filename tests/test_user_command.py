@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
+from contextlib import chdir
 from pathlib import Path
+from unittest.mock import patch
 
 from db import users
 from db.models import Audit
 from db.session import Database
+from pacs_node.cli import main
 from pacs_node.web import passwords
 from tests.helpers import rows
+from tests.helpers.commands import in_this_process
 
 
 def _run(folder: Path, url: str, *arguments: str, said: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pacs_node", "user", *arguments],
-        input=said,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-        env={**os.environ, "PACS_NODE_DATABASE__URL": url},
-    )
+    with chdir(folder), patch.dict(os.environ, {"PACS_NODE_DATABASE__URL": url}):
+        return in_this_process(main, "pacs-node", "user", *arguments, typed=said)
 
 
 def test_users_are_added_listed_and_disabled(database: Database, database_url: str, tmp_path: Path) -> None:

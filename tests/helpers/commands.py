@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from io import BytesIO, TextIOWrapper
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,16 +31,32 @@ def command(*arguments: object, **environment: str) -> subprocess.CompletedProce
         call = [sys.executable, "-m", "pacs_node", *asked[1:]]
         kept = {**os.environ, **environment}
         return subprocess.run(call, capture_output=True, text=True, check=False, env=kept)
+    with patch.dict(os.environ, environment):
+        return in_this_process(main, *asked)
+
+
+def in_this_process(
+    program: Callable[[], None], *asked: str, typed: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run the main function of a program.
+
+    Parameters
+    ----------
+    asked
+        Its name and its arguments.
+    typed
+        What it reads from standard input.
+    """
     said, complained = _text(), _text()
     with (
         _databases_closed(),
-        patch.dict(os.environ, environment),
-        patch.object(sys, "argv", asked),
+        patch.object(sys, "argv", [*asked]),
+        patch.object(sys, "stdin", StringIO(typed)),
         redirect_stdout(said),
         redirect_stderr(complained),
     ):
-        code = _exit_code()
-    return subprocess.CompletedProcess(asked, code, _said(said), _said(complained))
+        code = _exit_code(program)
+    return subprocess.CompletedProcess([*asked], code, _said(said), _said(complained))
 
 
 @contextmanager
@@ -60,9 +76,9 @@ def _databases_closed() -> Iterator[None]:
                 database.close()
 
 
-def _exit_code() -> int:
+def _exit_code(program: Callable[[], None]) -> int:
     try:
-        main()
+        program()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
