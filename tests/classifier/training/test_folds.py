@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from classifier.cli import main
 from classifier.data import examples as data
 from classifier.data.folds import fold
 from classifier.errors import DataError, TrainingError
 from classifier.training.logs import require
 from classifier.training.pooled import pool
+from tests.helpers.commands import in_this_process
 from tests.helpers.datasets import folder
 
 SHORT = ["--epochs", "1", "--image-size", "32", "--batch-size", "16", "--device", "cpu", "--workers", "1"]
 
 
 def classifier(*arguments: object) -> str:
-    command = [sys.executable, "-m", "classifier", *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, check=False, text=True)
+    run = in_this_process(main, "classifier", *map(str, arguments))
     assert run.returncode == 0, run.stderr
     return run.stderr
 
@@ -81,8 +80,8 @@ def test_folds_are_trained_one_after_the_other_and_go_on(tmp_path: Path) -> None
 
 
 def classifier_card(model: Path) -> dict[str, object]:
-    command = [sys.executable, "-m", "classifier", "show", str(model), "--format", "json"]
-    card: dict[str, object] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    shown = in_this_process(main, "classifier", "show", str(model), "--format", "json")
+    card: dict[str, object] = json.loads(shown.stdout)
     return card
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from classifier.cli import main
 from classifier.config import SHIPPED_MODEL
 from classifier.data import examples as data
 from classifier.data.example import Example
@@ -20,6 +20,7 @@ from classifier.errors import DataError, TrainingError
 from classifier.model.checkpoint import load
 from classifier.scoring.predict import Predictor
 from classifier.training.recalibrate import MEASURED_BY, Target, recalibrate
+from tests.helpers.commands import in_this_process
 from tests.helpers.datasets import folder, picture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -121,8 +122,7 @@ def test_bad_images_are_named_or_left_out_and_the_model_itself_stays(images: Pat
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "classifier", "calibrate", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, check=False, text=True)
+    return in_this_process(main, "classifier", "calibrate", *map(str, arguments))
 
 
 def test_the_command_says_what_changed(images: Path, tmp_path: Path) -> None:
@@ -133,8 +133,7 @@ def test_the_command_says_what_changed(images: Path, tmp_path: Path) -> None:
     assert f"threshold {old.threshold:g} before, 0.2 now" in done.stdout
     assert "For a miss that costs as much as 4 false alarms" in done.stdout
     assert "The threshold was chosen on few patients" in done.stdout
-    show = [sys.executable, "-m", "classifier", "show", str(out), "--format", "json"]
-    shown = json.loads(subprocess.run(show, capture_output=True, check=True).stdout)
+    shown = json.loads(in_this_process(main, "classifier", "show", str(out), "--format", "json").stdout)
     assert (shown["version"], shown["threshold"]) == ("7", 0.2)
 
 

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision.transforms import v2
 
+from classifier.cli import main
 from classifier.config import SHIPPED_MODEL
 from classifier.data.examples import load as load_data
 from classifier.data.examples import write_manifest
@@ -40,6 +41,7 @@ from classifier.training.recipes import DEFAULT, PUBLISHED, changed
 from classifier.training.run import Run
 from classifier.training.run_folder import Origin, read_state, write_state
 from classifier.training.train import train
+from tests.helpers.commands import in_this_process
 from tests.helpers.datasets import folder, picture
 
 RECIPE = changed(DEFAULT, image_size=32, epochs=2, batch_size=16, learning_rate=2e-3)
@@ -394,9 +396,9 @@ def test_two_models_are_compared_by_the_command_and_ages_come_from_a_manifest(
     listed = [replace(e, columns={"age": "3" if at % 4 else "30"}) for at, e in enumerate(load_data(images))]
     manifest, out = tmp_path / "set.csv", tmp_path / "result"
     write_manifest(manifest, listed)
-    call = [sys.executable, "-m", "classifier", "evaluate", str(run / "model.safetensors"), str(manifest)]
+    call = ["classifier", "evaluate", str(run / "model.safetensors"), str(manifest)]
     options = ["--out", str(out), "--beside", "default", "--device", "cpu"]
-    done = subprocess.run([*call, *options], capture_output=True, text=True, check=False)
+    done = in_this_process(main, *call, *options)
     assert done.returncode == 0, done.stderr
     shipped = load(SHIPPED_MODEL).card
     assert f"Beside {shipped.name} {shipped.version}: AUROC " in done.stdout
