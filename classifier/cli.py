@@ -39,6 +39,14 @@ app = typer.Typer(
 )
 
 
+@app.callback()
+def _program(
+    *,
+    _version: Annotated[bool, terminal.version_option("classifier")] = False,
+) -> None:
+    pass
+
+
 class ShowFormat(StrEnum):
     """How a card is printed."""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
+import typer
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.measure import Measurement
 from rich.segment import Segment
@@ -46,6 +48,17 @@ class _Clean:
 class _Harmless(RenderHook):
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
         return list(_cleaned(renderables))
+
+
+def version_option(program: str) -> Any:
+    """Return the option `--version` of a program, for the callback of its commands."""
+
+    def told(is_asked: bool) -> None:
+        if is_asked:
+            typer.echo(f"{program} {version('pacs-node')}")
+            raise typer.Exit
+
+    return typer.Option("--version", callback=told, is_eager=True, help="Print the version and exit.")
 
 
 def _cleaned(renderables: Iterable[ConsoleRenderable]) -> Iterable[ConsoleRenderable]:

@@ -54,6 +54,14 @@ app = typer.Typer(
 )
 
 
+@app.callback()
+def _program(
+    *,
+    _version: Annotated[bool, terminal.version_option("pacs-node")] = False,
+) -> None:
+    pass
+
+
 @app.command(
     epilog="Examples:\n\npacs-node serve\n\npacs-node serve --config /etc/pacs-node/config.toml\n\n"
     "pacs-node serve --roles score    (on the machine with the GPU)"
