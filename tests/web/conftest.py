@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from db import verdicts
 from db.models import Score
@@ -111,6 +111,7 @@ def client(site: Site) -> Iterator[httpx.Client]:
 def browser() -> Iterator[Browser]:
     if not CHROMIUM.exists():
         pytest.skip("needs Chromium")
+    expect.set_options(timeout=120_000)  # of what is waited for; by default 5 s
     with sync_playwright() as playwright:
         options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         one = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
