@@ -28,6 +28,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from classifier.config import TrainSettings, UnknownAge
 from db.queue import LONGEST_WAIT_SECONDS
 from pacs_node.config_access import TlsSettings
+from pacs_node.config_alerts import AlertSettings
 from pacs_node.config_messages import sentence
 from pacs_node.config_types import AETitle, Caller, NetworkText, Port, PortOrNone, Section
 from pacs_node.config_web import VerdictSettings, WebSettings
@@ -232,6 +233,7 @@ class Settings(BaseSettings):
     work: WorkSettings = WorkSettings()
     deliver: DeliverSettings = DeliverSettings()
     metrics: MetricsSettings = MetricsSettings()
+    alerts: AlertSettings = AlertSettings()
     web: WebSettings = WebSettings()
     verdicts: VerdictSettings = VerdictSettings()
     log: LogSettings = LogSettings()

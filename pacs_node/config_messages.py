@@ -13,6 +13,9 @@ _FORMS = {
     "issuer": "write the address by which the provider names itself; it begins with https://",
     "name": "it has 1 to 32 ASCII characters",
     "address": 'write what browsers open, such as "https://reading.hospital.example", without a path',
+    "email_to": 'write addresses such as "pacs@hospital.example"',
+    "email_from": 'write an address such as "pacs-node@hospital.example"',
+    "webhook": "it begins with http:// or https://",
     "device": 'write "auto", "cpu", "cuda" or "cuda:1"',
 }
 """What a text must look like, by the key."""
@@ -34,7 +37,10 @@ def sentence(error: Error) -> str:
     if not where:  # of several sections at once
         return str(error.get("ctx", {}).get("error", error["msg"]))
     said = f"{where} {_said(error)}"
-    is_secret = error["loc"][:1] == ("database",) or error["loc"][-1:] == ("client_secret",)
+    is_secret = error["loc"][:1] == ("database",) or error["loc"][-1:] in (
+        ("client_secret",),
+        ("smtp_password",),
+    )
     is_absent = error["type"] in ("missing", "value_error")
     return said if is_secret or is_absent else f"{said}, not {error['input']!r}"
 

@@ -28,6 +28,7 @@ from pacs_node.errors import DatabaseUnusable, ModelUnusable, SpoolUnusable
 from pacs_node.network.server import Listening
 from pacs_node.network.tls import server_context
 from pacs_node.progress import Progress
+from pacs_node.running.alerts import alerting
 from pacs_node.running.heartbeat import READY, heartbeats, starting
 from pacs_node.running.metrics import monitoring
 from pacs_node.running.roles import ROLES, open_spool, receive
@@ -212,6 +213,7 @@ def serve(settings: Settings, config: Path | None, roles: Sequence[str]) -> int:
         if listening is not None:
             count = settings.receive.process_count
             processes += [_Process("receive", config, silent, number, listening) for number in range(count)]
+        stack.enter_context(alerting(settings))
         try:
             return _watch(processes, stopped)
         finally:
