@@ -5,6 +5,7 @@
 #   make faults           kills, full disks, dead databases and peers, and what became of the studies, in one table
 #   make bench            speed beside others, on this machine, in one table
 #   make fuzz             200,000 peers and 50,000 images that nobody would make on purpose; takes hours
+#   make sbom             sbom.json: what is installed, as CycloneDX; and the licences
 #   make run              the node with config.toml, until Ctrl-C
 
 SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
@@ -16,7 +17,7 @@ PACKAGES := dcmtk orthanc dicom3tools postgresql faketime prometheus chromium
 TESTS ?= tests
 WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))  # one waits for a network or a disk
 
-.PHONY: demo test faults fuzz bench run lint peers clean
+.PHONY: demo test faults fuzz bench sbom run lint peers clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/pacs-node demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(WEB),--web)
@@ -36,6 +37,13 @@ fuzz: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev peers
 	$(BIN)/python -m tests.benchmarks
+
+sbom: $(VENV)/.installed-dev
+	@$(BIN)/python -m venv $(VENV)/sbom
+	@$(VENV)/sbom/bin/pip install --quiet --disable-pip-version-check "cyclonedx-bom>=7,<8"
+	@$(VENV)/sbom/bin/cyclonedx-py environment --output-format JSON --output-file sbom.json $(BIN)/python
+	@$(BIN)/python -m tests.helpers.licences
+	@echo "sbom.json lists what is installed in $(VENV), tools for development included; above, what the product needs."
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
