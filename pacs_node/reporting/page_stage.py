@@ -27,6 +27,7 @@ from pacs_node.reporting.page import MOST_SHOWN, Page, PageImage, draw, drawable
 from pacs_node.reporting.report import EncodedReport
 from pacs_node.reporting.study_state import newest_copies
 
+_HEAT_MAP = "Right: heat map, red for pneumonia; what the model used, not where disease is"
 _LARGEST_SIDE = 400  # pixels of an image on the page
 
 
@@ -120,4 +121,5 @@ def _image(number: int, result: ImageResult, pictures: Sequence[Image.Image]) ->
     if result.percent is None:
         return PageImage(f"Image {number}: not analysed", why, pictures)
     score = f"Score {result.percent} %, positive from {result.algorithm.threshold_percent} %"
-    return PageImage(f"Image {number}: {result.decision}", f"{score}; {why}" if why else score, pictures)
+    said = [f"{score}; {why}" if why else score, *([_HEAT_MAP] if len(pictures) > 1 else [])]
+    return PageImage(f"Image {number}: {result.decision}", ". ".join(said), pictures)

@@ -105,6 +105,7 @@ def test_it_says_what_the_report_says(bench: Bench) -> None:
         "2021-02-14",
         "Image 1: positive",
         "Score 87.31 %, positive from 50.00 %",
+        "what the model used, not where disease is",
         "Image 2: not analysed",
         "view is not frontal",
         only(bench.reports()).sop_instance_uid,
