@@ -30,7 +30,7 @@ _log = log.get(__name__)
 
 _LOOK_SECONDS = 20.0
 _SEND_SECONDS = 30.0
-_FILE = "alerts.json"
+_FILE = "alerts-{way}.json"
 
 Tell = Callable[[str, Sequence[str]], None]
 
@@ -44,7 +44,7 @@ class Alerts:
         Tells people: a subject, and the problems there are. Raises `OSError` where that fails; then it is
         tried again.
     file
-        Where is kept what was told.
+        Where is kept what was told in this way.
     after
         How long a problem must last before it is told.
     """
@@ -110,35 +110,39 @@ def _watch(settings: Settings, stopped: threading.Event) -> None:
     database = Database(settings.database.url)
     folder = settings.node.state_folder or Path()
     after = timedelta(minutes=settings.alerts.after_minutes)
-    alerts = Alerts(teller(settings), folder / _FILE, after)
+    ways = {
+        way: Alerts(tell, folder / _FILE.format(way=way), after) for way, tell in tellers(settings).items()
+    }
     while not stopped.wait(min(_LOOK_SECONDS, after.total_seconds() / 2)):
         now = datetime.now(UTC)
-        try:
-            alerts.look(problems_of(settings, database, now), now)
-        except (OSError, smtplib.SMTPException) as error:
-            _log.error("alert not sent", cause=str(error))
+        problems = problems_of(settings, database, now)
+        for way, alerts in ways.items():
+            try:
+                alerts.look(problems, now)
+            except Exception as error:  # noqa: BLE001 - a server may answer anything; the next look tries again
+                _log.error("alert not sent", way=way, cause=str(error) or type(error).__name__)
     database.close()
 
 
 def problems_of(settings: Settings, database: Database, at: datetime) -> list[str]:
-    """Return what `pacs-node status` would say, also where the database does not answer."""
+    """Return what `pacs-node status` would say, also where database or spool do not answer."""
     try:
         return snapshot(settings, database, at).problems
-    except DatabaseError as error:
+    except (DatabaseError, OSError) as error:
         return [str(error)]
 
 
-def teller(settings: Settings) -> Tell:
-    """Return what tells people as configured."""
+def tellers(settings: Settings) -> dict[str, Tell]:
+    """Return what tells people as configured, by way; when one fails, the other ways go on."""
     alerts, node = settings.alerts, f"{settings.node.ae_title} on {socket.gethostname()}"
-
-    def tell(subject: str, problems: Sequence[str]) -> None:
-        if alerts.email_to:
-            _mail(alerts, f"{node}: {subject}", problems)
-        if alerts.webhook:
-            _post(alerts.webhook, {"node": node, "is_well": not problems, "problems": [*problems]})
-
-    return tell
+    ways: dict[str, Tell] = {}
+    if alerts.email_to:
+        ways["email"] = lambda subject, problems: _mail(alerts, f"{node}: {subject}", problems)
+    if alerts.webhook:
+        ways["webhook"] = lambda _subject, problems: _post(
+            alerts.webhook, {"node": node, "is_well": not problems, "problems": [*problems]}
+        )
+    return ways
 
 
 def _mail(alerts: AlertSettings, subject: str, problems: Sequence[str]) -> None:

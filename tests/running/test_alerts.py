@@ -18,8 +18,9 @@ from db.session import Database
 from pacs_node.config import DatabaseSettings, NodeSettings, Settings
 from pacs_node.config_alerts import AlertSettings
 from pacs_node.demo.peers import free_port
-from pacs_node.running.alerts import Alerts, alerting, problems_of, teller
+from pacs_node.running.alerts import Alerts, alerting, problems_of, tellers
 from tests.helpers.commands import wait_for
+from tests.helpers.receiving import logged
 
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -160,7 +161,8 @@ def test_mail_and_webhook_say_what_status_says(posts: tuple[str, list[Any]]) -> 
     server = MailServer()
     server.start()
     named = AlertSettings(email_to=("a@example.org", "b@example.org"), smtp_port=server.port, webhook=address)
-    teller(Settings(alerts=named))("2 problems", [DOWN, FULL])
+    for tell in tellers(Settings(alerts=named)).values():
+        tell("2 problems", [DOWN, FULL])
     server.join()
     assert [line.split(":", 1)[1].split()[0] for line in server.envelope] == [
         *("<pacs-node@localhost>", "<a@example.org>", "<b@example.org>")
@@ -194,4 +196,66 @@ def test_a_node_without_processes_tells_it(
     with alerting(settings):
         wait_for(lambda: bool(came), "a call")
     assert any("No receive process is running" in said for said in came[0]["problems"])
-    assert (tmp_path / "alerts.json").exists()
+    assert (tmp_path / "alerts-webhook.json").exists()
+
+
+@pytest.fixture
+def nonsense() -> Iterator[int]:
+    """The port of a server that answers what is neither mail nor HTTP."""
+    listening, stopped = socket.create_server(("127.0.0.1", 0)), threading.Event()
+
+    def answer() -> None:
+        while not stopped.is_set():
+            peer, _ = listening.accept()
+            with peer:
+                peer.sendall(b"what?\r\n")
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    port = listening.getsockname()[1]
+    yield port
+    stopped.set()
+    socket.create_connection(("127.0.0.1", port)).close()
+    thread.join()
+    listening.close()
+
+
+@pytest.mark.parametrize("backend", ["sqlite"])
+@pytest.mark.parametrize("is_silent", [True, False])
+def test_a_mail_server_that_fails_does_not_keep_the_webhook_and_nothing_is_told_twice(
+    database: Database,
+    database_url: str,
+    tmp_path: Path,
+    posts: tuple[str, list[Any]],
+    nonsense: int,
+    *,
+    is_silent: bool,
+) -> None:
+    address, came = posts
+    settings = Settings(
+        node=NodeSettings(state_folder=tmp_path),
+        database=DatabaseSettings(url=database_url),
+        alerts=AlertSettings(
+            webhook=address,
+            email_to=("a@example.org",),
+            smtp_port=free_port() if is_silent else nonsense,
+            after_minutes=0.001,
+        ),
+    )
+    with logged() as lines, alerting(settings):
+        wait_for(lambda: lines().count("alert not sent") >= 5, "five looks")
+    assert len(came) == 1
+    assert "way=email" in lines()
+
+
+@pytest.mark.parametrize("backend", ["sqlite"])
+def test_a_webhook_that_answers_nonsense_is_tried_again(
+    database: Database, database_url: str, tmp_path: Path, nonsense: int
+) -> None:
+    settings = Settings(
+        node=NodeSettings(state_folder=tmp_path),
+        database=DatabaseSettings(url=database_url),
+        alerts=AlertSettings(webhook=f"http://127.0.0.1:{nonsense}/", after_minutes=0.001),
+    )
+    with logged() as lines, alerting(settings):
+        wait_for(lambda: lines().count("alert not sent") >= 2, "a second look")
